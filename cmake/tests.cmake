@@ -1,0 +1,23 @@
+# tests/test_*.c and tests/check_*.c and tests/sim_*.c: one Check program each, run by CTest.
+pkg_check_modules(dep_check REQUIRED IMPORTED_TARGET check)
+file(GLOB test_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/test_*.c
+     ${CMAKE_SOURCE_DIR}/tests/check_*.c ${CMAKE_SOURCE_DIR}/tests/sim_*.c)
+foreach(source ${test_sources})
+  get_filename_component(name ${source} NAME_WE)
+  add_executable(${name} ${source})
+  target_link_libraries(${name} PRIVATE fs_trainer fs_rewards fs_rollout fs_model fs_transport
+                        fs_kernels fs_core PkgConfig::dep_check dep_jansson dep_mpi Threads::Threads m)
+  foresight_flags(${name})
+  target_compile_definitions(${name} PRIVATE
+    FORESIGHT_SOURCE_DIR="${CMAKE_SOURCE_DIR}" FORESIGHT_BINARY="$<TARGET_FILE:foresight>")
+  add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${CMAKE_BINARY_DIR})
+  set_tests_properties(${name} PROPERTIES TIMEOUT 600 ENVIRONMENT "CK_DEFAULT_TIMEOUT=300")
+endforeach()
+
+# tests/script_*: whole-program tests written as scripts.
+file(GLOB script_tests CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/script_*.sh)
+foreach(script ${script_tests})
+  get_filename_component(name ${script} NAME_WE)
+  add_test(NAME ${name} COMMAND bash ${script} $<TARGET_FILE:foresight> WORKING_DIRECTORY ${CMAKE_BINARY_DIR})
+  set_tests_properties(${name} PROPERTIES TIMEOUT 900)
+endforeach()

@@ -1,0 +1,85 @@
+/* Configuration: one struct made from config.def, read from YAML, overridden from the command line,
+ * validated as a whole before anything is allocated. Immutable once a run has started. */
+#ifndef FORESIGHT_CORE_CONFIG_H
+#define FORESIGHT_CORE_CONFIG_H
+
+#include "core/status.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+
+/* Enumerated options hold the index of their choice; these names mirror config.def. */
+enum config_loss_type { CONFIG_LOSS_FIPO, CONFIG_LOSS_GRPO, CONFIG_LOSS_DAPO, CONFIG_LOSS_DR_GRPO };
+enum config_aggregation {
+    CONFIG_AGG_AUTO,
+    CONFIG_AGG_TOKEN_MEAN,
+    CONFIG_AGG_SEQ_MEAN_TOKEN_SUM,
+    CONFIG_AGG_SEQ_MEAN_TOKEN_MEAN,
+    CONFIG_AGG_SEQ_MEAN_TOKEN_SUM_NORM
+};
+enum config_kl_type { CONFIG_KL_K1, CONFIG_KL_K2, CONFIG_KL_K3 };
+enum config_kl_in { CONFIG_KL_IN_LOSS, CONFIG_KL_IN_REWARD };
+enum config_old_logprob { CONFIG_OLD_BEHAVIOUR, CONFIG_OLD_RECOMPUTE };
+enum config_advantage {
+    CONFIG_ADV_GROUP,
+    CONFIG_ADV_GROUP_NO_STD,
+    CONFIG_ADV_BATCH,
+    CONFIG_ADV_RLOO
+};
+enum config_lr_schedule { CONFIG_LR_CONSTANT, CONFIG_LR_LINEAR, CONFIG_LR_COSINE };
+enum config_resume { CONFIG_RESUME_AUTO, CONFIG_RESUME_NEVER, CONFIG_RESUME_MUST };
+enum config_kv_on_update { CONFIG_KV_KEEP, CONFIG_KV_RECOMPUTE };
+enum config_isa { CONFIG_ISA_AUTO, CONFIG_ISA_REF, CONFIG_ISA_AVX2, CONFIG_ISA_AVX512 };
+enum config_weights { CONFIG_WEIGHTS_FP32, CONFIG_WEIGHTS_BF16 };
+enum config_special_in_text { CONFIG_SPECIAL_PLAIN, CONFIG_SPECIAL_ALLOW };
+enum config_bad_rows { CONFIG_BAD_ROWS_ERROR, CONFIG_BAD_ROWS_SKIP };
+
+/* One member struct per section, e.g. config->rollout.temperature:
+ * BOOL bool, INT int64_t, REAL double, STR char * (owned, never NULL), ENUM int. */
+#define CONFIG_FIELD_BOOL(name) bool name;
+#define CONFIG_FIELD_INT(name) int64_t name;
+#define CONFIG_FIELD_REAL(name) double name;
+#define CONFIG_FIELD_STR(name) char *name;
+#define CONFIG_FIELD_ENUM(choices) CONFIG_FIELD_ENUM_NAMED
+#define CONFIG_FIELD_ENUM_NAMED(name) int name;
+struct rl_config {
+#define SECTION_BEGIN(section, help) struct {
+#define OPTION(section, name, type, def, min, max, unit, help) CONFIG_FIELD_##type(name)
+#define SECTION_END(section)                                                                       \
+    }                                                                                              \
+    section;
+#include "core/config.def"
+    unsigned char *set_flags; /* one per option in table order: given by file or override */
+};
+
+
+/* Fill with the defaults. Release with rl_config_fini. Errors: RL_NO_MEMORY. */
+rl_status rl_config_init(struct rl_config *config);
+
+/* Free owned strings. Takes a zeroed struct. */
+void rl_config_fini(struct rl_config *config);
+
+/* Read a YAML file of `section: {name: value}` over what is there. Unknown keys (with the nearest
+ * name), duplicate keys, anchors and aliases, wrong types, nesting and size limits are errors that
+ * name file, line and key. Errors: RL_IO, RL_INVALID. */
+rl_status rl_config_load(struct rl_config *config, const char *path);
+
+/* Apply one `section.name=value` (a bare `name=value` is accepted where only one section has the
+ * name). Errors: RL_INVALID. */
+rl_status rl_config_override(struct rl_config *config, const char *assignment);
+
+/* Ranges of each option and rules between options. Errors: RL_INVALID, each problem logged. */
+rl_status rl_config_validate(const struct rl_config *config);
+
+/* True if the option "section.name" was set by a file or an override (not a default). */
+bool rl_config_is_set(const struct rl_config *config, const char *key);
+
+/* Write every option as YAML that rl_config_load reads back to the same values. */
+rl_status rl_config_dump(const struct rl_config *config, FILE *out);
+
+/* The table as help text (terminal) or as Markdown (docs/config.md). `section` NULL: all. */
+void rl_config_help(FILE *out, const char *section);
+void rl_config_markdown(FILE *out);
+
+#endif
