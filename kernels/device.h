@@ -1,0 +1,22 @@
+/* What the machine computes on. Only the CPU for now; large aligned buffers come from here so that
+ * a GPU can own them later. */
+#ifndef FORESIGHT_KERNELS_DEVICE_H
+#define FORESIGHT_KERNELS_DEVICE_H
+
+#include "core/status.h"
+
+#include <stddef.h>
+
+/* Zeroed buffer aligned to 64 bytes (2 MiB pages advised when large). Caller frees with
+ * device_free. `what` names it in the error. Errors: RL_NO_MEMORY. */
+rl_status device_alloc(size_t bytes, const char *what, void **out);
+void device_free(void *data);
+
+/* Bytes held by device_alloc now and at the peak, for the footprint line. */
+void device_memory(size_t *now_bytes, size_t *peak_bytes);
+
+/* Model name of the CPU and its logical processors, for `doctor` and reports; borrowed, static. */
+const char *device_cpu_name(void);
+int device_cpu_count(void);
+
+#endif

@@ -1,0 +1,226 @@
+/* Numeric kernels on raw pointers and sizes. They know no model.
+ *
+ * Contract of every op: fp32 activations, row-major, last index fastest; pointers aligned to 64
+ * bytes unless a stride says otherwise; no aliasing unless stated; no allocation; no locks.
+ * `pool` splits the work over threads and may be NULL; neither the split nor the thread count
+ * changes a bit of the result.
+ *
+ * Promise P1 (same bits): in every forward op a row's result depends on that row's inputs alone,
+ * by a fixed order of operations: never on M, on the row's place, on tile remainders, on how a
+ * sequence is cut into calls, or on threads. Promised per table (ref, avx2, avx512), not across.
+ *
+ * Shape letters: M rows, N outputs of a linear map (elsewhere packed tokens), K inputs, C width,
+ * H query heads, G kv heads here (`kv_heads`), D head dim, V vocabulary, P pages, S segments. */
+#ifndef FORESIGHT_KERNELS_KERNELS_H
+#define FORESIGHT_KERNELS_KERNELS_H
+
+#include "core/pool.h"
+#include "core/rng.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum {
+    KERNEL_PANEL = 32,       /* outputs per packed weight panel */
+    KERNEL_PAGE_TOKENS = 16, /* tokens per KV page */
+    KERNEL_HEAD_CHUNK = 1024 /* vocabulary entries processed at a time in the head; multiple of 32 */
+};
+
+enum kernel_dtype { KERNEL_FP32, KERNEL_BF16 };
+enum kernel_isa { KERNEL_ISA_REF, KERNEL_ISA_AVX2, KERNEL_ISA_AVX512 };
+enum kernel_activation { KERNEL_SILU, KERNEL_GELU_TANH };
+
+/* Bytes of a packed [N, K] weight: [ceil(N/32)][K][32] of dtype, padded outputs are zero; a
+ * multiple of 64. Element (n, k) is at index (n/32 * K + k) * 32 + n%32. */
+size_t kernel_packed_bytes(int64_t n, int64_t k, enum kernel_dtype dtype);
+
+/* packed = cast(w), round to nearest even for bf16. w [N, K]. */
+struct kernel_linear_pack_args {
+    const float *w;
+    void *packed;
+    enum kernel_dtype dtype;
+    int64_t n, k;
+};
+
+/* forward:         y[M,N] = x[M,K] W^T + bias        (+ old y if accumulate)
+ * backward_input:  x[M,K] = y[M,N] W                 (+ old x if accumulate); here y is dY (read), x is dX
+ * backward_weight: dw[N,K] += y^T x, dbias[N] += column sums of y; y is dY (read), x is the input */
+struct kernel_linear_args {
+    const void *w; /* packed; unused by backward_weight */
+    enum kernel_dtype dtype;
+    const float *bias; /* [N] or NULL */
+    float *x;          /* [M, x_stride] */
+    float *y;          /* [M, y_stride] */
+    float *dw;         /* [N, K] raw layout, backward_weight only */
+    float *dbias;      /* [N] or NULL, backward_weight only */
+    int64_t m, n, k, x_stride, y_stride;
+    bool accumulate;
+};
+
+/* forward: y[i] = W[ids[i]]; backward: dw[ids[i]] += y[i] in order of i. W packed [V, C], dw raw. */
+struct kernel_embedding_args {
+    const void *w;
+    enum kernel_dtype dtype;
+    const int32_t *ids; /* [M] in [0, V) */
+    float *y;           /* [M, C] output, or its gradient */
+    float *dw;          /* [V, C] */
+    int64_t m, v, c;
+};
+
+/* y = x * inv_rms(x) * weight per row of C; rows of heads are passed as M = tokens * heads.
+ * backward: dx (+= if accumulate) and dweight += from dy, x and the saved inv_rms. */
+struct kernel_rmsnorm_args {
+    const float *x;      /* [M, C] */
+    const float *weight; /* [C] fp32 */
+    float *y;            /* [M, C]; may be x in forward */
+    float *inv_rms;      /* [M]; forward writes (may be NULL), backward reads */
+    const float *dy;     /* [M, C] */
+    float *dx;           /* [M, C]; may be dy */
+    float *dweight;      /* [C] */
+    int64_t m, c;
+    float epsilon;
+    bool accumulate;
+};
+
+/* Rotate pairs (i, i + D/2) of each head in place by the angle of the token's position; backward
+ * applies the inverse rotation to gradients. */
+struct kernel_rope_args {
+    float *x;                 /* [N, heads, D] */
+    const float *cosine;      /* [max_position, D/2] */
+    const float *sine;        /* [max_position, D/2] */
+    const int32_t *positions; /* [N] */
+    int64_t n, heads, d;
+};
+
+/* y = act(gate) * up; backward: dgate, dup from dy (may overwrite gate and up's storage: dgate ==
+ * gate and dup == up are allowed). */
+struct kernel_glu_args {
+    const float *gate, *up; /* [count] */
+    float *y;               /* [count] */
+    const float *dy;        /* [count] */
+    float *dgate, *dup;     /* [count] */
+    int64_t count;
+    enum kernel_activation activation;
+};
+
+/* A batch of packed tokens made of segments: segment s is tokens segment_start[s] ..
+ * segment_start[s+1]-1 of one sequence, at positions first_position[s], +1, ...; its KV pages are
+ * page_table[s][0..], page j holding positions 16 j .. 16 j + 15. */
+struct kernel_segments {
+    int64_t count;                    /* S */
+    const int32_t *segment_start;     /* [S + 1] */
+    const int32_t *first_position;    /* [S] */
+    const int32_t *const *page_table; /* [S] -> page numbers */
+};
+
+/* Store keys and values of the batch's tokens into their pages.
+ * k_pages [P][kv_heads][D][16] (keys transposed), v_pages [P][kv_heads][16][D]. */
+struct kernel_kv_args {
+    const struct kernel_segments *segments;
+    const float *k, *v; /* [N, kv_heads, D] */
+    float *k_pages, *v_pages;
+    int64_t kv_heads, d;
+};
+
+/* Causal attention of the batch's queries over their pages (which already hold the batch's own
+ * keys); GQA: query head h uses kv head h / (heads / kv_heads). Keys are taken in blocks of one
+ * page from position 0 (or the first page inside the window), so decode, chunked prefill and
+ * training give the same bits. window 0: unlimited; else only the last `window` positions count,
+ * the token's own included. Unused slots of a page may hold anything, NaN included.
+ * backward: every segment must start at position 0; needs out, lse and dout of the forward;
+ * writes dq, dk, dv. */
+struct kernel_attention_args {
+    const struct kernel_segments *segments;
+    const float *q; /* [N, heads, D] */
+    const float *k_pages, *v_pages;
+    float *out;        /* [N, heads, D] */
+    float *lse;        /* [N, heads] or NULL in forward */
+    const float *dout; /* [N, heads, D] */
+    float *dq;         /* [N, heads, D] overwritten */
+    float *dk, *dv;    /* [N, kv_heads, D] overwritten */
+    int64_t heads, kv_heads, d, window;
+    float scale;
+};
+
+/* Log-probability of targets and entropy without the [M, V] matrix:
+ * z = x W^T; logprob = z[target]/tau - lse(z/tau); entropy in nats of softmax(z/tau).
+ * backward: from g_logprob [M] = dL/dlogprob and g_entropy [M] = dL/dentropy (or NULL) and the saved
+ * lse and entropy: dx (overwritten), dw += (raw [V, C]). Rows whose g are both 0 cost nothing. */
+struct kernel_head_args {
+    const float *x; /* [M, C] */
+    const void *w;  /* packed [V, C] */
+    enum kernel_dtype dtype;
+    const int32_t *targets; /* [M] */
+    float inv_temperature;
+    float *logprob, *entropy, *lse; /* [M]; entropy may be NULL in forward */
+    const float *g_logprob, *g_entropy;
+    float *dx, *dw;
+    float *scratch; /* [M, KERNEL_HEAD_CHUNK] */
+    int64_t m, v, c;
+};
+
+struct kernel_sampling {
+    float temperature; /* 0: greedy (lowest id wins ties); logprob is then taken at temperature 1 */
+    float top_p, min_p;
+    int32_t top_k;
+};
+
+/* One sampling step for M rows: z = x W^T, then temperature, top-k, top-p, min-p, draw.
+ * Row i draws with rl_rng_uniform(keys[i], counters[i]) by inverse CDF in id order over the kept
+ * set. ids [M] and logprob [M] (full vocabulary, at the temperature: the same bits as head_forward
+ * gives for that id). With `forced` [M] non-NULL and forced[i] >= 0 that id is taken instead. */
+struct kernel_decode_args {
+    const float *x; /* [M, C] */
+    const void *w;  /* packed [V, C] */
+    enum kernel_dtype dtype;
+    const struct kernel_sampling *sampling; /* one for all rows */
+    const struct rl_rng_key *keys;          /* [M] */
+    const uint64_t *counters;               /* [M] */
+    const int32_t *forced;                  /* [M] or NULL */
+    int32_t *ids;                           /* [M] */
+    float *logprob;                         /* [M] */
+    float *logits;                          /* scratch [M, V rounded up to 32] */
+    int32_t *order;                         /* scratch [M, V]; NULL allowed without top-k and top-p */
+    int64_t m, v, c;
+};
+
+/* y += x, count elements. */
+struct kernel_add_args {
+    float *y;
+    const float *x;
+    int64_t count;
+};
+
+/* *sum = sum of squares in double, fixed blocks (independent of threads). */
+struct kernel_sum_squares_args {
+    const float *x;
+    int64_t count;
+    double *sum;
+    double *block_sums; /* scratch [ceil(count / 65536)] */
+};
+
+/* AdamW (Loshchilov & Hutter 2019, as torch.optim.AdamW): decoupled decay, bias correction by
+ * `step` (1-based). The gradient is multiplied by grad_scale (clipping) first. */
+struct kernel_adamw_args {
+    float *param, *m, *v; /* [count] */
+    const float *grad;    /* [count] */
+    int64_t count, step;
+    float grad_scale, learning_rate, beta1, beta2, epsilon, weight_decay;
+};
+
+#define KERNEL_OP(name, args, tolerance) void (*name)(const struct args *a, struct rl_pool *pool);
+struct kernel_table {
+    const char *name; /* "ref", "avx2", "avx512" */
+    enum kernel_isa isa;
+#include "kernels/ops.def"
+};
+
+/* The table of one ISA: filled with `ref`, overridden by what exists; no slot is NULL.
+ * Errors: RL_UNSUPPORTED if this machine cannot run it. Borrowed, static. */
+rl_status kernel_table_get(enum kernel_isa isa, const struct kernel_table **out);
+
+/* Best ISA that this machine has. */
+enum kernel_isa kernel_isa_best(void);
+
+#endif

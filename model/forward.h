@@ -1,0 +1,80 @@
+/* Forward and backward of the decoder on packed tokens. Decode, prefill and training call the same
+ * function with other segments, so a token's log-prob has the same bits in all of them (P1). */
+#ifndef FORESIGHT_MODEL_FORWARD_H
+#define FORESIGHT_MODEL_FORWARD_H
+
+#include "model/params.h"
+
+/* KV cache: pages of 16 tokens for all layers. k/v [L][P][kv_heads * D * 16]. */
+struct model_kv {
+    float *k, *v;
+    int32_t page_count;
+    int64_t layer_stride; /* floats between layers */
+};
+
+rl_status model_kv_create(const struct model_layout *layout, int32_t page_count,
+                          struct model_kv *out);
+void model_kv_fini(struct model_kv *kv);
+size_t model_kv_page_bytes(const struct model_layout *layout); /* all layers, k and v */
+
+/* Copy a page in every layer (copy-on-write of a shared prefix's last page). */
+void model_kv_copy_page(const struct model_layout *layout, struct model_kv *kv, int32_t from,
+                        int32_t to);
+
+/* What a pass runs with. All borrowed. */
+struct model_context {
+    const struct model_layout *layout;
+    const struct kernel_table *kernels;
+    struct rl_pool *pool; /* may be NULL */
+};
+
+/* Packed tokens. For training every segment starts at position 0. */
+struct model_batch {
+    int64_t token_count;              /* N */
+    const int32_t *tokens;            /* [N] */
+    const int32_t *positions;         /* [N] */
+    const struct kernel_segments *segments;
+};
+
+/* Working memory for passes of at most `max_tokens`. `training` keeps what backward needs. */
+struct model_workspace;
+rl_status model_workspace_create(const struct model_layout *layout, int64_t max_tokens,
+                                 bool training, struct model_workspace **out);
+void model_workspace_destroy(struct model_workspace *workspace);
+size_t model_workspace_bytes(const struct model_layout *layout, int64_t max_tokens, bool training);
+
+/* Final hidden states (after the last norm) of every token: *hidden [N, C], borrowed from the
+ * workspace until the next pass. Writes the tokens' keys and values into `kv`. N <= max_tokens. */
+void model_forward(const struct model_context *context, const void *image, struct model_kv *kv,
+                   const struct model_batch *batch, struct model_workspace *workspace,
+                   const float **hidden);
+
+/* Log-prob and entropy of targets [M] from hidden rows; rows are gathered: hidden_rows[i] is an
+ * index into hidden. Outputs [M]; `entropy` may be NULL. M <= max_tokens. Keeps lse for backward. */
+void model_head_forward(const struct model_context *context, const void *image,
+                        struct model_workspace *workspace, const int32_t *hidden_rows,
+                        const int32_t *targets, int64_t m, float inv_temperature, float *logprob,
+                        float *entropy);
+
+/* Back-propagate dL/dlogprob and dL/dentropy [M] (g_entropy may be NULL) of the last
+ * model_head_forward on this workspace (created with training = true) through head and body.
+ * Adds to `grad` [master_count]. */
+void model_backward(const struct model_context *context, const void *image, struct model_kv *kv,
+                    const struct model_batch *batch, struct model_workspace *workspace,
+                    const float *g_logprob, const float *g_entropy, float *grad);
+
+/* Sample one token for each hidden row (see kernel_decode_args). */
+struct model_decode_args {
+    const int32_t *hidden_rows; /* [M] */
+    const struct kernel_sampling *sampling;
+    const struct rl_rng_key *keys; /* [M] */
+    const uint64_t *counters;      /* [M] */
+    const int32_t *forced;         /* [M] or NULL */
+    int64_t m;
+    int32_t *ids;   /* [M] */
+    float *logprob; /* [M] */
+};
+void model_head_decode(const struct model_context *context, const void *image,
+                       struct model_workspace *workspace, const struct model_decode_args *args);
+
+#endif

@@ -1,0 +1,60 @@
+/* Parameters: names, shapes and places. The master copy is one fp32 slab in Hugging Face's raw
+ * [out, in] layout (gradients and Adam moments are slabs of the same layout). The image is what
+ * forward passes read: matrices packed for the kernels in fp32 or bf16, vectors in fp32; it is made
+ * from the master by model_params_publish and is never written otherwise. Generation and training
+ * read images only, so both see the very same bytes. */
+#ifndef FORESIGHT_MODEL_PARAMS_H
+#define FORESIGHT_MODEL_PARAMS_H
+
+#include "model/architecture.h"
+
+struct model_tensor {
+    char name[128];      /* Hugging Face name */
+    int64_t rows, cols;  /* matrix [rows, cols]; vector: rows 1 */
+    bool matrix;         /* packed in the image, decayed by the optimizer */
+    int64_t offset;      /* floats, into master, gradient and moment slabs; multiple of 16 */
+    size_t image_offset; /* bytes, into the image; multiple of 64 */
+};
+
+/* Tensor table made from params.def and the architecture. */
+struct model_layout {
+    struct model_architecture arch;
+    enum kernel_dtype dtype; /* of matrices in the image */
+    int32_t tensor_count;
+    struct model_tensor *tensors;
+    int64_t master_count; /* floats in a slab, padding included (padding stays 0) */
+    int64_t param_count;  /* real parameters */
+    size_t image_bytes;
+    float *cosine, *sine; /* [rope_positions, D/2] */
+    int32_t rope_positions;
+};
+
+/* `max_positions` bounds sequences (rope tables). Caller owns *out. Errors: RL_NO_MEMORY, RL_INVALID. */
+rl_status model_layout_create(const struct model_architecture *arch, enum kernel_dtype dtype,
+                              int32_t max_positions, struct model_layout **out);
+void model_layout_destroy(struct model_layout *layout);
+
+/* Index of a tensor by name, -1 if there is none. */
+int32_t model_layout_find(const struct model_layout *layout, const char *name);
+
+/* Fill a master slab with random weights (normal, std 0.02; norms 1; biases 0), keyed by seed. */
+void model_params_init(const struct model_layout *layout, uint64_t seed, float *master);
+
+/* Read DIR/model.safetensors or the sharded index into a master slab [master_count]; F32, F16, BF16.
+ * Wrong, missing or left-over tensors are errors that name them (lm_head.weight may be present in
+ * tied models; it is ignored if equal, refused otherwise). */
+rl_status model_params_load(const struct model_layout *layout, const char *dir, float *master);
+
+/* Write a Hugging Face model folder: config.json, generation_config.json, model.safetensors in fp32
+ * or bf16. Atomic per file. The folder must exist. */
+rl_status model_params_save(const struct model_layout *layout, const float *master,
+                            enum kernel_dtype dtype, const char *dir);
+
+/* image [image_bytes] = packed, cast master. */
+void model_params_publish(const struct model_layout *layout, const struct kernel_table *kernels,
+                          const float *master, void *image, struct rl_pool *pool);
+
+/* xxh3 of an image. */
+uint64_t model_image_hash(const struct model_layout *layout, const void *image);
+
+#endif
