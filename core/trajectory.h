@@ -1,7 +1,8 @@
 /* A trajectory is one sampled completion of one prompt with what is needed to train on it: the
  * exact ids that the sampler saw, each token's behaviour log-prob and weight version, the reward.
- * A group is the G trajectories of one ticket; it is the unit of advantage, admission and transport.
- * Groups own all their memory in one block per trajectory; nobody else holds pointers into it. */
+ * A group is the G trajectories of one ticket; it is the unit of advantage, admission and
+ * transport. Groups own all their memory in one block per trajectory; nobody else holds pointers
+ * into it. */
 #ifndef FORESIGHT_CORE_TRAJECTORY_H
 #define FORESIGHT_CORE_TRAJECTORY_H
 
@@ -15,13 +16,13 @@ enum rl_finish { RL_FINISH_NONE, RL_FINISH_STOP, RL_FINISH_LENGTH, RL_FINISH_ABO
 enum { RL_REWARD_PARTS_MAX = 8 };
 
 struct trajectory {
-    uint32_t sample_index;      /* 0 .. G-1 in the group */
-    uint32_t prompt_count;      /* tokens of the prompt */
-    uint32_t completion_count;  /* sampled tokens, the stop token included */
-    enum rl_finish finish;      /* why sampling ended */
-    bool reward_valid;          /* false: unscorable (null); excluded from the group's statistics */
-    float reward;               /* weighted sum of the parts, shaping included */
-    float accuracy;             /* first reward part before weights and shaping; pass@k counts >= 1 */
+    uint32_t sample_index;     /* 0 .. G-1 in the group */
+    uint32_t prompt_count;     /* tokens of the prompt */
+    uint32_t completion_count; /* sampled tokens, the stop token included */
+    enum rl_finish finish;     /* why sampling ended */
+    bool reward_valid;         /* false: unscorable (null); excluded from the group's statistics */
+    float reward;              /* weighted sum of the parts, shaping included */
+    float accuracy; /* first reward part before weights and shaping; pass@k counts >= 1 */
     uint32_t reward_part_count; /* reward functions in use */
     float reward_part[RL_REWARD_PARTS_MAX];
     int32_t *tokens;   /* [prompt_count + completion_count] ids as sampled, prompt first */
@@ -33,10 +34,10 @@ struct trajectory_group {
     uint64_t ticket;    /* dispatcher's number, unique in the run */
     uint64_t prompt_id; /* row of the data set */
     uint32_t epoch;
-    uint32_t sample_count; /* G */
-    int32_t worker;        /* world rank that generated it */
-    double started_s;      /* worker's clock: first token; for metrics only */
-    double finished_s;     /* worker's clock: scored */
+    uint32_t sample_count;      /* G */
+    int32_t worker;             /* world rank that generated it */
+    double started_s;           /* worker's clock: first token; for metrics only */
+    double finished_s;          /* worker's clock: scored */
     struct trajectory *samples; /* [G] */
 };
 
