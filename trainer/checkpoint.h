@@ -1,0 +1,80 @@
+/* Checkpoints: RUN/checkpoints/step_000100/ with a Hugging Face model folder (fp32, so the masters
+ * come back bit for bit), state.h5, and MANIFEST.json last: sizes and hashes of every file, the
+ * commit point. Everything is written in RUN/checkpoints/.step_000100.tmp.PID and renamed; a
+ * committed checkpoint is never touched again but by pruning. The loader takes the newest whose
+ * manifest verifies and says which it skipped and why. */
+#ifndef FORESIGHT_TRAINER_CHECKPOINT_H
+#define FORESIGHT_TRAINER_CHECKPOINT_H
+
+#include "core/status.h"
+#include "core/trajectory.h"
+#include "model/params.h"
+#include "model/tokenizer.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum { CHECKPOINT_PATH_MAX = 4096 };
+
+/* What a learner is made of besides its master weights. Saving borrows everything; loading fills
+ * a struct that owns everything (checkpoint_state_fini). */
+struct checkpoint_state {
+    uint64_t step;    /* finished learner steps; names the folder */
+    uint64_t version; /* weight version of the masters */
+    uint64_t updates; /* optimizer updates */
+    uint64_t seed;    /* run seed */
+    uint64_t segment; /* next rollout segment number */
+    uint64_t tokens_trained, tokens_generated, samples_trained;
+    double elapsed_s; /* wall time of the run so far, over resumes */
+    double cpu_s;
+    void *dispatcher; /* [dispatcher_bytes] opaque: cursor, tickets, counters */
+    size_t dispatcher_bytes;
+    void *learner; /* [learner_bytes] opaque: whatever else the learner keeps; may be NULL */
+    size_t learner_bytes;
+    struct trajectory_group **pending; /* [pending_count] admitted, not yet trained */
+    size_t pending_count;
+    char *config_text; /* resolved configuration as YAML */
+};
+
+/* The big arrays, [layout->master_count] each. Borrowed. */
+struct checkpoint_slabs {
+    const float *master;
+    const float *adam_m, *adam_v;
+};
+
+/* Where and how to save. All borrowed; must outlive a writer that was started with it. */
+struct checkpoint_target {
+    const char *run_dir; /* must exist */
+    const struct model_layout *layout;
+    const struct tokenizer *tokenizer; /* NULL: no tokenizer files */
+    int64_t keep_last;                 /* >= 1 */
+    int64_t keep_every;                /* steps; 0: none kept for ever */
+};
+
+/* Write, commit, prune. On an error nothing of it stays behind and earlier checkpoints are as they
+ * were. A committed checkpoint of this step is kept and RL_OK returned. `path_out`
+ * [CHECKPOINT_PATH_MAX] may be NULL. Errors: RL_IO (a full disk said as such), RL_NO_MEMORY. */
+rl_status checkpoint_save(const struct checkpoint_target *target,
+                          const struct checkpoint_state *state,
+                          const struct checkpoint_slabs *slabs, char *path_out);
+
+/* Newest checkpoint of the run whose files all verify (sizes and hashes); unsound ones are logged
+ * with the reason. path [CHECKPOINT_PATH_MAX]. Errors: RL_NOT_FOUND (none; not logged as an error
+ * if the run has no checkpoints at all), RL_IO. */
+rl_status checkpoint_find_newest(const char *run_dir, char *path);
+
+/* Check one checkpoint folder against its manifest. `step` may be NULL. Errors: RL_CORRUPT (file
+ * and reason named), RL_IO. */
+rl_status checkpoint_verify(const char *path, uint64_t *step);
+
+/* Read a verified checkpoint: masters and moments into slabs [layout->master_count] (each may be
+ * NULL to skip), the rest into *out. Errors: RL_CORRUPT, RL_IO, RL_INVALID (another model),
+ * RL_NO_MEMORY. */
+rl_status checkpoint_load(const char *path, const struct model_layout *layout, float *master,
+                          float *adam_m, float *adam_v, struct checkpoint_state *out);
+
+/* Release what checkpoint_load filled. Takes a zeroed struct. */
+void checkpoint_state_fini(struct checkpoint_state *state);
+
+#endif

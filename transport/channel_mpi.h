@@ -1,0 +1,42 @@
+/* Channel over MPI. Compute threads use channel.h; one thread, the pump (the main thread: it opened
+ * the world), makes all MPI calls, non-blocking only. Rank 0 and every other rank watch each
+ * other's heartbeats, learners watch learners; a watched rank that is silent for dead_after_s is
+ * lost: CHANNEL_PEER_LOST, its pending traffic is cancelled or abandoned, later messages from it
+ * are dropped and answered with "you are lost", which makes us lost to it too. */
+#ifndef FORESIGHT_TRANSPORT_CHANNEL_MPI_H
+#define FORESIGHT_TRANSPORT_CHANNEL_MPI_H
+
+#include "transport/channel.h"
+#include "transport/collective.h"
+#include "transport/world.h"
+
+struct channel_mpi_options {
+    size_t ring_messages; /* bound of the outbound and of the inbound queue */
+    int credits;          /* unacknowledged messages per receiver */
+    size_t message_bytes; /* largest message accepted or sent; 0: WIRE_BYTES_MAX */
+    double heartbeat_s;
+    double dead_after_s; /* > 2 * heartbeat_s */
+};
+
+/* After world_form; the world must have MPI. Main thread. Caller closes *out (channel_close, main
+ * thread, after the compute threads have stopped). Errors: RL_INVALID, RL_NO_MEMORY. */
+rl_status channel_mpi_create(struct world *world, const struct channel_mpi_options *options,
+                             struct channel **out);
+
+/* One round: take what arrived, send what is queued, heartbeats, deadlines; then a round of
+ * `collective` (made by collective_mpi_create; may be NULL). Never blocks. Returns whether there
+ * was work. Pump thread only. */
+bool channel_mpi_pump_once(struct channel *channel, struct collective *collective);
+
+/* Sleep as fits the traffic: not at all after work, else 50 us growing to 300 us. `worked` is what
+ * pump_once returned. A send or a collective request by another thread wakes it. Pump thread. */
+void channel_mpi_idle(struct channel *channel, bool worked);
+
+/* Pump until done(context) is true or timeout_s has passed (RL_TIMEOUT; <= 0: no limit). */
+rl_status channel_mpi_pump(struct channel *channel, struct collective *collective,
+                           bool (*done)(void *context), void *context, double timeout_s);
+
+/* True when nothing is queued or in flight to living peers. Any thread. */
+bool channel_mpi_flushed(struct channel *channel);
+
+#endif

@@ -1,0 +1,70 @@
+/* Agreement and sums among the learners. Every learner calls the same operations in the same order
+ * from one compute thread; the pump moves the bytes. Sums add the ranks' values in rank order,
+ * element by element, so all ranks get the same bits, and the same bits in every run with that many
+ * ranks. No operation outlives its deadline: RL_TIMEOUT names who is missing, RL_PEER_LOST who
+ * died; after either the collective is broken and every later call fails at once. */
+#ifndef FORESIGHT_TRANSPORT_COLLECTIVE_H
+#define FORESIGHT_TRANSPORT_COLLECTIVE_H
+
+#include "core/status.h"
+#include "transport/world.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct collective;
+
+struct collective_ops {
+    rl_status (*sum_float)(struct collective *c, float *values, int64_t count);
+    rl_status (*sum_double)(struct collective *c, double *values, int64_t count);
+    rl_status (*max_double)(struct collective *c, double *values, int64_t count);
+    rl_status (*min_double)(struct collective *c, double *values, int64_t count);
+    rl_status (*broadcast)(struct collective *c, void *data, size_t bytes, int root);
+    rl_status (*agree)(struct collective *c, rl_status mine, rl_status *worst);
+    void (*destroy)(struct collective *c);
+};
+
+/* First member of every implementation. */
+struct collective {
+    const struct collective_ops *ops;
+    int rank; /* among the learners */
+    int size;
+};
+
+/* One learner: every operation is the identity. Caller owns *out. Errors: RL_NO_MEMORY. */
+rl_status collective_local_create(struct collective **out);
+
+/* Over MPI, learners only, after world_form; the same deadline for every operation. The pump
+ * progresses it (channel_mpi_pump_once). Caller owns *out. Errors: RL_INVALID, RL_NO_MEMORY. */
+rl_status collective_mpi_create(struct world *world, double timeout_s, struct collective **out);
+
+/* One round of non-blocking progress; returns whether there was work. Pump thread. */
+bool collective_mpi_progress(struct collective *collective);
+
+/* A learner is lost: the running operation and all later ones fail with RL_PEER_LOST. Pump. */
+void collective_mpi_note_lost(struct collective *collective, int rank);
+
+/* Sum over ranks in place, values [count]. Blocking, compute thread.
+ * Errors: RL_TIMEOUT, RL_PEER_LOST, RL_INTERNAL (the ranks' calls do not match). */
+rl_status collective_sum_float(struct collective *c, float *values, int64_t count);
+rl_status collective_sum_double(struct collective *c, double *values, int64_t count);
+
+/* Largest and smallest over ranks in place, values [count]; NaN wins. Errors as above. */
+rl_status collective_max_double(struct collective *c, double *values, int64_t count);
+rl_status collective_min_double(struct collective *c, double *values, int64_t count);
+
+/* Copy `bytes` bytes at `data` of rank `root` to the other ranks' `data`. Errors as above. */
+rl_status collective_broadcast(struct collective *c, void *data, size_t bytes, int root);
+
+/* Every rank gives its status, every rank gets the worst (the largest code); RL_OK if all are
+ * fine. The return value is about the exchange itself. */
+rl_status collective_agree(struct collective *c, rl_status mine, rl_status *worst);
+
+/* Return when every rank is here. Errors as above. */
+rl_status collective_barrier(struct collective *c);
+
+/* Takes NULL. No operation may be running; main thread. */
+void collective_destroy(struct collective *c);
+
+#endif

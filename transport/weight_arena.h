@@ -1,0 +1,84 @@
+/* Versioned weight images in a few slots of memory that a node's processes share. One writer
+ * (a learner) fills a free slot and publishes it; any number of readers pin the newest slot and
+ * read it in place. Invariant: a slot that is newest or pinned is never written. Readers take no
+ * lock and never wait; the writer waits only for a slot, with a deadline. Versions coalesce: a
+ * reader sees the newest, not each. A dead reader's pin is cleared by its rank. */
+#ifndef FORESIGHT_TRANSPORT_WEIGHT_ARENA_H
+#define FORESIGHT_TRANSPORT_WEIGHT_ARENA_H
+
+#include "core/status.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum { WEIGHT_ARENA_SLOTS_MAX = 16, WEIGHT_ARENA_NAME_MAX = 96 };
+
+struct weight_arena;
+
+struct weight_arena_options {
+    bool shared;       /* POSIX shared memory; false: private memory of this process */
+    int slots;         /* >= 2; 3 where readers are other processes */
+    size_t slot_bytes; /* bytes of an image */
+    int readers;       /* pins: reader indices 0 .. readers-1, by convention world ranks */
+};
+
+/* What a reader has pinned. */
+struct weight_view {
+    const void *image; /* [bytes], 4096-aligned; valid until the reader's next acquire or release */
+    size_t bytes;
+    uint32_t version;
+    uint64_t hash; /* as given to publish */
+};
+
+/* Make the arena, pages reserved (a full /dev/shm is an error here, with needed and free bytes, not
+ * a crash later). Removes arenas of dead processes first. Caller owns *out. Errors: RL_INVALID,
+ * RL_IO, RL_NO_MEMORY. */
+rl_status weight_arena_create(const struct weight_arena_options *options,
+                              struct weight_arena **out);
+
+/* Map the arena `name` of another process. Caller owns *out. Errors: RL_NOT_FOUND, RL_IO,
+ * RL_CORRUPT (not an arena, or another build's), RL_INVALID (slot_bytes other than expected). */
+rl_status weight_arena_attach(const char *name, size_t slot_bytes, struct weight_arena **out);
+
+/* Name for weight_arena_attach; "" for a private arena. Borrowed. */
+const char *weight_arena_name(const struct weight_arena *arena);
+
+/* Unmap; the creator also removes the name. Takes NULL. */
+void weight_arena_close(struct weight_arena *arena);
+
+/* Remove the name now, so that nothing stays behind whatever happens; attached processes keep their
+ * mapping, nobody can attach any more. Creator only. */
+void weight_arena_unlink(struct weight_arena *arena);
+
+/* Remove shared arenas whose creator is dead and that nobody has mapped. Returns how many. */
+int weight_arena_remove_stale(void);
+
+/* Get a slot that is neither newest nor pinned; waits up to timeout_s. *image [slot_bytes] may be
+ * written until publish or abandon (calling begin_write again first gives the same slot back).
+ * Writer only, one at a time. Errors: RL_TIMEOUT (names the readers that hold slots). */
+rl_status weight_arena_begin_write(struct weight_arena *arena, double timeout_s, int *slot,
+                                   void **image);
+
+/* Make the written slot the newest. `version` must be above the newest so far (any number the first
+ * time). Errors: RL_INVALID. */
+rl_status weight_arena_publish(struct weight_arena *arena, int slot, uint32_t version,
+                               uint64_t hash);
+
+/* Newest version; false if nothing is published yet. Two loads: poll it before every pass. */
+bool weight_arena_latest(const struct weight_arena *arena, uint32_t *version);
+
+/* Sleep until a version >= `version` is published. Errors: RL_TIMEOUT. */
+rl_status weight_arena_wait(const struct weight_arena *arena, uint32_t version, double timeout_s);
+
+/* Pin the newest slot for `reader` in place of what it had pinned. Lock-free. One thread per reader
+ * index. Errors: RL_AGAIN (nothing published), RL_INVALID (reader index; not logged twice). */
+rl_status weight_arena_acquire(struct weight_arena *arena, int reader, struct weight_view *out);
+
+/* Unpin. The view is invalid from here on. */
+void weight_arena_release(struct weight_arena *arena, int reader);
+
+/* Forget the pin of a reader whose process is dead. */
+void weight_arena_clear_reader(struct weight_arena *arena, int reader);
+
+#endif

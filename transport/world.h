@@ -1,0 +1,60 @@
+/* The ranks of a run and their roles. A process that mpirun started joins MPI; any other is a world
+ * of size 1 that never touches MPI. After world_open nothing here is collective between learners
+ * and workers but world_close, which has a deadline: a dead or hanging peer cannot hold a rank. */
+#ifndef FORESIGHT_TRANSPORT_WORLD_H
+#define FORESIGHT_TRANSPORT_WORLD_H
+
+#include "core/status.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct world;
+
+enum world_role {
+    WORLD_LEARNER, /* learns only */
+    WORLD_WORKER,  /* rolls out only */
+    WORLD_BOTH     /* world of size 1: learns and rolls out by turns */
+};
+
+/* Join the world. Main thread only; it becomes the only thread that may call MPI. All ranks must
+ * call; a rank that does not appear within a minute is RL_TIMEOUT. argc/argv are given to MPI_Init
+ * and may be NULL. Caller owns *out. Errors: RL_TIMEOUT, RL_NO_MEMORY, RL_INTERNAL (MPI). */
+rl_status world_open(int *argc, char ***argv, struct world **out);
+
+/* Fix the roles: ranks below `learners` learn, the others roll out; makes the learners'
+ * communicator. Every learner must call; workers may. Once, main thread. Errors: RL_INVALID
+ * (learners < 1, or no rank left to roll out in a world larger than 1, or a world of 1 with more
+ * than one learner), RL_TIMEOUT, RL_INTERNAL. */
+rl_status world_form(struct world *world, int learners);
+
+int world_rank(const struct world *world);
+int world_size(const struct world *world);
+int world_local_rank(const struct world *world); /* 0-based on its node, by world rank */
+int world_local_size(const struct world *world); /* ranks on this node */
+int world_node(const struct world *world);       /* node index; nodes numbered by lowest rank */
+int world_node_count(const struct world *world);
+int world_node_of(const struct world *world, int rank);
+const char *world_host(const struct world *world); /* this node's name; borrowed */
+bool world_has_mpi(const struct world *world);     /* false: started without mpirun */
+
+/* Pid of the process that leads this node (local rank 0); names the node's shared arena. */
+int64_t world_node_leader_pid(const struct world *world);
+
+int world_learners(const struct world *world); /* 0 before world_form */
+enum world_role world_role(const struct world *world, int rank);
+const char *world_role_name(enum world_role role); /* "learner", "worker", "both"; static */
+
+/* Remember that `rank` is lost: world_close then waits for nobody. Any thread. */
+void world_note_lost(struct world *world, int rank);
+bool world_is_whole(const struct world *world); /* false after any world_note_lost */
+
+/* Leave. Where all ranks live it waits (at most timeout_s) until every rank has come here, then
+ * finalizes MPI. If somebody is missing, or finalizing hangs, this process flushes its streams and
+ * ends by _exit(exit_code) without returning. Frees `world`. Takes NULL. Main thread. */
+void world_close(struct world *world, int exit_code, double timeout_s);
+
+/* End the whole job now with `exit_code` (> 0): MPI_Abort where there is MPI. Does not return. */
+void world_abort(struct world *world, int exit_code) __attribute__((noreturn));
+
+#endif
