@@ -7,16 +7,21 @@
 
 #include <stddef.h>
 
-/* Zeroed buffer aligned to 64 bytes (2 MiB pages advised when large). Caller frees with
- * device_free. `what` names it in the error. Errors: RL_NO_MEMORY. */
+/* Zeroed buffer aligned to 64 bytes (2 MiB, huge pages advised, when large). Caller frees with
+ * device_free. `what` names it in the error. Any thread. Errors: RL_NO_MEMORY. */
 rl_status device_alloc(size_t bytes, const char *what, void **out);
+
+/* Give back a buffer of device_alloc. Takes NULL. Any thread. */
 void device_free(void *data);
 
-/* Bytes held by device_alloc now and at the peak, for the footprint line. */
+/* Bytes held by device_alloc now and at the peak, for the footprint line. Counters are process-wide
+ * atomics. */
 void device_memory(size_t *now_bytes, size_t *peak_bytes);
 
-/* Model name of the CPU and its logical processors, for `doctor` and reports; borrowed, static. */
+/* Model name of the CPU, for `doctor` and reports; borrowed, valid for the calling thread's life. */
 const char *device_cpu_name(void);
+
+/* Logical processors online, at least 1. */
 int device_cpu_count(void);
 
 #endif

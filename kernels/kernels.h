@@ -16,6 +16,7 @@
 
 #include "core/pool.h"
 #include "core/rng.h"
+#include "core/status.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -24,7 +25,8 @@
 enum {
     KERNEL_PANEL = 32,       /* outputs per packed weight panel */
     KERNEL_PAGE_TOKENS = 16, /* tokens per KV page */
-    KERNEL_HEAD_CHUNK = 1024 /* vocabulary entries processed at a time in the head; multiple of 32 */
+    KERNEL_HEAD_CHUNK = 1024, /* vocabulary entries processed at a time in the head; multiple of 32 */
+    KERNEL_HEAD_DIM_MAX = 512 /* largest D: rows of a head live on the stack; callers check */
 };
 
 enum kernel_dtype { KERNEL_FP32, KERNEL_BF16 };

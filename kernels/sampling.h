@@ -1,0 +1,28 @@
+/* Choice of one id from a row of unnormalised probabilities; shared by all back ends, which differ
+ * only in how the row is computed. Pure: same inputs, same id. */
+#ifndef FORESIGHT_KERNELS_SAMPLING_H
+#define FORESIGHT_KERNELS_SAMPLING_H
+
+#include "kernels/kernels.h"
+
+struct kernel_sampling_row {
+    const float *p; /* [V] >= 0, largest is 1 */
+    int32_t *order; /* scratch [V]; NULL allowed without top-k and top-p */
+    int64_t v;
+    const struct kernel_sampling *sampling;
+    double u; /* in [0, 1) */
+};
+
+/* Keep top-k, of these the smallest most probable set with a share >= top_p, of these p >= min_p *
+ * largest; then draw by inverse CDF in id order. Among equal probabilities the lower id goes first.
+ * Always returns an id in [0, V). */
+int32_t kernel_sampling_draw(const struct kernel_sampling_row *row);
+
+/* Largest logit, lowest id on ties; 0 if every logit is NaN. */
+int32_t kernel_sampling_greedy(const float *logits, int64_t v);
+
+/* Factor on the logits: 1 / temperature as one fp32 division (what head_forward must be given for
+ * the same bits), or 1 for greedy. */
+float kernel_sampling_inverse_temperature(const struct kernel_sampling *sampling);
+
+#endif
