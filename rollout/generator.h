@@ -1,0 +1,83 @@
+/* The rollout engine: takes groups of prompts, runs one forward pass a tick over all sequences that
+ * are due, samples, and hands out finished groups. It owns the KV cache and the sequences' tokens;
+ * it borrows weights (an image pinned by the caller) and may be given newer ones between two ticks.
+ *
+ * A sample is a function of (seed, prompt id, epoch, sample index, weights): its random numbers are
+ * keyed by those, the counter is the position in the completion. */
+#ifndef FORESIGHT_ROLLOUT_GENERATOR_H
+#define FORESIGHT_ROLLOUT_GENERATOR_H
+
+#include "core/trajectory.h"
+#include "model/forward.h"
+#include "model/tokenizer.h"
+
+struct rollout_generator;
+
+struct rollout_generator_options {
+    int32_t max_running;      /* sequences decoded together */
+    int32_t max_groups;       /* groups inside at a time */
+    int32_t max_prompt;       /* tokens */
+    int32_t max_completion;   /* tokens */
+    int32_t prefill_chunk;    /* tokens */
+    bool recompute_on_update; /* rollout.kv_on_update */
+    uint64_t seed;            /* run.seed */
+    struct kernel_sampling sampling;
+    const char *stop_strings;   /* comma-separated, "" for none; borrowed for create */
+    const char *stop_token_ids; /* comma-separated ids beside the model's eos ids; "" for none */
+};
+
+struct rollout_request {
+    uint64_t ticket, prompt_id;
+    uint32_t epoch, samples;
+    const int32_t *prompt; /* [prompt_count], copied */
+    uint32_t prompt_count; /* 1 .. max_prompt */
+};
+
+struct rollout_counters {
+    uint64_t passes;           /* forward passes */
+    uint64_t sampled_tokens;   /* completion tokens */
+    uint64_t forwarded_tokens; /* tokens of all passes, prefill included */
+    uint64_t finished_groups;
+    uint64_t switches;  /* weight switches with sequences running */
+    uint64_t nonfinite; /* samples ended because a log-prob was not finite */
+};
+
+/* `context` (its layout, kernels and pool) and `tokenizer` are borrowed for the generator's life;
+ * `tokenizer` may be NULL when there are no stop strings. Caller owns *out.
+ * Errors: RL_INVALID (limits, malformed stop ids), RL_NO_MEMORY. */
+rl_status rollout_generator_create(const struct model_context *context,
+                                   const struct tokenizer *tokenizer,
+                                   const struct rollout_generator_options *options,
+                                   struct rollout_generator **out);
+void rollout_generator_destroy(struct rollout_generator *generator);
+
+/* Bytes that a generator with these options will hold, for the footprint line. */
+size_t rollout_generator_bytes(const struct model_layout *layout,
+                               const struct rollout_generator_options *options);
+
+/* Use this image from the next tick on; it must stay valid until the next call. */
+void rollout_generator_set_weights(struct rollout_generator *generator, const void *image,
+                                   uint32_t version);
+
+/* Queue a group. Errors: RL_AGAIN (max_groups inside), RL_TOO_LONG, RL_INVALID (an id outside the
+ * vocabulary), RL_NO_MEMORY. */
+rl_status rollout_generator_submit(struct rollout_generator *generator,
+                                   const struct rollout_request *request);
+
+/* Run one forward pass; *busy is false when there was nothing to do. Weights must have been set.
+ * Errors: RL_NO_MEMORY. */
+rl_status rollout_generator_tick(struct rollout_generator *generator, bool *busy);
+
+/* Take a finished group, in order of finishing; RL_AGAIN if there is none. Caller owns *group;
+ * rewards are not set. */
+rl_status rollout_generator_take(struct rollout_generator *generator,
+                                 struct trajectory_group **group);
+
+/* Sequences running now; groups inside, queued or running (finished ones not yet taken excluded).
+ */
+int32_t rollout_generator_running(const struct rollout_generator *generator);
+int32_t rollout_generator_groups(const struct rollout_generator *generator);
+const struct rollout_counters *
+rollout_generator_counters(const struct rollout_generator *generator);
+
+#endif

@@ -1,0 +1,97 @@
+/* Continuous batching as a pure state machine: which sequences run, which tokens the next forward
+ * pass holds, which KV pages they use. It owns page numbers and counts, never data: no model, no
+ * weights, no clock.
+ *
+ * A group's prompt but for its last token is the *prefix*: computed once, its full pages shared by
+ * all samples, its last partial page copied. Every sample then starts with the prompt's last token
+ * as an ordinary decode step. All pages a sample may ever need are taken when it starts, so a
+ * running sample always finishes: no preemption, no deadlock.
+ *
+ * Invariant: a page is in the free list or has a positive reference count, never both. */
+#ifndef FORESIGHT_ROLLOUT_SCHEDULER_H
+#define FORESIGHT_ROLLOUT_SCHEDULER_H
+
+#include "core/status.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct rollout_scheduler_limits {
+    int32_t max_running;   /* sequences decoded together */
+    int32_t max_groups;    /* groups inside at a time, running or queued */
+    int32_t max_length;    /* prompt + completion of one sequence, tokens */
+    int32_t prefill_chunk; /* prompt tokens of one pass at most */
+};
+
+/* One run of consecutive tokens of a pass. */
+struct rollout_segment {
+    bool prefix; /* index is a group's prefix, else a sequence slot */
+    bool sample; /* the last token's hidden state yields the next token */
+    int32_t index;
+    int32_t first; /* position of the first token */
+    int32_t count;
+};
+
+struct rollout_page_copy {
+    int32_t from, to;
+};
+
+/* What one pass does: `copies` first, then the forward pass over `segments`. */
+struct rollout_plan {
+    struct rollout_segment *segments; /* [segment_count] */
+    int32_t segment_count;
+    int32_t token_count;
+    struct rollout_page_copy *copies; /* [copy_count] */
+    int32_t copy_count;
+};
+
+struct rollout_scheduler;
+
+/* Caller owns *out. Errors: RL_INVALID (a limit is not positive or too large), RL_NO_MEMORY. */
+rl_status rollout_scheduler_create(const struct rollout_scheduler_limits *limits,
+                                   struct rollout_scheduler **out);
+void rollout_scheduler_destroy(struct rollout_scheduler *scheduler);
+
+/* Queue a group of `samples` completions of a prompt of `prompt_count` >= 1 tokens, at most
+ * `max_new` each; *group is its index until its last sample has finished.
+ * Errors: RL_AGAIN (max_groups inside), RL_TOO_LONG (does not fit max_length). */
+rl_status rollout_scheduler_add(struct rollout_scheduler *scheduler, int32_t prompt_count,
+                                int32_t max_new, int32_t samples, int32_t *group);
+
+/* Start what fits and lay out the next pass. *plan is borrowed until the next call; a plan without
+ * segments means that there is nothing to do. Every plan must be followed by
+ * rollout_scheduler_commit. */
+void rollout_scheduler_plan(struct rollout_scheduler *scheduler, struct rollout_plan *plan);
+
+/* The pass is done: its tokens are in the KV cache. */
+void rollout_scheduler_commit(struct rollout_scheduler *scheduler, const struct rollout_plan *plan);
+
+/* After a commit, for each segment with `sample`: one token was appended to the sequence, and if
+ * `finished` its slot and pages are given back (*group_done: it was its group's last). */
+void rollout_scheduler_append(struct rollout_scheduler *scheduler, int32_t slot, bool finished,
+                              bool *group_done);
+
+/* The weights have changed between two passes. keep: running sequences keep their cache, but
+ * prefixes are not handed on to samples that start later; recompute: all caches are computed again
+ * before the next token. */
+void rollout_scheduler_switch(struct rollout_scheduler *scheduler, bool recompute);
+
+/* Facts about a sequence slot in use. */
+int32_t rollout_scheduler_group_of(const struct rollout_scheduler *scheduler, int32_t slot);
+int32_t rollout_scheduler_sample_of(const struct rollout_scheduler *scheduler, int32_t slot);
+
+/* Pages of a prefix or a slot, page j holding positions 16 j ..; borrowed. */
+const int32_t *rollout_scheduler_pages(const struct rollout_scheduler *scheduler,
+                                       const struct rollout_segment *segment);
+
+int32_t rollout_scheduler_running(const struct rollout_scheduler *scheduler);
+int32_t rollout_scheduler_groups(const struct rollout_scheduler *scheduler);
+/* KV pages that the limits call for (the cache must have as many), and those free now. Pages are
+ * handed out last-freed first, so untouched ones never become resident memory. */
+int32_t rollout_scheduler_page_count(const struct rollout_scheduler *scheduler);
+int32_t rollout_scheduler_free_pages(const struct rollout_scheduler *scheduler);
+
+/* Check the invariants (for tests). Errors: RL_INTERNAL, what is wrong is logged. */
+rl_status rollout_scheduler_check(const struct rollout_scheduler *scheduler);
+
+#endif
