@@ -1,0 +1,54 @@
+/* Advantages of sequences from scalar rewards, group by group. Pure: no model, no file, no clock.
+ * Statistics are taken in double over the valid rewards of a group; a group whose valid rewards are
+ * all equal (a group with a single valid reward included) gives exactly 0, never a rounding error
+ * divided by a tiny epsilon. An unscorable sample takes no part and has advantage 0.
+ * Formulas: GRPO (arXiv 2402.03300), Dr.GRPO (2503.20783), RLOO (2402.14740), batch std as in TRL's
+ * scale_rewards="batch". */
+#ifndef FORESIGHT_TRAINER_ADVANTAGE_H
+#define FORESIGHT_TRAINER_ADVANTAGE_H
+
+#include "core/config.h"
+#include "core/trajectory.h"
+
+struct advantage_options {
+    enum config_advantage mode;
+    int ddof;       /* 0 or 1: taken off the count in the standard deviation */
+    double epsilon; /* added to the standard deviation */
+};
+
+/* Rewards of all groups, one after the other. Borrowed. */
+struct advantage_input {
+    uint32_t group_count;
+    const uint32_t *group_size; /* [group_count] samples in each group */
+    const double *reward;       /* [sum of group_size] */
+    const uint8_t *valid;       /* same length, 0: unscorable; NULL: all valid. A reward that is not
+                                   finite counts as unscorable whatever this says */
+};
+
+/* What the batch looked like; means over valid samples (0 where there are none). */
+struct advantage_stats {
+    uint32_t sample_count, valid_count;
+    uint32_t group_count;
+    uint32_t
+        zero_std_groups; /* groups without any signal: all valid rewards equal, or none valid */
+    double reward_mean, reward_std; /* over all valid samples; std with the options' ddof */
+    double reward_min, reward_max;
+    double group_std_mean; /* mean of the groups' standard deviations */
+};
+
+/* Options from loss.advantage*; dr_grpo takes group_no_std unless loss.advantage was given. */
+void advantage_options_from_config(const struct rl_config *config, struct advantage_options *out);
+
+/* advantage [sum of group_size]. `stats` may be NULL. */
+void advantage_compute(const struct advantage_options *options, const struct advantage_input *input,
+                       float *advantage, struct advantage_stats *stats);
+
+/* The same for groups of trajectories. `penalty` [samples of all groups, group by group] is taken
+ * off each reward first (KL in the reward; NaN makes the sample unscorable); NULL: none.
+ * `advantage` has the same order. `stats` may be NULL. Errors: RL_NO_MEMORY. */
+rl_status advantage_of_groups(const struct advantage_options *options,
+                              struct trajectory_group *const *groups, uint32_t group_count,
+                              const double *penalty, float *advantage,
+                              struct advantage_stats *stats);
+
+#endif

@@ -1,0 +1,62 @@
+/* AdamW on the master slab: global-norm clipping, learning-rate schedule, decay of matrices only,
+ * and the guard that keeps numbers that are not finite out of the weights. Every learner rank calls
+ * it with the same all-reduced gradient and so keeps the same weights. */
+#ifndef FORESIGHT_TRAINER_OPTIMIZER_H
+#define FORESIGHT_TRAINER_OPTIMIZER_H
+
+#include "model/params.h"
+#include "trainer/schedule.h"
+
+struct optimizer_options {
+    struct schedule schedule;
+    double beta1, beta2, epsilon; /* epsilon > 0 */
+    double weight_decay;
+    double max_grad_norm; /* 0: no clipping */
+};
+
+enum optimizer_outcome {
+    OPTIMIZER_UPDATED,
+    OPTIMIZER_SKIPPED_NONFINITE, /* gradient norm or denominator is not finite */
+    OPTIMIZER_SKIPPED_EMPTY      /* inv_denominator is 0: nothing to learn from */
+};
+
+struct optimizer_report {
+    enum optimizer_outcome outcome;
+    double grad_norm;     /* after the division by the denominator, before clipping */
+    double learning_rate; /* of this update */
+    double clip_scale;    /* <= 1 */
+};
+
+/* Moments and counters; the caller may read and write `state` for checkpoints between steps. */
+struct optimizer_state {
+    float *m, *v;        /* [master_count], owned by the optimizer, 64-byte aligned */
+    int64_t count;       /* master_count */
+    int64_t step;        /* updates made */
+    int64_t skipped;     /* updates skipped because something was not finite, in all */
+    int64_t skipped_run; /* the same, in a row */
+};
+
+struct optimizer;
+
+/* Options from optimizer.*; total_updates: updates of the whole run. */
+void optimizer_options_from_config(const struct rl_config *config, int64_t total_updates,
+                                   struct optimizer_options *out);
+
+/* Zero moments. `layout` and `kernels` are borrowed for life. Caller owns *out.
+ * Errors: RL_NO_MEMORY, RL_INVALID (epsilon not > 0, a rate or beta out of range). */
+rl_status optimizer_create(const struct optimizer_options *options,
+                           const struct model_layout *layout, const struct kernel_table *kernels,
+                           struct optimizer **out);
+
+/* Takes NULL. */
+void optimizer_destroy(struct optimizer *optimizer);
+
+/* One update: master -= AdamW(grad * inv_denominator). master and grad [master_count]; grad is only
+ * read. A skipped update changes neither weights nor moments nor the step. */
+void optimizer_step(struct optimizer *optimizer, float *master, const float *grad,
+                    double inv_denominator, struct rl_pool *pool, struct optimizer_report *report);
+
+/* Borrowed for the optimizer's life. */
+struct optimizer_state *optimizer_state(struct optimizer *optimizer);
+
+#endif
