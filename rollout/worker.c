@@ -1,0 +1,255 @@
+/* See worker.h. One round of the loop never blocks while there is something to decode; without work
+ * it sleeps on the channel. Back-pressure needs no code of its own: a group that cannot move on is
+ * held, the engine then fills up, and tickets stay in the queue. */
+#include "rollout/worker.h"
+
+#include "core/clock.h"
+#include "core/log.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { WORKER_TICKETS_MAX = 65536 };
+
+struct worker {
+    const struct rollout_worker_args *args;
+    struct wire_ticket *tickets; /* ring of tickets not yet submitted */
+    size_t ticket_head, ticket_count, ticket_capacity;
+    struct trajectory_group *to_score, *to_send; /* held because the next stage is full */
+    uint64_t open;                               /* tickets received and not yet sent back */
+    bool has_weights;
+    uint32_t version;
+    double next_status_s, busy_s, idle_s, longest_switch_s;
+    bool stopped;
+    struct wire_stop stop;
+};
+
+/* --- messages in
+ * ------------------------------------------------------------------------------------ */
+
+static rl_status queue_ticket(struct worker *w, const struct wire_ticket *ticket)
+{
+    if (w->ticket_count == w->ticket_capacity) {
+        size_t capacity = w->ticket_capacity == 0 ? 64 : 2 * w->ticket_capacity;
+        if (capacity > WORKER_TICKETS_MAX) {
+            return rl_fail(RL_INVALID, "worker: more than %d tickets at once", WORKER_TICKETS_MAX);
+        }
+        struct wire_ticket *grown = calloc(capacity, sizeof(*grown));
+        if (grown == NULL) {
+            return rl_fail(RL_NO_MEMORY, "worker: out of memory for tickets");
+        }
+        for (size_t i = 0; i < w->ticket_count; i++) {
+            grown[i] = w->tickets[(w->ticket_head + i) % w->ticket_capacity];
+        }
+        free(w->tickets);
+        w->tickets = grown;
+        w->ticket_head = 0;
+        w->ticket_capacity = capacity;
+    }
+    w->tickets[(w->ticket_head + w->ticket_count++) % w->ticket_capacity] = *ticket;
+    w->open++;
+    return RL_OK;
+}
+
+static rl_status handle_message(struct worker *w, const struct channel_message *message)
+{
+    struct wire_ticket ticket;
+    switch (message->kind) {
+    case WIRE_TICKET:
+        RL_TRY(wire_decode_ticket(message, &ticket));
+        if (ticket.prompt_id >= prompts_count(w->args->prompts)) {
+            return rl_fail(RL_CORRUPT, "worker: ticket %llu names prompt %llu of %llu",
+                           (unsigned long long)ticket.ticket, (unsigned long long)ticket.prompt_id,
+                           (unsigned long long)prompts_count(w->args->prompts));
+        }
+        return queue_ticket(w, &ticket);
+    case WIRE_STOP:
+        RL_TRY(wire_decode_stop(message, &w->stop));
+        w->stopped = true;
+        return RL_OK;
+    case CHANNEL_PEER_LOST:
+        if (message->peer == w->args->learner) {
+            return rl_fail(RL_PEER_LOST, "worker %d: the learner (rank %d) is lost", w->args->rank,
+                           message->peer);
+        }
+        return RL_OK;
+    default:
+        return RL_OK;
+    }
+}
+
+static rl_status receive_all(struct worker *w, double timeout_s)
+{
+    struct channel_message message = {0};
+    while (!w->stopped) {
+        rl_status status = channel_receive(w->args->channel, timeout_s, &message);
+        if (status == RL_AGAIN) {
+            return RL_OK;
+        }
+        RL_TRY(status);
+        status = handle_message(w, &message);
+        channel_message_fini(&message);
+        RL_TRY(status);
+        timeout_s = 0;
+    }
+    return RL_OK;
+}
+
+/* --- work
+ * ------------------------------------------------------------------------------------------- */
+
+static rl_status submit_tickets(struct worker *w)
+{
+    while (w->ticket_count > 0) {
+        const struct wire_ticket *ticket = &w->tickets[w->ticket_head];
+        const struct prompt *prompt = prompts_at(w->args->prompts, ticket->prompt_id);
+        struct rollout_request request = {.ticket = ticket->ticket,
+                                          .prompt_id = ticket->prompt_id,
+                                          .epoch = ticket->epoch,
+                                          .samples = ticket->sample_count,
+                                          .prompt = prompt->tokens,
+                                          .prompt_count = prompt->token_count};
+        rl_status status = rollout_generator_submit(w->args->generator, &request);
+        if (status == RL_AGAIN) {
+            return RL_OK;
+        }
+        RL_TRY(status);
+        w->ticket_head = (w->ticket_head + 1) % w->ticket_capacity;
+        w->ticket_count--;
+    }
+    return RL_OK;
+}
+
+static rl_status switch_weights(struct worker *w)
+{
+    uint32_t newest = 0;
+    if (!weight_arena_latest(w->args->arena, &newest) || (w->has_weights && newest == w->version)) {
+        return RL_OK;
+    }
+    double start = rl_clock_now_s(NULL);
+    struct weight_view view;
+    RL_TRY(weight_arena_acquire(w->args->arena, w->args->rank, &view));
+    rollout_generator_set_weights(w->args->generator, view.image, view.version);
+    w->version = view.version;
+    if (w->has_weights) {
+        double pause = rl_clock_now_s(NULL) - start;
+        w->longest_switch_s = pause > w->longest_switch_s ? pause : w->longest_switch_s;
+    }
+    w->has_weights = true;
+    return RL_OK;
+}
+
+/* Finished groups to the scorer, scored ones to the learner, as far as they go. */
+static rl_status move_groups(struct worker *w, bool *moved)
+{
+    const struct rollout_worker_args *args = w->args;
+    *moved = false;
+    for (;;) {
+        if (w->to_score == NULL && rollout_generator_take(args->generator, &w->to_score) == RL_OK) {
+            w->to_score->worker = args->rank;
+        }
+        if (w->to_score == NULL) {
+            break;
+        }
+        rl_status status = args->scorer.submit(args->scorer.arg, w->to_score);
+        if (status == RL_AGAIN) {
+            break;
+        }
+        RL_TRY(status);
+        w->to_score = NULL;
+        *moved = true;
+    }
+    for (;;) {
+        if (w->to_send == NULL) {
+            (void)args->scorer.take(args->scorer.arg, &w->to_send);
+        }
+        if (w->to_send == NULL) {
+            return RL_OK;
+        }
+        struct channel_message message = {.peer = args->learner};
+        RL_TRY(wire_encode_group(w->to_send, &message));
+        rl_status status = channel_send(args->channel, &message);
+        channel_message_fini(&message);
+        if (status == RL_AGAIN) {
+            return RL_OK;
+        }
+        RL_TRY(status);
+        trajectory_group_destroy(w->to_send);
+        w->to_send = NULL;
+        w->open--;
+        *moved = true;
+    }
+}
+
+static rl_status send_status(struct worker *w, double now)
+{
+    const struct rollout_worker_args *args = w->args;
+    const struct rollout_counters *counters = rollout_generator_counters(args->generator);
+    uint32_t running = (uint32_t)rollout_generator_running(args->generator);
+    struct wire_status report = {.rank = (uint32_t)args->rank,
+                                 .version = w->version,
+                                 .running_sequences = running,
+                                 .tickets_open = w->open,
+                                 .tokens_generated = counters->sampled_tokens,
+                                 .prompt_tokens =
+                                     counters->forwarded_tokens - counters->sampled_tokens,
+                                 .weight_switches = counters->switches,
+                                 .switch_pause_s = w->longest_switch_s,
+                                 .decode_busy_s = w->busy_s,
+                                 .idle_s = w->idle_s,
+                                 .cpu_s = rl_clock_process_cpu_s()};
+    struct channel_message message = {.peer = args->learner};
+    w->next_status_s = now + args->status_every_s;
+    RL_TRY(wire_encode_status(&report, &message));
+    rl_status status = channel_send(args->channel, &message);
+    channel_message_fini(&message);
+    return status == RL_AGAIN ? RL_OK : status;
+}
+
+static rl_status run_round(struct worker *w)
+{
+    bool busy = false;
+    bool moved = false;
+    RL_TRY(receive_all(w, 0));
+    RL_TRY(switch_weights(w));
+    RL_TRY(submit_tickets(w));
+    double start = rl_clock_now_s(NULL);
+    if (w->has_weights) {
+        RL_TRY(rollout_generator_tick(w->args->generator, &busy));
+    }
+    double end = rl_clock_now_s(NULL);
+    w->busy_s += busy ? end - start : 0;
+    RL_TRY(move_groups(w, &moved));
+    if (end >= w->next_status_s) {
+        RL_TRY(send_status(w, end));
+    }
+    if (!busy && !moved) {
+        struct rl_wait wait = rl_wait_begin(w->args->waits, "worker waits for tickets");
+        rl_status status = receive_all(w, 0.002);
+        w->idle_s += rl_wait_end(&wait);
+        RL_TRY(status);
+    }
+    return RL_OK;
+}
+
+rl_status rollout_worker_run(const struct rollout_worker_args *args, struct wire_stop *stop)
+{
+    struct worker w = {.args = args};
+    rl_status status = RL_OK;
+    while (status == RL_OK && !w.stopped) {
+        if (atomic_load_explicit(args->cancel, memory_order_relaxed)) {
+            status = RL_INTERRUPTED;
+            break;
+        }
+        status = run_round(&w);
+    }
+    if (status == RL_OK) {
+        *stop = w.stop;
+        (void)send_status(&w, rl_clock_now_s(NULL)); /* last figures for the summary */
+    }
+    trajectory_group_destroy(w.to_score);
+    trajectory_group_destroy(w.to_send);
+    free(w.tickets);
+    weight_arena_release(args->arena, args->rank);
+    return status;
+}

@@ -1,0 +1,42 @@
+/* The loop of a rollout rank's compute thread: tickets in, scored groups out, newest weights
+ * between two passes. It owns nothing but the groups on their way; whoever composes the rank gives
+ * it the engine, the channel, the weights and a scorer. Another thread pumps the channel. */
+#ifndef FORESIGHT_ROLLOUT_WORKER_H
+#define FORESIGHT_ROLLOUT_WORKER_H
+
+#include "core/wait.h"
+#include "rollout/generator.h"
+#include "rollout/prompts.h"
+#include "transport/channel.h"
+#include "transport/weight_arena.h"
+#include "transport/wire.h"
+
+#include <stdatomic.h>
+
+/* What scores finished groups beside decoding (rewards/ is not visible from here). Both calls never
+ * block. submit takes the group on RL_OK; RL_AGAIN when full. take: RL_AGAIN if none is ready. */
+struct rollout_scorer {
+    rl_status (*submit)(void *arg, struct trajectory_group *group);
+    rl_status (*take)(void *arg, struct trajectory_group **group);
+    void *arg;
+};
+
+struct rollout_worker_args {
+    int rank;    /* own world rank: reader index in the arena */
+    int learner; /* rank that issues tickets and takes groups */
+    struct channel *channel;
+    struct weight_arena *arena;
+    struct rollout_generator *generator;
+    const struct prompts *prompts;
+    struct rollout_scorer scorer;
+    struct rl_waits *waits;    /* may be NULL */
+    const atomic_bool *cancel; /* set by another thread to leave at once */
+    double status_every_s;     /* interval of WIRE_STATUS */
+};
+
+/* Run until a WIRE_STOP arrives (*stop is then filled), `cancel` is set (RL_INTERRUPTED) or the
+ * learner is lost (RL_PEER_LOST). Compute thread; blocking. Errors: also those of the engine, and
+ * RL_CORRUPT for a malformed frame. */
+rl_status rollout_worker_run(const struct rollout_worker_args *args, struct wire_stop *stop);
+
+#endif
