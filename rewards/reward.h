@@ -33,15 +33,24 @@ void reward_set_destroy(struct reward_set *set);
 uint32_t reward_set_count(const struct reward_set *set);
 const char *reward_set_name(const struct reward_set *set, uint32_t index);
 
+/* The functions' own verdicts, unweighted: fills `parts` [reward_set_count]. A value that is not
+ * finite comes back as not valid. Any thread. */
+void reward_set_evaluate(const struct reward_set *set, const struct reward_input *input,
+                         struct reward_output *parts);
+
 /* Score one text: fills reward_part[], reward_valid, reward (weighted sum over the valid parts plus
- * overlong punishment by completion_count), accuracy (part 0) of `sample`. */
+ * overlong punishment by completion_count), accuracy (part 0) of `sample`. A part that is
+ * unscorable is stored as 0 and adds nothing; a sample none of whose parts is valid has
+ * reward_valid = false and reward 0. Any thread. */
 void reward_set_score(const struct reward_set *set, const struct reward_input *input,
                       struct trajectory *sample);
 
-/* --- pool: `threads` scoring threads, one deadline a sample ------------------------------------- */
+/* --- pool: `threads` scoring threads, one deadline a sample -------------------------------------
+ */
 struct reward_pool;
 
-/* Called on a pool thread to make the input of sample `index`; strings stay valid until `release`. */
+/* Called on a pool thread to make the input of sample `index`; strings stay valid until `release`.
+ */
 struct reward_text_ops {
     rl_status (*acquire)(void *arg, const struct trajectory_group *group, uint32_t index,
                          struct reward_input *input);
@@ -54,17 +63,20 @@ rl_status reward_pool_create(const struct reward_set *set, const struct rl_confi
                              struct reward_text_ops text, struct reward_pool **out);
 
 /* Stop; groups still inside are destroyed. A function that never returns cannot hold this up: its
- * thread is abandoned after the deadline. Takes NULL. */
+ * thread is abandoned after the deadline, and what it still looks at lives until it returns. Takes
+ * NULL. */
 void reward_pool_destroy(struct reward_pool *pool);
 
 /* Hand over a group for scoring; takes `group` on RL_OK. Never blocks: RL_AGAIN when full. */
 rl_status reward_pool_submit(struct reward_pool *pool, struct trajectory_group *group);
 
-/* Take a scored group (caller owns it), RL_AGAIN if none is ready. A sample whose scoring passed
- * rewards.timeout_ms comes back with reward_valid = false and is counted. */
+/* Take a scored group (caller owns it), RL_AGAIN if none is ready; never blocks. Groups come in the
+ * order in which their last sample was finished. A sample whose scoring passed rewards.timeout_ms
+ * comes back with reward_valid = false and is counted; so does one whose text could not be made. */
 rl_status reward_pool_take(struct reward_pool *pool, struct trajectory_group **group);
 
-/* Samples that timed out so far, and groups now inside. */
+/* Samples that timed out so far, and groups now inside (waiting, being scored, or not yet taken).
+ */
 uint64_t reward_pool_timeouts(const struct reward_pool *pool);
 uint32_t reward_pool_pending(const struct reward_pool *pool);
 
