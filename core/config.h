@@ -53,7 +53,6 @@ struct rl_config {
     unsigned char *set_flags; /* one per option in table order: given by file or override */
 };
 
-
 /* Fill with the defaults. Release with rl_config_fini. Errors: RL_NO_MEMORY. */
 rl_status rl_config_init(struct rl_config *config);
 
