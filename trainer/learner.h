@@ -1,0 +1,78 @@
+/* One learner rank: the master weights, the optimizer, and the step that turns admitted groups into
+ * a new weight version. A step is: advantages -> plan -> (log-probs of the old and reference
+ * policies) -> for each minibatch forward, objective, backward, reduce, update, new image ->
+ * publish. It knows neither tickets nor where groups come from.
+ *
+ * Forward passes read the very image that workers decode from: on the publishing rank the slot of
+ * the weight arena itself, on the other learners a private copy made from equal masters. */
+#ifndef FORESIGHT_TRAINER_LEARNER_H
+#define FORESIGHT_TRAINER_LEARNER_H
+
+#include "core/config.h"
+#include "core/wait.h"
+#include "trainer/advantage.h"
+#include "trainer/checkpoint.h"
+#include "trainer/objective.h"
+#include "trainer/optimizer.h"
+#include "transport/collective.h"
+#include "transport/weight_arena.h"
+
+struct learner;
+
+/* Everything borrowed for the learner's life but `master`. */
+struct learner_args {
+    const struct rl_config *config;
+    const struct model_layout *layout;
+    const struct kernel_table *kernels;
+    struct rl_pool *pool; /* may be NULL */
+    struct collective *collective;
+    struct weight_arena *arena;  /* publishing rank only; NULL on the other learners */
+    struct rl_waits *waits;      /* may be NULL */
+    float *master;               /* [master_count], device_alloc'ed: taken */
+    const void *reference_image; /* frozen reference, or NULL if the objective needs none */
+};
+
+/* What a step did. Seconds are wall time of this rank. */
+struct learner_report {
+    struct advantage_stats advantage;
+    struct objective_stats objective; /* of all minibatches and ranks */
+    double loss;                      /* mean over minibatches */
+    double grad_norm;                 /* mean over updates made */
+    double learning_rate;             /* of the last update */
+    int64_t updates, skipped;         /* minibatches that moved the weights, and that did not */
+    int64_t tokens;                   /* fed through the model by all ranks, once a minibatch */
+    double prepare_s, forward_backward_s, update_s, publish_s;
+    uint32_t version; /* after the step */
+    uint64_t hash;    /* of the published image; publishing rank only */
+};
+
+/* Takes args->master also on failure. Caller owns *out. Errors: RL_INVALID, RL_NO_MEMORY. */
+rl_status learner_create(const struct learner_args *args, struct learner **out);
+void learner_destroy(struct learner *learner);
+
+/* Make the image of the masters and, on the publishing rank, publish it as `version`. Once, before
+ * the first step, and after masters were loaded from a checkpoint. Errors: RL_TIMEOUT. */
+rl_status learner_publish_first(struct learner *learner, uint32_t version);
+
+/* Train on groups [count] (the same on every learner, in the same order) as step `step`.
+ * `version` is what the groups were admitted against; it grows by one unless every update was
+ * skipped. Collective among the learners. Errors: RL_NONFINITE after three skipped steps in a row,
+ * RL_PEER_LOST, RL_TIMEOUT, RL_NO_MEMORY. */
+rl_status learner_step(struct learner *learner, struct trajectory_group *const *groups,
+                       uint32_t count, uint64_t step, struct learner_report *report);
+
+/* Current weight version, masters and optimizer, for checkpoints. Borrowed. */
+uint32_t learner_version(const struct learner *learner);
+float *learner_master(struct learner *learner);
+struct optimizer_state *learner_optimizer(struct learner *learner);
+
+/* Largest |log-prob of the training forward - behaviour log-prob| over all samples whose every
+ * token was sampled by the current version, and how many tokens that were: promise P1 measured on
+ * any groups. 0 tokens: *largest is 0. Not collective. Errors: RL_NO_MEMORY, RL_NONFINITE. */
+rl_status learner_probe(struct learner *learner, struct trajectory_group *const *groups,
+                        uint32_t count, double *largest, uint64_t *tokens);
+
+/* Bytes that a learner holds beside activations: masters, gradients, moments, images. */
+size_t learner_bytes(const struct model_layout *layout, bool reference);
+
+#endif
