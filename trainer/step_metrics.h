@@ -1,0 +1,28 @@
+/* Figures of one learner step from its groups and its report, under the names of metrics.def. Pure
+ * but for the metrics object it writes to. */
+#ifndef FORESIGHT_TRAINER_STEP_METRICS_H
+#define FORESIGHT_TRAINER_STEP_METRICS_H
+
+#include "core/metrics.h"
+#include "trainer/dispatcher.h"
+#include "trainer/learner.h"
+
+/* Rewards, lengths, accuracy of the groups. `reward_names` [reward_count] name the parts. */
+void step_metrics_groups(struct rl_metrics *metrics, struct trajectory_group *const *groups,
+                         uint32_t count, const char *const *reward_names, uint32_t reward_count);
+
+/* Objective, optimizer and times of the step. */
+void step_metrics_report(struct rl_metrics *metrics, const struct learner_report *report);
+
+/* Ticket counters. */
+void step_metrics_tickets(struct rl_metrics *metrics, const struct dispatcher_counters *counters);
+
+/* Fixed-width line for the terminal: what a person watches. `out` [bytes]. */
+struct step_line {
+    int64_t step, steps;
+    double reward, accuracy, length, entropy, staleness, tokens_per_second, step_s;
+};
+void step_metrics_line(const struct rl_metrics *metrics, int64_t step, int64_t steps,
+                       struct step_line *line);
+
+#endif
