@@ -188,7 +188,7 @@ static void frame_values(const struct svg_chart *chart, struct svg_frame *frame)
         low = high == 0 ? 0 : low - pad;
         high += pad;
     }
-    frame->y_step = nice_step(high - low, 4);
+    frame->y_step = nice_step(high - low, 5);
     frame->y_low = floor(low / frame->y_step + 1e-9) * frame->y_step;
     frame->y_high = ceil(high / frame->y_step - 1e-9) * frame->y_step;
 }
@@ -198,6 +198,8 @@ struct svg_frame svg_frame_make(const struct svg_chart *chart)
     double width = chart->width > 0 ? chart->width : CHART_WIDTH;
     double height = chart->height > 0 ? chart->height : CHART_HEIGHT;
     struct svg_frame frame = {
+        .width = width,
+        .height = height,
         .left = MARGIN_LEFT,
         .right = width - MARGIN_RIGHT,
         .top = MARGIN_TOP,
@@ -283,22 +285,25 @@ static rl_status append_line(struct rl_text *out, const struct svg_chart *chart,
     return rl_text_append_str(out, "\"/>");
 }
 
-/* The surface under a line without holes. */
+/* The surface between a line without holes and 0; none where the axis does not reach 0. */
 static rl_status append_area(struct rl_text *out, const struct svg_chart *chart,
                              const struct svg_frame *frame, const double *y)
 {
+    bool whole = frame->y_low <= 0 && frame->y_high >= 0;
     for (size_t i = 0; i < chart->count; i++) {
-        if (!drawable(y[i])) {
-            return RL_OK;
-        }
+        whole = whole && drawable(y[i]);
     }
+    if (!whole) {
+        return RL_OK;
+    }
+    double zero = place_y(frame, 0);
     RL_TRY(rl_text_printf(out, "<path class=\"area s0\" d=\"M%.1f %.1f",
-                          place_x(frame, chart->x[0]), frame->bottom));
+                          place_x(frame, chart->x[0]), zero));
     for (size_t i = 0; i < chart->count; i++) {
         RL_TRY(
             rl_text_printf(out, "L%.1f %.1f", place_x(frame, chart->x[i]), place_y(frame, y[i])));
     }
-    return rl_text_printf(out, "V%.1fZ\"/>", frame->bottom);
+    return rl_text_printf(out, "V%.1fZ\"/>", zero);
 }
 
 static rl_status append_dots(struct rl_text *out, const struct svg_chart *chart,
@@ -403,8 +408,8 @@ rl_status svg_chart_append(struct rl_text *out, const struct svg_chart *chart)
     struct svg_frame frame = svg_frame_make(chart);
     RL_TRY(rl_text_printf(out,
                           "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %.0f %.0f\" "
-                          "role=\"img\"><title>",
-                          frame.right + MARGIN_RIGHT, frame.bottom + MARGIN_BOTTOM));
+                          "width=\"%.0f\" height=\"%.0f\" role=\"img\"><title>",
+                          frame.width, frame.height, frame.width, frame.height));
     RL_TRY(svg_text_append(out, chart->title));
     RL_TRY(rl_text_append_str(out, "</title>"));
     RL_TRY(append_y_axis(out, &frame));

@@ -30,6 +30,7 @@ struct svg_chart {
 
 /* Where values lie on the picture: filled by svg_frame_make. */
 struct svg_frame {
+    double width, height;            /* of the picture, user units */
     double left, right, top, bottom; /* edges of the plot, user units */
     double x_low, x_high;            /* data values at left and right */
     double y_low, y_high;            /* data values at bottom and top */
