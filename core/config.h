@@ -61,15 +61,22 @@ void rl_config_fini(struct rl_config *config);
 
 /* Read a YAML file of `section: {name: value}` over what is there. Unknown keys (with the nearest
  * name), duplicate keys, anchors and aliases, wrong types, nesting and size limits are errors that
- * name file, line and key. Errors: RL_IO, RL_INVALID. */
+ * name file, line and key; what stood before the error is stored. Errors: RL_IO, RL_INVALID,
+ * RL_NO_MEMORY. */
 rl_status rl_config_load(struct rl_config *config, const char *path);
 
 /* Apply one `section.name=value` (a bare `name=value` is accepted where only one section has the
- * name). Errors: RL_INVALID. */
+ * name). The value is taken as it stands, without YAML quoting; lists are joined by commas. Errors:
+ * RL_INVALID, RL_NO_MEMORY. */
 rl_status rl_config_override(struct rl_config *config, const char *assignment);
 
 /* Ranges of each option and rules between options. Errors: RL_INVALID, each problem logged. */
 rl_status rl_config_validate(const struct rl_config *config);
+
+/* Write into options that were not given what other options make of them: loss_type's own clipping
+ * and advantage, kl_type of a KL term in the reward. They count as given afterwards, so that a dump
+ * of `config` means the same run when it is read again. Call once, after validation. */
+void rl_config_resolve(struct rl_config *config);
 
 /* True if the option "section.name" was set by a file or an override (not a default). */
 bool rl_config_is_set(const struct rl_config *config, const char *key);

@@ -1,5 +1,6 @@
-/* Rules between options. Every broken rule is logged, so that one try shows all of them. Only what
- * makes no sense for any command is refused here; what a command needs (a model, data) it checks.
+/* Rules between options, and what one option makes of another. Every broken rule is logged, so that
+ * one try shows all of them. Only what makes no sense for any command is refused here; what a
+ * command needs (a model, data) it checks.
  */
 #include "core/config_table.h"
 
@@ -97,4 +98,31 @@ rl_status rl_config_validate(const struct rl_config *config)
     config_check_clips(config, &verdict);
     config_check_kl(config, &verdict);
     return verdict.problems == 0 ? RL_OK : RL_INVALID;
+}
+
+static void config_mark(struct rl_config *config, const char *section, const char *name)
+{
+    config->set_flags[config_row_find(section, name)] = 1;
+}
+
+void rl_config_resolve(struct rl_config *config)
+{
+    int loss_type = config->loss.loss_type;
+    bool classic = loss_type == CONFIG_LOSS_GRPO || loss_type == CONFIG_LOSS_DR_GRPO;
+    if (classic && !rl_config_is_set(config, "loss.epsilon_high")) {
+        config->loss.epsilon_high = config->loss.epsilon_low;
+        config_mark(config, "loss", "epsilon_high");
+    }
+    if (classic && !rl_config_is_set(config, "loss.delta")) {
+        config->loss.delta = 0.0;
+        config_mark(config, "loss", "delta");
+    }
+    if (loss_type == CONFIG_LOSS_DR_GRPO && !rl_config_is_set(config, "loss.advantage")) {
+        config->loss.advantage = CONFIG_ADV_GROUP_NO_STD;
+        config_mark(config, "loss", "advantage");
+    }
+    if (config->loss.kl_in == CONFIG_KL_IN_REWARD) {
+        config->loss.kl_type = CONFIG_KL_K1;
+        config_mark(config, "loss", "kl_type");
+    }
 }

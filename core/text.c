@@ -244,7 +244,8 @@ size_t rl_text_distance(const char *a, const char *b)
 
 const char *rl_text_nearest(const char *name, const char *const *candidates, size_t count)
 {
-    size_t near_enough = strlen(name) / 3 > 2 ? strlen(name) / 3 : 2;
+    size_t length = strlen(name);
+    size_t near_enough = length < 4 ? 1 : length < 9 ? 2 : length / 3;
     const char *best = NULL;
     size_t best_distance = near_enough + 1;
     for (size_t i = 0; i < count; i++) {
