@@ -1,4 +1,4 @@
-/* What world.c, channel_mpi.c and collective_mpi.c share. The only header that includes mpi.h; no
+/* What world.c, channel_mpi*.c and collective_mpi.c share. The only header that includes mpi.h; no
  * other module may include it. */
 #ifndef FORESIGHT_TRANSPORT_MPI_INTERNAL_H
 #define FORESIGHT_TRANSPORT_MPI_INTERNAL_H
@@ -8,8 +8,9 @@
 
 #include <mpi.h>
 
-/* Tags on the world's communicator. */
-enum { MPI_TAG_DATA = 1, MPI_TAG_CONTROL = 2, MPI_TAG_COLLECTIVE = 3 };
+/* Tags on the world's communicator: control messages of channels, then MPI_TAG_KIND + kind for the
+ * others (the standard promises tags up to 32767). */
+enum { MPI_TAG_CONTROL = 1, MPI_TAG_KIND = 16, MPI_KINDS_MAX = 16384 };
 
 /* Communicator of channels: a duplicate of MPI_COMM_WORLD. MPI_COMM_NULL without MPI. */
 MPI_Comm world_comm(const struct world *world);

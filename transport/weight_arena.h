@@ -55,8 +55,8 @@ void weight_arena_unlink(struct weight_arena *arena);
 int weight_arena_remove_stale(void);
 
 /* Get a slot that is neither newest nor pinned; waits up to timeout_s. *image [slot_bytes] may be
- * written until publish or abandon (calling begin_write again first gives the same slot back).
- * Writer only, one at a time. Errors: RL_TIMEOUT (names the readers that hold slots). */
+ * written until publish; begin_write before that gives the same slot again.
+ * Creator only, one thread. Errors: RL_INVALID, RL_TIMEOUT (names the readers that hold slots). */
 rl_status weight_arena_begin_write(struct weight_arena *arena, double timeout_s, int *slot,
                                    void **image);
 
@@ -72,7 +72,7 @@ bool weight_arena_latest(const struct weight_arena *arena, uint32_t *version);
 rl_status weight_arena_wait(const struct weight_arena *arena, uint32_t version, double timeout_s);
 
 /* Pin the newest slot for `reader` in place of what it had pinned. Lock-free. One thread per reader
- * index. Errors: RL_AGAIN (nothing published), RL_INVALID (reader index; not logged twice). */
+ * index. Errors: RL_AGAIN (nothing published; not logged), RL_INVALID (reader index). */
 rl_status weight_arena_acquire(struct weight_arena *arena, int reader, struct weight_view *out);
 
 /* Unpin. The view is invalid from here on. */

@@ -18,14 +18,14 @@ enum world_role {
 };
 
 /* Join the world. Main thread only; it becomes the only thread that may call MPI. All ranks must
- * call; a rank that does not appear within a minute is RL_TIMEOUT. argc/argv are given to MPI_Init
- * and may be NULL. Caller owns *out. Errors: RL_TIMEOUT, RL_NO_MEMORY, RL_INTERNAL (MPI). */
+ * call; if they have not met after five minutes the process ends. argc/argv are given to MPI_Init
+ * and may be NULL. Caller owns *out. Errors: RL_NO_MEMORY, RL_INTERNAL (MPI's own text). */
 rl_status world_open(int *argc, char ***argv, struct world **out);
 
 /* Fix the roles: ranks below `learners` learn, the others roll out; makes the learners'
  * communicator. Every learner must call; workers may. Once, main thread. Errors: RL_INVALID
  * (learners < 1, or no rank left to roll out in a world larger than 1, or a world of 1 with more
- * than one learner), RL_TIMEOUT, RL_INTERNAL. */
+ * than one learner), RL_INTERNAL. */
 rl_status world_form(struct world *world, int learners);
 
 int world_rank(const struct world *world);
