@@ -1,0 +1,151 @@
+/* See session.h. */
+#include "app/session.h"
+
+#include "core/log.h"
+#include "kernels/device.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+int64_t session_max_length(const struct rl_config *config)
+{
+    int64_t both = config->data.max_prompt_length + config->rollout.max_completion_length;
+    return config->model.max_length > 0 ? config->model.max_length : both;
+}
+
+static rl_status choose_kernels(const struct rl_config *config, const struct kernel_table **out)
+{
+    switch (config->kernels.isa) {
+    case CONFIG_ISA_REF:
+        return kernel_table_get(KERNEL_ISA_REF, out);
+    case CONFIG_ISA_AVX2:
+        return kernel_table_get(KERNEL_ISA_AVX2, out);
+    case CONFIG_ISA_AVX512:
+        return kernel_table_get(KERNEL_ISA_AVX512, out);
+    default:
+        return kernel_table_get(kernel_isa_best(), out);
+    }
+}
+
+static rl_status open_model(const struct rl_config *config, int64_t max_length,
+                            struct session *session)
+{
+    struct model_architecture arch;
+    enum kernel_dtype dtype =
+        config->kernels.weights == CONFIG_WEIGHTS_BF16 ? KERNEL_BF16 : KERNEL_FP32;
+    RL_TRY(model_architecture_load(config->model.path, &arch));
+    if (max_length > arch.max_position) {
+        rl_log(RL_LOG_WARN, "sequences of %lld tokens, but %s/config.json says %d positions",
+               (long long)max_length, config->model.path, arch.max_position);
+    }
+    if (tokenizer_vocab_count(session->tokenizer) > arch.vocab) {
+        return rl_fail(RL_INVALID, "the tokenizer has ids up to %d, the model's vocabulary is %d",
+                       tokenizer_vocab_count(session->tokenizer) - 1, arch.vocab);
+    }
+    return model_layout_create(&arch, dtype, (int32_t)max_length, &session->layout);
+}
+
+rl_status session_open(const struct rl_config *config, int64_t max_length, struct session *session)
+{
+    *session = (struct session){.config = config};
+    const char *tokenizer =
+        config->model.tokenizer[0] != '\0' ? config->model.tokenizer : config->model.path;
+    if (config->model.path[0] == '\0') {
+        return rl_fail(RL_INVALID, "model.path is not set: the folder of the model");
+    }
+    if (max_length < 2 || max_length > INT32_MAX) {
+        return rl_fail(RL_INVALID, "sequences of %lld tokens", (long long)max_length);
+    }
+    RL_TRY(choose_kernels(config, &session->kernels));
+    RL_TRY(tokenizer_load(tokenizer, &session->tokenizer));
+    RL_TRY(chat_template_create(session->tokenizer, config->data.chat_template, &session->chat));
+    RL_TRY(open_model(config, max_length, session));
+    RL_TRY(rl_pool_create((int)config->run.threads, &session->pool));
+    session->context = (struct model_context){
+        .layout = session->layout, .kernels = session->kernels, .pool = session->pool};
+    return RL_OK;
+}
+
+void session_close(struct session *session)
+{
+    rl_pool_destroy(session->pool);
+    model_layout_destroy(session->layout);
+    chat_template_destroy(session->chat);
+    tokenizer_destroy(session->tokenizer);
+    *session = (struct session){0};
+}
+
+rl_status session_load_master(const struct session *session, const char *dir, float **master)
+{
+    void *memory = NULL;
+    size_t bytes = (size_t)session->layout->master_count * sizeof(float);
+    RL_TRY(device_alloc(bytes, "master weights", &memory));
+    rl_status status = model_params_load(session->layout, dir, memory);
+    if (status != RL_OK) {
+        device_free(memory);
+        return status;
+    }
+    *master = memory;
+    return RL_OK;
+}
+
+rl_status session_make_image(const struct session *session, const float *master, void **image)
+{
+    RL_TRY(device_alloc(session->layout->image_bytes, "weight image", image));
+    model_params_publish(session->layout, session->kernels, master, *image, session->pool);
+    return RL_OK;
+}
+
+void session_generator_options(const struct rl_config *config, int32_t max_groups,
+                               struct rollout_generator_options *out)
+{
+    int64_t prompt = session_max_length(config) - config->rollout.max_completion_length;
+    *out = (struct rollout_generator_options){
+        .max_running = (int32_t)config->rollout.max_running,
+        .max_groups = max_groups,
+        .max_prompt = (int32_t)prompt,
+        .max_completion = (int32_t)config->rollout.max_completion_length,
+        .prefill_chunk = (int32_t)config->rollout.prefill_chunk,
+        .recompute_on_update = config->rollout.kv_on_update == CONFIG_KV_RECOMPUTE,
+        .seed = (uint64_t)config->run.seed,
+        .sampling = {.temperature = (float)config->rollout.temperature,
+                     .top_p = (float)config->rollout.top_p,
+                     .min_p = (float)config->rollout.min_p,
+                     .top_k = (int32_t)config->rollout.top_k},
+        .stop_strings = config->rollout.stop,
+        .stop_token_ids = config->rollout.stop_token_ids};
+}
+
+/* --- texts for scoring
+ * -------------------------------------------------------------------------------- */
+
+static rl_status acquire_text(void *arg, const struct trajectory_group *group, uint32_t index,
+                              struct reward_input *input)
+{
+    const struct session_texts *texts = arg;
+    const struct trajectory *sample = &group->samples[index];
+    const struct prompt *prompt = prompts_at(texts->prompts, group->prompt_id);
+    char *text = NULL;
+    size_t bytes = 0;
+    RL_TRY(tokenizer_decode(texts->tokenizer, sample->tokens + sample->prompt_count,
+                            sample->completion_count, true, &text, &bytes));
+    *input = (struct reward_input){.prompt = prompt->text,
+                                   .completion = text,
+                                   .ground_truth = prompt->ground_truth,
+                                   .data_source = prompt->data_source,
+                                   .extra_json = prompt->row_json,
+                                   .truncated = sample->finish == RL_FINISH_LENGTH};
+    return RL_OK;
+}
+
+static void release_text(void *arg, struct reward_input *input)
+{
+    (void)arg;
+    free((char *)(uintptr_t)input->completion);
+    input->completion = NULL;
+}
+
+struct reward_text_ops session_reward_texts(struct session_texts *texts)
+{
+    return (struct reward_text_ops){.acquire = acquire_text, .release = release_text, .arg = texts};
+}

@@ -1,0 +1,51 @@
+/* What most commands set up first, from a configuration: tokenizer, chat template, architecture,
+ * parameter layout, kernels, threads. Owns them; weights are loaded on request. */
+#ifndef FORESIGHT_APP_SESSION_H
+#define FORESIGHT_APP_SESSION_H
+
+#include "core/config.h"
+#include "core/pool.h"
+#include "model/chat.h"
+#include "model/forward.h"
+#include "model/tokenizer.h"
+#include "rewards/reward.h"
+#include "rollout/generator.h"
+#include "rollout/prompts.h"
+
+struct session {
+    const struct rl_config *config; /* borrowed */
+    struct tokenizer *tokenizer;
+    struct chat_template *chat; /* NULL: none */
+    struct model_layout *layout;
+    const struct kernel_table *kernels;
+    struct rl_pool *pool;
+    struct model_context context;
+};
+
+/* Set up from model.path, model.tokenizer, kernels.*, run.threads. `max_length`: longest sequence
+ * that will be used, tokens. Release with session_close (also after an error).
+ * Errors: RL_INVALID if the tokenizer has ids that the model lacks; those of the loaders. */
+rl_status session_open(const struct rl_config *config, int64_t max_length, struct session *session);
+void session_close(struct session *session);
+
+/* Prompt + completion limit of the configuration: model.max_length, or the two limits added. */
+int64_t session_max_length(const struct rl_config *config);
+
+/* Load weights of the folder `dir` into a new master slab. Caller frees with device_free. */
+rl_status session_load_master(const struct session *session, const char *dir, float **master);
+
+/* A new image of a master slab. Caller frees with device_free. */
+rl_status session_make_image(const struct session *session, const float *master, void **image);
+
+/* Options of the rollout engine from rollout.*, with room for max_groups groups. */
+void session_generator_options(const struct rl_config *config, int32_t max_groups,
+                               struct rollout_generator_options *out);
+
+/* Text of a scored sample for the reward pool; `arg` is a struct session_texts. */
+struct session_texts {
+    const struct tokenizer *tokenizer;
+    const struct prompts *prompts;
+};
+struct reward_text_ops session_reward_texts(struct session_texts *texts);
+
+#endif
