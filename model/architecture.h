@@ -5,6 +5,9 @@
 #include "core/status.h"
 #include "kernels/kernels.h"
 
+#include <stdbool.h>
+#include <stdint.h>
+
 enum { MODEL_EOS_MAX = 8 };
 enum model_rope_type { MODEL_ROPE_DEFAULT, MODEL_ROPE_LINEAR, MODEL_ROPE_LLAMA3, MODEL_ROPE_YARN };
 
@@ -12,19 +15,20 @@ struct model_architecture {
     char name[64]; /* "Qwen3ForCausalLM" */
     int32_t layers, width, heads, kv_heads, head_dim, ffn, vocab;
     int32_t max_position;
-    bool tied;      /* lm_head is the embedding */
-    bool qkv_bias;  /* biases on q, k, v */
-    bool o_bias;    /* bias on the attention output */
-    bool mlp_bias;  /* biases on gate, up, down */
-    bool qk_norm;   /* per-head RMSNorm on q and k (Qwen3) */
-    int32_t window; /* sliding window, 0: none */
+    bool tied;                  /* lm_head is the embedding */
+    bool qkv_bias;              /* biases on q, k, v */
+    bool o_bias;                /* bias on the attention output */
+    bool mlp_bias;              /* biases on gate, up, down */
+    bool qk_norm;               /* per-head RMSNorm on q and k (Qwen3) */
+    int32_t window;             /* sliding window, 0: none */
     int32_t window_first_layer; /* layers below this one attend to everything */
     float norm_epsilon;
+    double initializer_range; /* standard deviation of random matrices */
     enum kernel_activation activation;
     enum model_rope_type rope_type;
     double rope_theta, rope_factor, rope_low_freq_factor, rope_high_freq_factor;
     double rope_beta_fast, rope_beta_slow, rope_attention_factor; /* yarn */
-    bool rope_truncate;                                            /* yarn */
+    bool rope_truncate;                                           /* yarn */
     int32_t rope_original_max_position;
     int32_t bos_id, pad_id; /* -1: none */
     int32_t eos_ids[MODEL_EOS_MAX];

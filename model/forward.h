@@ -30,9 +30,9 @@ struct model_context {
 
 /* Packed tokens. For training every segment starts at position 0. */
 struct model_batch {
-    int64_t token_count;              /* N */
-    const int32_t *tokens;            /* [N] */
-    const int32_t *positions;         /* [N] */
+    int64_t token_count;      /* N */
+    const int32_t *tokens;    /* [N] */
+    const int32_t *positions; /* [N] */
     const struct kernel_segments *segments;
 };
 
@@ -50,14 +50,17 @@ void model_forward(const struct model_context *context, const void *image, struc
                    const float **hidden);
 
 /* Log-prob and entropy of targets [M] from hidden rows; rows are gathered: hidden_rows[i] is an
- * index into hidden. Outputs [M]; `entropy` may be NULL. M <= max_tokens. Keeps lse for backward. */
+ * index into hidden. Outputs [M]; `entropy` may be NULL. M <= max_tokens. Keeps lse for backward.
+ */
 void model_head_forward(const struct model_context *context, const void *image,
                         struct model_workspace *workspace, const int32_t *hidden_rows,
                         const int32_t *targets, int64_t m, float inv_temperature, float *logprob,
                         float *entropy);
 
-/* Back-propagate dL/dlogprob and dL/dentropy [M] (g_entropy may be NULL) of the last
+/* Back-propagate dL/dlogprob and dL/dentropy [M] (g_entropy may be NULL; otherwise the last
+ * model_head_forward must have been asked for entropy) of the last model_forward and
  * model_head_forward on this workspace (created with training = true) through head and body.
+ * `kv` must still hold that forward's pages. Uses the saved activations up: once per forward.
  * Adds to `grad` [master_count]. */
 void model_backward(const struct model_context *context, const void *image, struct model_kv *kv,
                     const struct model_batch *batch, struct model_workspace *workspace,
@@ -76,5 +79,36 @@ struct model_decode_args {
 };
 void model_head_decode(const struct model_context *context, const void *image,
                        struct model_workspace *workspace, const struct model_decode_args *args);
+
+/* Whole sequences packed for training: one segment each, from position 0, with pages of its own.
+ * Filled again and again without allocation. `batch` may be read at any time. */
+struct model_packing {
+    struct model_batch batch;
+    struct kernel_segments segments;
+    int32_t page_count; /* pages in use: 0 .. page_count - 1 */
+    int64_t max_tokens, max_sequences;
+    int32_t *tokens;            /* [max_tokens] */
+    int32_t *positions;         /* [max_tokens] */
+    int32_t *segment_start;     /* [max_sequences + 1] */
+    int32_t *first_position;    /* [max_sequences], zeros */
+    const int32_t **page_table; /* [max_sequences] */
+    int32_t *page_numbers;      /* [model_packing_pages(max_tokens, max_sequences)], 0, 1, 2, ... */
+};
+
+/* Pages that a kv needs for any packing within these limits. */
+int32_t model_packing_pages(int64_t max_tokens, int64_t max_sequences);
+
+/* Caller owns *out. Errors: RL_NO_MEMORY, RL_INVALID (limits below 1 or too large). */
+rl_status model_packing_create(int64_t max_tokens, int64_t max_sequences,
+                               struct model_packing **out);
+void model_packing_destroy(struct model_packing *packing);
+
+/* Empty it. */
+void model_packing_reset(struct model_packing *packing);
+
+/* Append a sequence of `count` >= 1 tokens; its rows are *first_row .. *first_row + count - 1.
+ * Returns RL_AGAIN, silently and unchanged, if it does not fit any more. */
+rl_status model_packing_add(struct model_packing *packing, const int32_t *tokens, int64_t count,
+                            int64_t *first_row);
 
 #endif

@@ -8,8 +8,20 @@
 
 #include "model/architecture.h"
 
+/* What a tensor is, from params.def: MODEL_PARAM_EMBEDDING, MODEL_PARAM_INPUT_NORM, ... */
+#define PARAM(id, scope, name, rows, cols, kind, present) MODEL_PARAM_##id,
+enum model_param {
+#include "model/params.def"
+    MODEL_PARAM_COUNT
+};
+
+enum model_param_kind { MODEL_KIND_MATRIX, MODEL_KIND_SCALE, MODEL_KIND_BIAS };
+
 struct model_tensor {
-    char name[128];      /* Hugging Face name */
+    char name[128]; /* Hugging Face name */
+    enum model_param param;
+    enum model_param_kind kind;
+    int32_t layer;       /* -1: not of a layer */
     int64_t rows, cols;  /* matrix [rows, cols]; vector: rows 1 */
     bool matrix;         /* packed in the image, decayed by the optimizer */
     int64_t offset;      /* floats, into master, gradient and moment slabs; multiple of 16 */
@@ -22,6 +34,7 @@ struct model_layout {
     enum kernel_dtype dtype; /* of matrices in the image */
     int32_t tensor_count;
     struct model_tensor *tensors;
+    int32_t *index; /* [L + 1][MODEL_PARAM_COUNT] -> tensor or -1; row L: tensors of no layer */
     int64_t master_count; /* floats in a slab, padding included (padding stays 0) */
     int64_t param_count;  /* real parameters */
     size_t image_bytes;
@@ -29,7 +42,8 @@ struct model_layout {
     int32_t rope_positions;
 };
 
-/* `max_positions` bounds sequences (rope tables). Caller owns *out. Errors: RL_NO_MEMORY, RL_INVALID. */
+/* `max_positions` bounds sequences (rope tables). Caller owns *out. Errors: RL_NO_MEMORY,
+ * RL_INVALID. */
 rl_status model_layout_create(const struct model_architecture *arch, enum kernel_dtype dtype,
                               int32_t max_positions, struct model_layout **out);
 void model_layout_destroy(struct model_layout *layout);
@@ -37,12 +51,18 @@ void model_layout_destroy(struct model_layout *layout);
 /* Index of a tensor by name, -1 if there is none. */
 int32_t model_layout_find(const struct model_layout *layout, const char *name);
 
-/* Fill a master slab with random weights (normal, std 0.02; norms 1; biases 0), keyed by seed. */
+/* The tensor of a role in a layer (-1: of no layer), NULL if the architecture has none. In a tied
+ * model MODEL_PARAM_HEAD gives the embedding. Borrowed. */
+const struct model_tensor *model_layout_tensor(const struct model_layout *layout,
+                                               enum model_param param, int32_t layer);
+
+/* Fill a master slab with random weights (normal with the architecture's initializer_range, 0.02
+ * where config.json has none; norms 1; biases 0; padding 0), keyed by seed and tensor name. */
 void model_params_init(const struct model_layout *layout, uint64_t seed, float *master);
 
-/* Read DIR/model.safetensors or the sharded index into a master slab [master_count]; F32, F16, BF16.
- * Wrong, missing or left-over tensors are errors that name them (lm_head.weight may be present in
- * tied models; it is ignored if equal, refused otherwise). */
+/* Read DIR/model.safetensors or the sharded index into a master slab [master_count]; F32, F16,
+ * BF16. Wrong, missing or left-over tensors are errors that name them (lm_head.weight may be
+ * present in tied models; it is ignored if equal, refused otherwise). */
 rl_status model_params_load(const struct model_layout *layout, const char *dir, float *master);
 
 /* Write a Hugging Face model folder: config.json, generation_config.json, model.safetensors in fp32

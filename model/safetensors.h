@@ -33,10 +33,21 @@ void safetensors_close(struct safetensors *file);
 int64_t safetensors_count(const struct safetensors *file);
 const struct safetensors_entry *safetensors_at(const struct safetensors *file, int64_t index);
 const struct safetensors_entry *safetensors_find(const struct safetensors *file, const char *name);
-const char *safetensors_metadata(const struct safetensors *file, const char *key); /* NULL if none */
+const char *safetensors_metadata(const struct safetensors *file,
+                                 const char *key); /* NULL if none */
 
 /* Convert an F32, F16 or BF16 entry to fp32 [elements]. Errors: RL_UNSUPPORTED (dtype named). */
 rl_status safetensors_to_fp32(const struct safetensors_entry *entry, float *out);
+
+/* Elements of an entry: the product of its shape. */
+int64_t safetensors_elements(const struct safetensors_entry *entry);
+
+/* Write the header for entries in the order given (`data` is not looked at; `bytes` must fit dtype
+ * and shape) to a new file; the caller then appends each entry's bytes and commits or aborts *out.
+ * For tensors that are converted on the way. Errors: RL_INVALID, RL_IO, RL_NO_MEMORY. */
+struct atomic_file;
+rl_status safetensors_write_header(const char *path, const struct safetensors_entry *entries,
+                                   int64_t count, struct atomic_file **out);
 
 /* Writer: entries in the order given, `data` read at write time; metadata {"format":"pt"}.
  * Atomic: temporary name, fsync, rename. */

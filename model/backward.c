@@ -1,0 +1,232 @@
+/* Backward pass of the decoder. Owns the order of gradient kernels. Norm outputs, rotated queries
+ * and the product of the feed-forward's halves are computed again from what forward kept, which
+ * costs little time and saves much memory. Invariant: gradients are only ever added to `grad`. */
+#include "model/workspace.h"
+
+#include <assert.h>
+#include <string.h>
+
+/* dW += dY^T X and, with `dx`, the gradient of the input. */
+static void linear_backward(const struct model_pass *pass, const struct model_linear *map,
+                            float *dx)
+{
+    struct kernel_linear_args args = model_linear_args(pass, map);
+    pass->kernels->linear_backward_weight(&args, pass->context->pool);
+    args.x = dx;
+    pass->kernels->linear_backward_input(&args, pass->context->pool);
+}
+
+struct norm_gradient {
+    struct model_norm norm; /* x and inv_rms as in forward */
+    const float *dy;
+    float *dx;
+    bool accumulate;
+};
+
+static void norm_backward(const struct model_pass *pass, const struct norm_gradient *gradient)
+{
+    const struct model_norm *norm = &gradient->norm;
+    const struct model_tensor *weight =
+        model_layout_tensor(pass->layout, norm->weight, norm->layer);
+    struct kernel_rmsnorm_args args = {
+        .x = norm->x,
+        .weight = (const void *)((const unsigned char *)pass->image + weight->image_offset),
+        .inv_rms = norm->inv_rms,
+        .dy = gradient->dy,
+        .dx = gradient->dx,
+        .dweight = pass->grad + weight->offset,
+        .m = norm->m,
+        .c = norm->c,
+        .epsilon = pass->layout->arch.norm_epsilon,
+        .accumulate = gradient->accumulate,
+    };
+    pass->kernels->rmsnorm_backward(&args, pass->context->pool);
+}
+
+static void feed_forward_backward(const struct model_pass *pass, int32_t layer)
+{
+    struct model_workspace *ws = pass->workspace;
+    struct model_layer_state *state = &ws->layers[layer];
+    const struct model_architecture *a = &pass->layout->arch;
+    int64_t n = pass->batch->token_count;
+    model_glu_forward(pass, layer);
+    linear_backward(pass,
+                    &(struct model_linear){MODEL_PARAM_DOWN, MODEL_PARAM_DOWN_BIAS, layer, ws->act,
+                                           ws->dx, false},
+                    ws->dact);
+    struct kernel_glu_args glu = {
+        .gate = state->gate,
+        .up = state->up,
+        .dy = ws->dact,
+        .dgate = state->gate,
+        .dup = state->up,
+        .count = n * a->ffn,
+        .activation = a->activation,
+    };
+    pass->kernels->glu_backward(&glu, pass->context->pool);
+    struct model_norm norm = {
+        MODEL_PARAM_POST_NORM, layer, state->middle, ws->norm, NULL, n, a->width};
+    model_norm_forward(pass, &norm);
+    linear_backward(pass,
+                    &(struct model_linear){MODEL_PARAM_GATE, MODEL_PARAM_GATE_BIAS, layer, ws->norm,
+                                           state->gate, false},
+                    ws->dnorm);
+    linear_backward(pass,
+                    &(struct model_linear){MODEL_PARAM_UP, MODEL_PARAM_UP_BIAS, layer, ws->norm,
+                                           state->up, true},
+                    ws->dnorm);
+    norm.inv_rms = state->inv_middle;
+    norm_backward(pass, &(struct norm_gradient){norm, ws->dnorm, ws->dx, true});
+}
+
+static void rope_backward(const struct model_pass *pass, float *dx, int64_t heads)
+{
+    struct kernel_rope_args args = {
+        .x = dx,
+        .cosine = pass->layout->cosine,
+        .sine = pass->layout->sine,
+        .positions = pass->batch->positions,
+        .n = pass->batch->token_count,
+        .heads = heads,
+        .d = pass->layout->arch.head_dim,
+    };
+    pass->kernels->rope_backward(&args, pass->context->pool);
+}
+
+/* Queries as attention saw them. */
+static const float *recompute_queries(const struct model_pass *pass, int32_t layer)
+{
+    const struct model_layer_state *state = &pass->workspace->layers[layer];
+    const struct model_architecture *a = &pass->layout->arch;
+    if (!a->qk_norm) {
+        return state->q_raw;
+    }
+    model_norm_forward(
+        pass, &(struct model_norm){MODEL_PARAM_Q_NORM, layer, state->q_raw, pass->workspace->q,
+                                   NULL, pass->batch->token_count * a->heads, a->head_dim});
+    model_rope_forward(pass, pass->workspace->q, a->heads);
+    return pass->workspace->q;
+}
+
+/* From gradients of rotated heads to gradients of the projections' outputs, in place. */
+static void heads_backward(const struct model_pass *pass, int32_t layer)
+{
+    struct model_workspace *ws = pass->workspace;
+    const struct model_layer_state *state = &ws->layers[layer];
+    const struct model_architecture *a = &pass->layout->arch;
+    int64_t n = pass->batch->token_count;
+    rope_backward(pass, ws->dq, a->heads);
+    rope_backward(pass, ws->dk, a->kv_heads);
+    if (!a->qk_norm) {
+        return;
+    }
+    struct model_norm q_norm = {MODEL_PARAM_Q_NORM, layer,        state->q_raw, NULL,
+                                state->inv_q,       n * a->heads, a->head_dim};
+    struct model_norm k_norm = {MODEL_PARAM_K_NORM, layer,           state->k_raw, NULL,
+                                state->inv_k,       n * a->kv_heads, a->head_dim};
+    norm_backward(pass, &(struct norm_gradient){q_norm, ws->dq, ws->dq, false});
+    norm_backward(pass, &(struct norm_gradient){k_norm, ws->dk, ws->dk, false});
+}
+
+static void attention_backward(const struct model_pass *pass, int32_t layer)
+{
+    struct model_workspace *ws = pass->workspace;
+    struct model_layer_state *state = &ws->layers[layer];
+    int64_t n = pass->batch->token_count;
+    linear_backward(pass,
+                    &(struct model_linear){MODEL_PARAM_O, MODEL_PARAM_O_BIAS, layer,
+                                           state->attention, ws->dx, false},
+                    ws->dattention);
+    struct kernel_attention_args attention =
+        model_attention_args(pass, layer, recompute_queries(pass, layer));
+    attention.dout = ws->dattention;
+    attention.dq = ws->dq;
+    attention.dk = ws->dk;
+    attention.dv = ws->dv;
+    pass->kernels->attention_backward(&attention, pass->context->pool);
+    heads_backward(pass, layer);
+    struct model_norm norm = {MODEL_PARAM_INPUT_NORM,  layer, state->input, ws->norm, NULL, n,
+                              pass->layout->arch.width};
+    model_norm_forward(pass, &norm);
+    linear_backward(
+        pass,
+        &(struct model_linear){MODEL_PARAM_Q, MODEL_PARAM_Q_BIAS, layer, ws->norm, ws->dq, false},
+        ws->dnorm);
+    linear_backward(
+        pass,
+        &(struct model_linear){MODEL_PARAM_K, MODEL_PARAM_K_BIAS, layer, ws->norm, ws->dk, true},
+        ws->dnorm);
+    linear_backward(
+        pass,
+        &(struct model_linear){MODEL_PARAM_V, MODEL_PARAM_V_BIAS, layer, ws->norm, ws->dv, true},
+        ws->dnorm);
+    norm.inv_rms = state->inv_input;
+    norm_backward(pass, &(struct norm_gradient){norm, ws->dnorm, ws->dx, true});
+}
+
+/* Head, then its gathered rows back to their tokens, then the last norm: leaves dx. */
+static void head_backward(const struct model_pass *pass, const float *g_logprob,
+                          const float *g_entropy)
+{
+    struct model_workspace *ws = pass->workspace;
+    const struct model_layout *layout = pass->layout;
+    int64_t width = layout->arch.width;
+    int64_t n = pass->batch->token_count;
+    float *dgathered = ws->dnorm;
+    float *dhidden = ws->norm;
+    struct kernel_head_args args = {
+        .x = ws->gathered,
+        .w = model_image_tensor(layout, pass->image, MODEL_PARAM_HEAD, -1),
+        .dtype = layout->dtype,
+        .targets = ws->targets,
+        .inv_temperature = ws->inv_temperature,
+        .entropy = ws->entropy,
+        .lse = ws->head_lse,
+        .g_logprob = g_logprob,
+        .g_entropy = g_entropy,
+        .dx = dgathered,
+        .dw = pass->grad + model_layout_tensor(layout, MODEL_PARAM_HEAD, -1)->offset,
+        .scratch = ws->head_scratch,
+        .m = ws->head_rows,
+        .v = layout->arch.vocab,
+        .c = width,
+    };
+    pass->kernels->head_backward(&args, pass->context->pool);
+    memset(dhidden, 0, (size_t)(n * width) * sizeof(float));
+    for (int64_t i = 0; i < ws->head_rows; i++) {
+        float *row = dhidden + ws->rows[i] * width;
+        for (int64_t c = 0; c < width; c++) {
+            row[c] += dgathered[i * width + c];
+        }
+    }
+    struct model_norm norm = {MODEL_PARAM_FINAL_NORM, -1, ws->output, NULL,
+                              ws->inv_final,          n,  width};
+    norm_backward(pass, &(struct norm_gradient){norm, dhidden, ws->dx, false});
+}
+
+void model_backward(const struct model_context *context, const void *image, struct model_kv *kv,
+                    const struct model_batch *batch, struct model_workspace *workspace,
+                    const float *g_logprob, const float *g_entropy, float *grad)
+{
+    assert(workspace->training && (g_entropy == NULL || workspace->has_entropy));
+    const struct model_layout *layout = context->layout;
+    struct model_pass pass = {context, layout, context->kernels, image, kv, batch, workspace, grad};
+    if (batch->token_count == 0 || workspace->head_rows == 0) {
+        return;
+    }
+    head_backward(&pass, g_logprob, g_entropy);
+    for (int32_t layer = layout->arch.layers - 1; layer >= 0; layer--) {
+        feed_forward_backward(&pass, layer);
+        attention_backward(&pass, layer);
+    }
+    struct kernel_embedding_args args = {
+        .dtype = layout->dtype,
+        .ids = batch->tokens,
+        .y = workspace->dx,
+        .dw = grad + model_layout_tensor(layout, MODEL_PARAM_EMBEDDING, -1)->offset,
+        .m = batch->token_count,
+        .v = layout->arch.vocab,
+        .c = layout->arch.width,
+    };
+    context->kernels->embedding_backward(&args, context->pool);
+}

@@ -1,0 +1,314 @@
+/* Forward pass of the decoder. Owns the order of kernel calls. Invariant: generation and training
+ * run the very same calls on the same numbers; whether a layer's state is kept or overwritten is
+ * decided by where the workspace's pointers point, never by a branch around arithmetic (P1). */
+#include "model/workspace.h"
+
+#include <assert.h>
+#include <math.h>
+#include <string.h>
+
+const void *model_image_tensor(const struct model_layout *layout, const void *image,
+                               enum model_param param, int32_t layer)
+{
+    if (param == MODEL_PARAM_COUNT) {
+        return NULL;
+    }
+    const struct model_tensor *tensor = model_layout_tensor(layout, param, layer);
+    return tensor == NULL ? NULL : (const unsigned char *)image + tensor->image_offset;
+}
+
+static float *grad_tensor(const struct model_pass *pass, enum model_param param, int32_t layer)
+{
+    if (pass->grad == NULL || param == MODEL_PARAM_COUNT) {
+        return NULL;
+    }
+    const struct model_tensor *tensor = model_layout_tensor(pass->layout, param, layer);
+    return tensor == NULL ? NULL : pass->grad + tensor->offset;
+}
+
+struct kernel_linear_args model_linear_args(const struct model_pass *pass,
+                                            const struct model_linear *map)
+{
+    const struct model_layout *layout = pass->layout;
+    const struct model_tensor *weight = model_layout_tensor(layout, map->weight, map->layer);
+    return (struct kernel_linear_args){
+        .w = (const unsigned char *)pass->image + weight->image_offset,
+        .dtype = layout->dtype,
+        .bias = model_image_tensor(layout, pass->image, map->bias, map->layer),
+        .x = map->x,
+        .y = map->y,
+        .dw = grad_tensor(pass, map->weight, map->layer),
+        .dbias = grad_tensor(pass, map->bias, map->layer),
+        .m = pass->batch->token_count,
+        .n = weight->rows,
+        .k = weight->cols,
+        .x_stride = weight->cols,
+        .y_stride = weight->rows,
+        .accumulate = map->accumulate,
+    };
+}
+
+static void linear_forward(const struct model_pass *pass, const struct model_linear *map)
+{
+    struct kernel_linear_args args = model_linear_args(pass, map);
+    pass->kernels->linear_forward(&args, pass->context->pool);
+}
+
+void model_norm_forward(const struct model_pass *pass, const struct model_norm *norm)
+{
+    struct kernel_rmsnorm_args args = {
+        .x = norm->x,
+        .weight = model_image_tensor(pass->layout, pass->image, norm->weight, norm->layer),
+        .y = norm->y,
+        .inv_rms = norm->inv_rms,
+        .m = norm->m,
+        .c = norm->c,
+        .epsilon = pass->layout->arch.norm_epsilon,
+    };
+    pass->kernels->rmsnorm_forward(&args, pass->context->pool);
+}
+
+void model_rope_forward(const struct model_pass *pass, float *x, int64_t heads)
+{
+    struct kernel_rope_args args = {
+        .x = x,
+        .cosine = pass->layout->cosine,
+        .sine = pass->layout->sine,
+        .positions = pass->batch->positions,
+        .n = pass->batch->token_count,
+        .heads = heads,
+        .d = pass->layout->arch.head_dim,
+    };
+    pass->kernels->rope_forward(&args, pass->context->pool);
+}
+
+void model_glu_forward(const struct model_pass *pass, int32_t layer)
+{
+    const struct model_layer_state *state = &pass->workspace->layers[layer];
+    struct kernel_glu_args args = {
+        .gate = state->gate,
+        .up = state->up,
+        .y = pass->workspace->act,
+        .count = pass->batch->token_count * pass->layout->arch.ffn,
+        .activation = pass->layout->arch.activation,
+    };
+    pass->kernels->glu_forward(&args, pass->context->pool);
+}
+
+struct kernel_attention_args model_attention_args(const struct model_pass *pass, int32_t layer,
+                                                  const float *q)
+{
+    const struct model_architecture *a = &pass->layout->arch;
+    const struct model_layer_state *state = &pass->workspace->layers[layer];
+    return (struct kernel_attention_args){
+        .segments = pass->batch->segments,
+        .q = q,
+        .k_pages = pass->kv->k + layer * pass->kv->layer_stride,
+        .v_pages = pass->kv->v + layer * pass->kv->layer_stride,
+        .out = state->attention,
+        .lse = state->lse,
+        .heads = a->heads,
+        .kv_heads = a->kv_heads,
+        .d = a->head_dim,
+        .window = layer >= a->window_first_layer ? a->window : 0,
+        .scale = (float)(1.0 / sqrt((double)a->head_dim)),
+    };
+}
+
+/* Next place of the residual stream; the same place without training. */
+static void carry_residual(const struct model_pass *pass, float *to, const float *from)
+{
+    if (to != from) {
+        size_t floats = (size_t)pass->batch->token_count * (size_t)pass->layout->arch.width;
+        memcpy(to, from, floats * sizeof(float));
+    }
+}
+
+static void embed_tokens(const struct model_pass *pass)
+{
+    const struct model_architecture *a = &pass->layout->arch;
+    struct kernel_embedding_args args = {
+        .w = model_image_tensor(pass->layout, pass->image, MODEL_PARAM_EMBEDDING, -1),
+        .dtype = pass->layout->dtype,
+        .ids = pass->batch->tokens,
+        .y = pass->workspace->layers[0].input,
+        .m = pass->batch->token_count,
+        .v = a->vocab,
+        .c = a->width,
+    };
+    pass->kernels->embedding_forward(&args, pass->context->pool);
+}
+
+static void project_qkv(const struct model_pass *pass, int32_t layer, float *q, float *k)
+{
+    struct model_workspace *ws = pass->workspace;
+    linear_forward(
+        pass, &(struct model_linear){MODEL_PARAM_Q, MODEL_PARAM_Q_BIAS, layer, ws->norm, q, false});
+    linear_forward(
+        pass, &(struct model_linear){MODEL_PARAM_K, MODEL_PARAM_K_BIAS, layer, ws->norm, k, false});
+    linear_forward(pass, &(struct model_linear){MODEL_PARAM_V, MODEL_PARAM_V_BIAS, layer, ws->norm,
+                                                ws->v, false});
+}
+
+/* Queries and keys of the layer, normed and rotated. Returns the queries. */
+static const float *prepare_heads(const struct model_pass *pass, int32_t layer)
+{
+    struct model_workspace *ws = pass->workspace;
+    const struct model_architecture *a = &pass->layout->arch;
+    const struct model_layer_state *state = &ws->layers[layer];
+    int64_t n = pass->batch->token_count;
+    float *q = a->qk_norm ? ws->q : state->q_raw;
+    project_qkv(pass, layer, state->q_raw, a->qk_norm ? state->k_raw : ws->k);
+    if (a->qk_norm) {
+        model_norm_forward(pass, &(struct model_norm){MODEL_PARAM_Q_NORM, layer, state->q_raw, q,
+                                                      state->inv_q, n * a->heads, a->head_dim});
+        model_norm_forward(pass,
+                           &(struct model_norm){MODEL_PARAM_K_NORM, layer, state->k_raw, ws->k,
+                                                state->inv_k, n * a->kv_heads, a->head_dim});
+    }
+    model_rope_forward(pass, q, a->heads);
+    model_rope_forward(pass, ws->k, a->kv_heads);
+    return q;
+}
+
+static void attend(const struct model_pass *pass, int32_t layer)
+{
+    struct model_workspace *ws = pass->workspace;
+    const struct model_layer_state *state = &ws->layers[layer];
+    const struct model_architecture *a = &pass->layout->arch;
+    int64_t n = pass->batch->token_count;
+    model_norm_forward(pass, &(struct model_norm){MODEL_PARAM_INPUT_NORM, layer, state->input,
+                                                  ws->norm, state->inv_input, n, a->width});
+    const float *q = prepare_heads(pass, layer);
+    struct kernel_kv_args store = {
+        .segments = pass->batch->segments,
+        .k = ws->k,
+        .v = ws->v,
+        .k_pages = pass->kv->k + layer * pass->kv->layer_stride,
+        .v_pages = pass->kv->v + layer * pass->kv->layer_stride,
+        .kv_heads = a->kv_heads,
+        .d = a->head_dim,
+    };
+    pass->kernels->kv_write(&store, pass->context->pool);
+    struct kernel_attention_args attention = model_attention_args(pass, layer, q);
+    pass->kernels->attention_forward(&attention, pass->context->pool);
+    carry_residual(pass, state->middle, state->input);
+    linear_forward(pass, &(struct model_linear){MODEL_PARAM_O, MODEL_PARAM_O_BIAS, layer,
+                                                state->attention, state->middle, true});
+}
+
+static void feed_forward(const struct model_pass *pass, int32_t layer, float *output)
+{
+    struct model_workspace *ws = pass->workspace;
+    const struct model_layer_state *state = &ws->layers[layer];
+    model_norm_forward(pass,
+                       &(struct model_norm){MODEL_PARAM_POST_NORM, layer, state->middle, ws->norm,
+                                            state->inv_middle, pass->batch->token_count,
+                                            pass->layout->arch.width});
+    linear_forward(pass, &(struct model_linear){MODEL_PARAM_GATE, MODEL_PARAM_GATE_BIAS, layer,
+                                                ws->norm, state->gate, false});
+    linear_forward(pass, &(struct model_linear){MODEL_PARAM_UP, MODEL_PARAM_UP_BIAS, layer,
+                                                ws->norm, state->up, false});
+    model_glu_forward(pass, layer);
+    carry_residual(pass, output, state->middle);
+    linear_forward(pass, &(struct model_linear){MODEL_PARAM_DOWN, MODEL_PARAM_DOWN_BIAS, layer,
+                                                ws->act, output, true});
+}
+
+void model_forward(const struct model_context *context, const void *image, struct model_kv *kv,
+                   const struct model_batch *batch, struct model_workspace *workspace,
+                   const float **hidden)
+{
+    assert(batch->token_count <= workspace->max_tokens);
+    const struct model_layout *layout = context->layout;
+    struct model_pass pass = {context, layout, context->kernels, image, kv, batch, workspace, NULL};
+    workspace->head_rows = 0;
+    *hidden = workspace->hidden;
+    if (batch->token_count == 0) {
+        return;
+    }
+    embed_tokens(&pass);
+    for (int32_t layer = 0; layer < layout->arch.layers; layer++) {
+        bool last = layer + 1 == layout->arch.layers;
+        attend(&pass, layer);
+        feed_forward(&pass, layer, last ? workspace->output : workspace->layers[layer + 1].input);
+    }
+    model_norm_forward(&pass, &(struct model_norm){MODEL_PARAM_FINAL_NORM, -1, workspace->output,
+                                                   workspace->hidden, workspace->inv_final,
+                                                   batch->token_count, layout->arch.width});
+}
+
+static void gather_rows(const struct model_workspace *workspace, int64_t width, const int32_t *rows,
+                        int64_t m)
+{
+    for (int64_t i = 0; i < m; i++) {
+        assert(rows[i] >= 0 && rows[i] < workspace->max_tokens);
+        memcpy(workspace->gathered + i * width, workspace->hidden + rows[i] * width,
+               (size_t)width * sizeof(float));
+    }
+}
+
+void model_head_forward(const struct model_context *context, const void *image,
+                        struct model_workspace *workspace, const int32_t *hidden_rows,
+                        const int32_t *targets, int64_t m, float inv_temperature, float *logprob,
+                        float *entropy)
+{
+    assert(m <= workspace->max_tokens);
+    const struct model_layout *layout = context->layout;
+    workspace->head_rows = m;
+    workspace->inv_temperature = inv_temperature;
+    workspace->has_entropy = entropy != NULL;
+    if (m == 0) {
+        return;
+    }
+    gather_rows(workspace, layout->arch.width, hidden_rows, m);
+    memcpy(workspace->rows, hidden_rows, (size_t)m * sizeof(*hidden_rows));
+    memcpy(workspace->targets, targets, (size_t)m * sizeof(*targets));
+    struct kernel_head_args args = {
+        .x = workspace->gathered,
+        .w = model_image_tensor(layout, image, MODEL_PARAM_HEAD, -1),
+        .dtype = layout->dtype,
+        .targets = workspace->targets,
+        .inv_temperature = inv_temperature,
+        .logprob = logprob,
+        .entropy = entropy == NULL ? NULL : workspace->entropy,
+        .lse = workspace->head_lse,
+        .scratch = workspace->head_scratch,
+        .m = m,
+        .v = layout->arch.vocab,
+        .c = layout->arch.width,
+    };
+    context->kernels->head_forward(&args, context->pool);
+    if (entropy != NULL) {
+        memcpy(entropy, workspace->entropy, (size_t)m * sizeof(float));
+    }
+}
+
+void model_head_decode(const struct model_context *context, const void *image,
+                       struct model_workspace *workspace, const struct model_decode_args *args)
+{
+    assert(!workspace->training && args->m <= workspace->max_tokens);
+    const struct model_layout *layout = context->layout;
+    gather_rows(workspace, layout->arch.width, args->hidden_rows, args->m);
+    /* In turns: a row's result does not depend on its company, and the logits stay small. */
+    for (int64_t row = 0; row < args->m; row += MODEL_DECODE_ROWS) {
+        int64_t left = args->m - row;
+        struct kernel_decode_args decode = {
+            .x = workspace->gathered + row * layout->arch.width,
+            .w = model_image_tensor(layout, image, MODEL_PARAM_HEAD, -1),
+            .dtype = layout->dtype,
+            .sampling = args->sampling,
+            .keys = args->keys + row,
+            .counters = args->counters + row,
+            .forced = args->forced == NULL ? NULL : args->forced + row,
+            .ids = args->ids + row,
+            .logprob = args->logprob + row,
+            .logits = workspace->logits,
+            .order = workspace->order,
+            .m = left < MODEL_DECODE_ROWS ? left : MODEL_DECODE_ROWS,
+            .v = layout->arch.vocab,
+            .c = layout->arch.width,
+        };
+        context->kernels->head_decode(&decode, context->pool);
+    }
+}

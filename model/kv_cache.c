@@ -1,0 +1,155 @@
+/* KV pages: the counts (struct model_pages) and the memory (struct model_kv). Invariant: a page is
+ * on the free stack exactly when its count is 0. */
+#include "model/kv_cache.h"
+
+#include "core/log.h"
+#include "kernels/device.h"
+#include "model/forward.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct model_pages {
+    int32_t page_count;
+    int32_t free_count;
+    int32_t *free_stack; /* [page_count], lowest numbers on top at first */
+    int32_t *references; /* [page_count] */
+};
+
+rl_status model_pages_create(int32_t page_count, struct model_pages **out)
+{
+    if (page_count < 1) {
+        return rl_fail(RL_INVALID, "KV cache of %d pages, must have at least 1", page_count);
+    }
+    struct model_pages *pages = calloc(1, sizeof(*pages));
+    int32_t *numbers = calloc((size_t)page_count * 2, sizeof(*numbers));
+    if (pages == NULL || numbers == NULL) {
+        free(numbers);
+        free(pages);
+        return rl_fail(RL_NO_MEMORY, "no memory to keep count of %d KV pages", page_count);
+    }
+    pages->page_count = page_count;
+    pages->free_count = page_count;
+    pages->free_stack = numbers;
+    pages->references = numbers + page_count;
+    for (int32_t i = 0; i < page_count; i++) {
+        pages->free_stack[i] = page_count - 1 - i;
+    }
+    *out = pages;
+    return RL_OK;
+}
+
+void model_pages_destroy(struct model_pages *pages)
+{
+    if (pages == NULL) {
+        return;
+    }
+    free(pages->free_stack);
+    free(pages);
+}
+
+int32_t model_pages_free_count(const struct model_pages *pages)
+{
+    return pages->free_count;
+}
+
+int32_t model_pages_references(const struct model_pages *pages, int32_t page)
+{
+    assert(page >= 0 && page < pages->page_count);
+    return pages->references[page];
+}
+
+int32_t model_pages_for_tokens(int64_t tokens)
+{
+    return (int32_t)((tokens + KERNEL_PAGE_TOKENS - 1) / KERNEL_PAGE_TOKENS);
+}
+
+rl_status model_pages_acquire(struct model_pages *pages, int32_t count, int32_t *ids)
+{
+    if (count > pages->free_count) {
+        return RL_AGAIN;
+    }
+    for (int32_t i = 0; i < count; i++) {
+        int32_t page = pages->free_stack[--pages->free_count];
+        pages->references[page] = 1;
+        ids[i] = page;
+    }
+    return RL_OK;
+}
+
+void model_pages_share(struct model_pages *pages, const int32_t *ids, int32_t count)
+{
+    for (int32_t i = 0; i < count; i++) {
+        assert(ids[i] >= 0 && ids[i] < pages->page_count && pages->references[ids[i]] > 0);
+        pages->references[ids[i]]++;
+    }
+}
+
+void model_pages_release(struct model_pages *pages, const int32_t *ids, int32_t count)
+{
+    for (int32_t i = 0; i < count; i++) {
+        int32_t page = ids[i];
+        assert(page >= 0 && page < pages->page_count && pages->references[page] > 0);
+        if (--pages->references[page] == 0) {
+            pages->free_stack[pages->free_count++] = page;
+        }
+    }
+}
+
+rl_status model_pages_make_private(struct model_pages *pages, int32_t *page, int32_t *copy_from)
+{
+    int32_t old = *page;
+    if (model_pages_references(pages, old) == 1) {
+        *copy_from = -1;
+        return RL_OK;
+    }
+    RL_TRY(model_pages_acquire(pages, 1, page));
+    model_pages_release(pages, &old, 1);
+    *copy_from = old;
+    return RL_OK;
+}
+
+/* Floats of one page of keys (or values) in one layer. */
+static int64_t page_floats(const struct model_layout *layout)
+{
+    return (int64_t)layout->arch.kv_heads * layout->arch.head_dim * KERNEL_PAGE_TOKENS;
+}
+
+size_t model_kv_page_bytes(const struct model_layout *layout)
+{
+    return (size_t)(page_floats(layout) * layout->arch.layers * 2) * sizeof(float);
+}
+
+rl_status model_kv_create(const struct model_layout *layout, int32_t page_count,
+                          struct model_kv *out)
+{
+    if (page_count < 1) {
+        return rl_fail(RL_INVALID, "KV cache of %d pages, must have at least 1", page_count);
+    }
+    void *data = NULL;
+    RL_TRY(device_alloc(model_kv_page_bytes(layout) * (size_t)page_count, "KV cache", &data));
+    out->layer_stride = page_floats(layout) * page_count;
+    out->page_count = page_count;
+    out->k = data;
+    out->v = out->k + out->layer_stride * layout->arch.layers;
+    return RL_OK;
+}
+
+void model_kv_fini(struct model_kv *kv)
+{
+    device_free(kv->k);
+    memset(kv, 0, sizeof(*kv));
+}
+
+void model_kv_copy_page(const struct model_layout *layout, struct model_kv *kv, int32_t from,
+                        int32_t to)
+{
+    int64_t floats = page_floats(layout);
+    size_t bytes = (size_t)floats * sizeof(float);
+    for (int32_t layer = 0; layer < layout->arch.layers; layer++) {
+        int64_t base = layer * kv->layer_stride;
+        memcpy(kv->k + base + to * floats, kv->k + base + from * floats, bytes);
+        memcpy(kv->v + base + to * floats, kv->v + base + from * floats, bytes);
+    }
+}

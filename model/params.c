@@ -1,0 +1,255 @@
+/* Parameter tables, random weights and the image. Owns the layout of slabs and images. Invariant:
+ * offsets depend on the architecture alone (image offsets on the dtype too), so slabs and images
+ * can travel between processes as plain bytes. */
+#include "model/params.h"
+
+#include "core/log.h"
+#include "kernels/device.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <xxhash.h>
+
+enum { SCOPE_GLOBAL, SCOPE_LAYER };
+
+enum { SLAB_ALIGN_FLOATS = 16, IMAGE_ALIGN_BYTES = 64 };
+
+/* More than any machine of this program's kind can hold; keeps every product far from overflow. */
+static const int64_t params_max = INT64_C(1) << 40;
+
+struct param_rule {
+    int scope;
+    const char *pattern;
+    enum model_param_kind kind;
+};
+
+#define PARAM(id, scope, name, rows, cols, kind, present) {SCOPE_##scope, name, MODEL_KIND_##kind},
+static const struct param_rule rules[] = {
+#include "model/params.def"
+};
+
+struct param_shape {
+    int64_t rows, cols;
+    bool present;
+};
+
+static struct param_shape param_shape(enum model_param param, const struct model_architecture *a)
+{
+#define PARAM(id, scope, name, rows, cols, kind, present) {rows, cols, present},
+    const struct param_shape shapes[] = {
+#include "model/params.def"
+    };
+    return shapes[param];
+}
+
+static int64_t align_up(int64_t value, int64_t unit)
+{
+    return (value + unit - 1) / unit * unit;
+}
+
+/* The patterns hold at most one %d; the format is chosen here so that it stays a literal. */
+static void name_tensor(struct model_tensor *tensor, const char *pattern)
+{
+    const char *hole = strstr(pattern, "%d");
+    if (hole == NULL) {
+        snprintf(tensor->name, sizeof tensor->name, "%s", pattern);
+        return;
+    }
+    snprintf(tensor->name, sizeof tensor->name, "%.*s%d%s", (int)(hole - pattern), pattern,
+             tensor->layer, hole + 2);
+}
+
+static void place_tensor(struct model_layout *layout, enum model_param param, int32_t layer)
+{
+    struct param_shape shape = param_shape(param, &layout->arch);
+    if (!shape.present) {
+        return;
+    }
+    struct model_tensor *tensor = &layout->tensors[layout->tensor_count];
+    tensor->param = param;
+    tensor->kind = rules[param].kind;
+    tensor->layer = layer;
+    tensor->rows = shape.rows;
+    tensor->cols = shape.cols;
+    tensor->matrix = tensor->kind == MODEL_KIND_MATRIX;
+    name_tensor(tensor, rules[param].pattern);
+    int64_t count = shape.rows * shape.cols;
+    size_t bytes = tensor->matrix
+                       ? kernel_packed_bytes(shape.rows, shape.cols, layout->dtype)
+                       : (size_t)align_up(count * (int64_t)sizeof(float), IMAGE_ALIGN_BYTES);
+    tensor->offset = layout->master_count;
+    tensor->image_offset = layout->image_bytes;
+    layout->master_count += align_up(count, SLAB_ALIGN_FLOATS);
+    layout->param_count += count;
+    layout->image_bytes += (size_t)align_up((int64_t)bytes, IMAGE_ALIGN_BYTES);
+    int32_t row = layer < 0 ? layout->arch.layers : layer;
+    layout->index[row * MODEL_PARAM_COUNT + (int)param] = layout->tensor_count++;
+}
+
+/* Table order is file order: global parameters before the layers, the layers, those after. */
+static void place_all(struct model_layout *layout)
+{
+    int param = 0;
+    for (; rules[param].scope == SCOPE_GLOBAL; param++) {
+        place_tensor(layout, (enum model_param)param, -1);
+    }
+    int first = param;
+    for (int32_t layer = 0; layer < layout->arch.layers; layer++) {
+        for (param = first; rules[param].scope == SCOPE_LAYER; param++) {
+            place_tensor(layout, (enum model_param)param, layer);
+        }
+    }
+    for (; param < MODEL_PARAM_COUNT; param++) {
+        place_tensor(layout, (enum model_param)param, -1);
+    }
+}
+
+static rl_status check_size(const struct model_architecture *arch)
+{
+    int64_t total = 0;
+    for (int param = 0; param < MODEL_PARAM_COUNT; param++) {
+        struct param_shape shape = param_shape((enum model_param)param, arch);
+        int64_t copies = rules[param].scope == SCOPE_LAYER ? arch->layers : 1;
+        if (shape.rows > params_max / shape.cols / copies) {
+            return rl_fail(RL_INVALID, "%s: a model of this size is beyond the limit of %lld",
+                           arch->name, (long long)params_max);
+        }
+        total += shape.present ? shape.rows * shape.cols * copies : 0;
+    }
+    if (total > params_max) {
+        return rl_fail(RL_INVALID, "%s: %lld parameters are beyond the limit of %lld", arch->name,
+                       (long long)total, (long long)params_max);
+    }
+    return RL_OK;
+}
+
+static rl_status make_rope(struct model_layout *layout, int32_t max_positions)
+{
+    int64_t floats = (int64_t)max_positions * (layout->arch.head_dim / 2);
+    void *tables = NULL;
+    RL_TRY(device_alloc((size_t)floats * 2 * sizeof(float), "rope tables", &tables));
+    layout->cosine = tables;
+    layout->sine = layout->cosine + floats;
+    layout->rope_positions = max_positions;
+    model_rope_tables(&layout->arch, max_positions, layout->cosine, layout->sine);
+    return RL_OK;
+}
+
+rl_status model_layout_create(const struct model_architecture *arch, enum kernel_dtype dtype,
+                              int32_t max_positions, struct model_layout **out)
+{
+    if (max_positions < 1) {
+        return rl_fail(RL_INVALID, "longest sequence is %d, must be at least 1", max_positions);
+    }
+    RL_TRY(check_size(arch));
+    size_t rows = (size_t)arch->layers + 1;
+    struct model_layout *layout = calloc(1, sizeof(*layout));
+    if (layout == NULL) {
+        return rl_fail(RL_NO_MEMORY, "no memory for the tensor table");
+    }
+    layout->arch = *arch;
+    layout->dtype = dtype;
+    layout->tensors = calloc(rows * MODEL_PARAM_COUNT, sizeof(*layout->tensors));
+    layout->index = malloc(rows * MODEL_PARAM_COUNT * sizeof(*layout->index));
+    rl_status status = RL_OK;
+    if (layout->tensors == NULL || layout->index == NULL) {
+        status = rl_fail(RL_NO_MEMORY, "no memory for the tensor table");
+    } else {
+        memset(layout->index, 0xff, rows * MODEL_PARAM_COUNT * sizeof(*layout->index));
+        place_all(layout);
+        status = make_rope(layout, max_positions);
+    }
+    if (status != RL_OK) {
+        model_layout_destroy(layout);
+        return status;
+    }
+    *out = layout;
+    return RL_OK;
+}
+
+void model_layout_destroy(struct model_layout *layout)
+{
+    if (layout == NULL) {
+        return;
+    }
+    device_free(layout->cosine);
+    free(layout->index);
+    free(layout->tensors);
+    free(layout);
+}
+
+int32_t model_layout_find(const struct model_layout *layout, const char *name)
+{
+    for (int32_t i = 0; i < layout->tensor_count; i++) {
+        if (strcmp(layout->tensors[i].name, name) == 0) {
+            return i;
+        }
+    }
+    return -1;
+}
+
+const struct model_tensor *model_layout_tensor(const struct model_layout *layout,
+                                               enum model_param param, int32_t layer)
+{
+    if (param == MODEL_PARAM_HEAD && layout->arch.tied) {
+        param = MODEL_PARAM_EMBEDDING;
+    }
+    int32_t row = layer < 0 ? layout->arch.layers : layer;
+    int32_t at = layout->index[row * MODEL_PARAM_COUNT + (int)param];
+    return at < 0 ? NULL : &layout->tensors[at];
+}
+
+/* The stream is the tensor's name: a tensor keeps its numbers when others come or go. */
+static void fill_normal(const struct model_tensor *tensor, uint64_t seed, double deviation,
+                        float *values)
+{
+    uint64_t stream = XXH3_64bits(tensor->name, strlen(tensor->name));
+    struct rl_rng_key key = rl_rng_key_make(seed, stream, UINT64_C(0x57) << 56);
+    int64_t count = tensor->rows * tensor->cols;
+    for (int64_t i = 0; i < count; i++) {
+        values[i] = (float)(deviation * rl_rng_normal(key, (uint64_t)i));
+    }
+}
+
+void model_params_init(const struct model_layout *layout, uint64_t seed, float *master)
+{
+    memset(master, 0, (size_t)layout->master_count * sizeof(float));
+    for (int32_t i = 0; i < layout->tensor_count; i++) {
+        const struct model_tensor *tensor = &layout->tensors[i];
+        float *values = master + tensor->offset;
+        if (tensor->kind == MODEL_KIND_MATRIX) {
+            fill_normal(tensor, seed, layout->arch.initializer_range, values);
+        } else if (tensor->kind == MODEL_KIND_SCALE) {
+            for (int64_t j = 0; j < tensor->cols; j++) {
+                values[j] = 1.0F;
+            }
+        }
+    }
+}
+
+void model_params_publish(const struct model_layout *layout, const struct kernel_table *kernels,
+                          const float *master, void *image, struct rl_pool *pool)
+{
+    for (int32_t i = 0; i < layout->tensor_count; i++) {
+        const struct model_tensor *tensor = &layout->tensors[i];
+        unsigned char *place = (unsigned char *)image + tensor->image_offset;
+        const float *values = master + tensor->offset;
+        if (tensor->matrix) {
+            struct kernel_linear_pack_args pack = {values, place, layout->dtype, tensor->rows,
+                                                   tensor->cols};
+            kernels->linear_pack(&pack, pool);
+            continue;
+        }
+        /* Padding too, so that equal weights mean equal images, byte for byte. */
+        size_t bytes = (size_t)tensor->cols * sizeof(float);
+        size_t padded = (size_t)align_up((int64_t)bytes, IMAGE_ALIGN_BYTES);
+        memcpy(place, values, bytes);
+        memset(place + bytes, 0, padded - bytes);
+    }
+}
+
+uint64_t model_image_hash(const struct model_layout *layout, const void *image)
+{
+    return XXH3_64bits(image, layout->image_bytes);
+}

@@ -1,0 +1,110 @@
+/* Inside of struct model_workspace, for forward.c and backward.c only. Letters as in kernels.h;
+ * N here is max_tokens. */
+#ifndef FORESIGHT_MODEL_WORKSPACE_H
+#define FORESIGHT_MODEL_WORKSPACE_H
+
+#include "model/forward.h"
+
+/* Rows of logits that decode holds at a time; more rows are taken in turns. */
+enum { MODEL_DECODE_ROWS = 64 };
+
+/* What a layer leaves for backward. Without training all layers share one set, and `middle` is
+ * `input`. */
+struct model_layer_state {
+    float *input;      /* [N, C] residual stream as it enters */
+    float *middle;     /* [N, C] after attention */
+    float *inv_input;  /* [N] 1 / rms of input */
+    float *inv_middle; /* [N] */
+    float *q_raw;      /* [N, H * D] before the per-head norm; without one, after RoPE */
+    float *k_raw;      /* [N, K * D] likewise; only the norm's backward reads it */
+    float *inv_q;      /* [N, H]; NULL without the per-head norm */
+    float *inv_k;      /* [N, K] */
+    float *attention;  /* [N, H * D] */
+    float *lse;        /* [N, H]; NULL without training */
+    float *gate, *up;  /* [N, F]; backward overwrites them with their gradients */
+};
+
+struct model_workspace {
+    bool training;
+    int64_t max_tokens;
+    void *slab;                       /* all arrays below */
+    struct model_layer_state *layers; /* [L] */
+    float *output;                    /* [N, C] residual stream after the last layer */
+    float *inv_final;                 /* [N] */
+    float *hidden;                    /* [N, C] after the last norm */
+
+    float *norm;  /* [N, C] input of the linear maps */
+    float *q;     /* [N, H * D] after norm and RoPE */
+    float *k, *v; /* [N, K * D] */
+    float *act;   /* [N, F] */
+
+    int64_t head_rows; /* M of the last model_head_forward */
+    float inv_temperature;
+    bool has_entropy;
+    float *gathered;     /* [N, C] */
+    float *head_lse;     /* [N] */
+    float *entropy;      /* [N] */
+    int32_t *rows;       /* [N] */
+    int32_t *targets;    /* [N] */
+    float *head_scratch; /* [N, KERNEL_HEAD_CHUNK] */
+    float *logits;       /* [decode rows, V rounded up to 32]; NULL when training */
+    int32_t *order;      /* [decode rows, V] */
+
+    float *dx;              /* [N, C] gradient of the residual stream; NULL without training */
+    float *dnorm;           /* [N, C] */
+    float *dq, *dattention; /* [N, H * D] */
+    float *dk, *dv;         /* [N, K * D] */
+    float *dact;            /* [N, F] */
+};
+
+/* One forward or backward pass; all borrowed. */
+struct model_pass {
+    const struct model_context *context;
+    const struct model_layout *layout;
+    const struct kernel_table *kernels;
+    const void *image;
+    struct model_kv *kv;
+    const struct model_batch *batch;
+    struct model_workspace *workspace;
+    float *grad; /* backward only */
+};
+
+/* A linear map of a layer (-1: of none): x [m, K] and y [m, N], or their gradients. */
+struct model_linear {
+    enum model_param weight;
+    enum model_param bias; /* MODEL_PARAM_COUNT: never has one */
+    int32_t layer;
+    float *x, *y;
+    bool accumulate;
+};
+
+/* Parameter of a layer inside the image, NULL if the architecture has none. */
+const void *model_image_tensor(const struct model_layout *layout, const void *image,
+                               enum model_param param, int32_t layer);
+
+/* The kernel's arguments for a linear map of the pass's batch; dw and dbias point into pass->grad
+ * if there is one. */
+struct kernel_linear_args model_linear_args(const struct model_pass *pass,
+                                            const struct model_linear *map);
+
+/* What the layer's attention is called with, forward fields only. */
+struct kernel_attention_args model_attention_args(const struct model_pass *pass, int32_t layer,
+                                                  const float *q);
+
+/* y = RMSNorm of x by a parameter; `inv_rms` may be NULL; m rows of c. */
+struct model_norm {
+    enum model_param weight;
+    int32_t layer;
+    const float *x;
+    float *y, *inv_rms;
+    int64_t m, c;
+};
+void model_norm_forward(const struct model_pass *pass, const struct model_norm *norm);
+
+/* Rotate heads in place by the batch's positions. */
+void model_rope_forward(const struct model_pass *pass, float *x, int64_t heads);
+
+/* act = activation(gate) * up of a layer. */
+void model_glu_forward(const struct model_pass *pass, int32_t layer);
+
+#endif
