@@ -26,7 +26,7 @@ enum family { FAMILY_LLAMA, FAMILY_QWEN2, FAMILY_QWEN3 };
 
 static const struct {
     const char *name;
-    enum family family = FAMILY_LLAMA;
+    enum family family;
 } families[] = {
     {"LlamaForCausalLM", FAMILY_LLAMA},
     {"Qwen2ForCausalLM", FAMILY_QWEN2},
