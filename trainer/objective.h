@@ -142,7 +142,7 @@ enum {
  * dr_grpo clip symmetrically by epsilon_low and have no dual clip; aggregation auto is token-mean
  * for fipo and dapo, seq-mean-token-mean for grpo, 1/(B * scale) for dr_grpo. The KL coefficient is
  * 0 here if kl_in is reward, the TIS cap if old_logprob is behaviour. Errors: RL_INVALID (delta in
- * (0, 1], epsilon_low > 1 is allowed and never clips). */
+ * (0, 1]). */
 rl_status objective_options_from_config(const struct rl_config *config,
                                         struct objective_options *out);
 
