@@ -53,14 +53,15 @@ rl_status admission_create(const struct admission_options *options, struct dispa
 /* Groups inside are destroyed. Takes NULL. */
 void admission_destroy(struct admission *admission);
 
-/* A scored group has arrived. Always takes the group. What is thrown away is counted, logged at
- * debug or warning level, and no error. Errors: RL_NO_MEMORY (its ticket is requeued). */
+/* A scored group has arrived. Always takes the group. What is thrown away is counted and
+ * no error. Errors: RL_NO_MEMORY (its ticket is requeued). */
 rl_status admission_offer(struct admission *admission, struct trajectory_group *group);
 
 /* Drop what has become too old, then hand out a batch if B groups wait; their tickets become
  * admitted. Release with admission_batch_fini. RL_AGAIN (not logged): not enough yet.
- * Errors: RL_NOT_FOUND (dynamic sampling has seen dynamic_sampling_rounds * B groups since the last
- * batch and still too few are of use: the data are too easy or too hard), RL_NO_MEMORY. */
+ * Errors: RL_NOT_FOUND (since the last batch dynamic sampling has seen dynamic_sampling_rounds * B
+ * groups and too few are of use, or 10 * (eta + 1) * B groups were unscorable, malformed or too
+ * old: stop, it will not get better by waiting), RL_NO_MEMORY. */
 rl_status admission_take(struct admission *admission, struct admission_batch *out);
 
 /* The batch was trained on: its tickets become trained. Errors: RL_INVALID. */

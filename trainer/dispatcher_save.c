@@ -1,0 +1,214 @@
+/* The dispatcher's state as bytes and back. Owns the format: little-endian words, a version, a
+ * count, a check sum at the end. The invariant: bytes that were not written by dispatcher_save, or
+ * for another order of prompts, are refused and change nothing. */
+#include "core/log.h"
+#include "trainer/dispatcher_state.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define DISPATCHER_MAGIC UINT64_C(0x5053494453465354) /* file mark */
+
+enum {
+    DISPATCHER_FORMAT = 1,
+    DISPATCHER_HEADER_WORDS = 10 + DISPATCHER_REASON_COUNT,
+    DISPATCHER_TICKET_WORDS = 5
+};
+
+struct dispatcher_cursor {
+    uint8_t *write;
+    const uint8_t *read;
+};
+
+static void dispatcher_put(struct dispatcher_cursor *cursor, uint64_t word)
+{
+    for (int i = 0; i < 8; i++) {
+        *cursor->write++ = (uint8_t)(word >> (8 * i));
+    }
+}
+
+static uint64_t dispatcher_take(struct dispatcher_cursor *cursor)
+{
+    uint64_t word = 0;
+    for (int i = 0; i < 8; i++) {
+        word |= (uint64_t)*cursor->read++ << (8 * i);
+    }
+    return word;
+}
+
+/* FNV-1a, 64 bits: finds accidents, not malice; the checkpoint's manifest has a stronger hash. */
+static uint64_t dispatcher_sum(const uint8_t *data, size_t bytes)
+{
+    uint64_t hash = UINT64_C(0xcbf29ce484222325);
+    for (size_t i = 0; i < bytes; i++) {
+        hash = (hash ^ data[i]) * UINT64_C(0x100000001b3);
+    }
+    return hash;
+}
+
+static void dispatcher_put_header(struct dispatcher_cursor *cursor,
+                                  const struct dispatcher *dispatcher)
+{
+    dispatcher_put(cursor, DISPATCHER_MAGIC);
+    dispatcher_put(cursor, DISPATCHER_FORMAT);
+    dispatcher_put(cursor, dispatcher->live);
+    dispatcher_put(cursor, dispatcher->version);
+    dispatcher_put(cursor, dispatcher->created);
+    dispatcher_put(cursor, dispatcher->issues);
+    dispatcher_put(cursor, dispatcher->reissues);
+    dispatcher_put(cursor, dispatcher->trained);
+    dispatcher_put(cursor, dispatcher->duplicates);
+    dispatcher_put(cursor, dispatcher->unknown);
+    for (int i = 0; i < DISPATCHER_REASON_COUNT; i++) {
+        dispatcher_put(cursor, dispatcher->dropped[i]);
+    }
+}
+
+rl_status dispatcher_save(const struct dispatcher *dispatcher, uint8_t **data, size_t *bytes)
+{
+    size_t words = DISPATCHER_HEADER_WORDS + (size_t)dispatcher->live * DISPATCHER_TICKET_WORDS + 1;
+    uint8_t *block = malloc(words * 8);
+    if (block == NULL) {
+        return rl_fail(RL_NO_MEMORY, "dispatcher: no memory to save %" PRIu64 " tickets",
+                       dispatcher->live);
+    }
+    struct dispatcher_cursor cursor = {.write = block};
+    dispatcher_put_header(&cursor, dispatcher);
+    for (uint64_t i = 0; i < dispatcher->live; i++) {
+        const struct dispatcher_ticket *ticket = &dispatcher->tickets[i];
+        dispatcher_put(&cursor, ticket->number);
+        dispatcher_put(&cursor, ticket->prompt_id);
+        dispatcher_put(&cursor, (uint64_t)ticket->epoch << 32 | ticket->version);
+        dispatcher_put(&cursor, (uint64_t)ticket->issue_count << 32 | (uint32_t)ticket->worker);
+        dispatcher_put(&cursor, (uint64_t)ticket->state);
+    }
+    dispatcher_put(&cursor, dispatcher_sum(block, (words - 1) * 8));
+    *data = block;
+    *bytes = words * 8;
+    return RL_OK;
+}
+
+/* Frame of the bytes: length, magic, format, check sum. */
+static rl_status dispatcher_check_bytes(const uint8_t *data, size_t bytes)
+{
+    if (bytes % 8 != 0 || bytes < (DISPATCHER_HEADER_WORDS + 1) * 8) {
+        return rl_fail(RL_CORRUPT, "dispatcher state: %zu bytes, expected whole words, at least %d",
+                       bytes, (DISPATCHER_HEADER_WORDS + 1) * 8);
+    }
+    struct dispatcher_cursor cursor = {.read = data};
+    uint64_t magic = dispatcher_take(&cursor);
+    uint64_t format = dispatcher_take(&cursor);
+    uint64_t live = dispatcher_take(&cursor);
+    if (magic != DISPATCHER_MAGIC || format != DISPATCHER_FORMAT) {
+        return rl_fail(RL_CORRUPT,
+                       "dispatcher state: magic %016" PRIx64 " format %" PRIu64
+                       ", expected %016" PRIx64 " format %d",
+                       magic, format, DISPATCHER_MAGIC, DISPATCHER_FORMAT);
+    }
+    uint64_t words = bytes / 8 - DISPATCHER_HEADER_WORDS - 1;
+    if (words % DISPATCHER_TICKET_WORDS != 0 || words / DISPATCHER_TICKET_WORDS != live) {
+        return rl_fail(RL_CORRUPT, "dispatcher state: %zu bytes cannot hold %" PRIu64 " tickets",
+                       bytes, live);
+    }
+    struct dispatcher_cursor tail = {.read = data + bytes - 8};
+    if (dispatcher_take(&tail) != dispatcher_sum(data, bytes - 8)) {
+        return rl_fail(RL_CORRUPT, "dispatcher state: check sum differs");
+    }
+    return RL_OK;
+}
+
+static rl_status dispatcher_take_header(struct dispatcher_cursor *cursor, struct dispatcher *out)
+{
+    cursor->read += 16; /* magic and format, checked before */
+    uint64_t live = dispatcher_take(cursor);
+    uint64_t version = dispatcher_take(cursor);
+    if (version > UINT32_MAX) {
+        return rl_fail(RL_CORRUPT, "dispatcher state: version %" PRIu64, version);
+    }
+    out->version = (uint32_t)version;
+    out->created = dispatcher_take(cursor);
+    out->issues = dispatcher_take(cursor);
+    out->reissues = dispatcher_take(cursor);
+    out->trained = dispatcher_take(cursor);
+    out->duplicates = dispatcher_take(cursor);
+    out->unknown = dispatcher_take(cursor);
+    for (int i = 0; i < DISPATCHER_REASON_COUNT; i++) {
+        out->dropped[i] = dispatcher_take(cursor);
+    }
+    RL_TRY(dispatcher_reserve(out, live));
+    out->live = live;
+    return RL_OK;
+}
+
+static rl_status dispatcher_take_ticket(struct dispatcher_cursor *cursor,
+                                        struct dispatcher_ticket *out)
+{
+    out->number = dispatcher_take(cursor);
+    out->prompt_id = dispatcher_take(cursor);
+    uint64_t epoch_version = dispatcher_take(cursor);
+    uint64_t count_worker = dispatcher_take(cursor);
+    uint64_t state = dispatcher_take(cursor);
+    if (state >= DISPATCHER_STATE_COUNT) {
+        return rl_fail(RL_CORRUPT, "dispatcher state: ticket %" PRIu64 " in state %" PRIu64,
+                       out->number, state);
+    }
+    out->epoch = (uint32_t)(epoch_version >> 32);
+    out->version = (uint32_t)epoch_version;
+    out->issue_count = (uint32_t)(count_worker >> 32);
+    out->worker = (int32_t)(uint32_t)count_worker;
+    out->state = (enum dispatcher_state)state;
+    if (out->state == DISPATCHER_ISSUED || out->state == DISPATCHER_GENERATED) {
+        out->state = DISPATCHER_PENDING; /* the worker that had it is gone */
+        out->worker = -1;
+    }
+    return RL_OK;
+}
+
+/* Does the order of prompts still give the prompts that were handed out? */
+static rl_status dispatcher_check_prompt(const struct dispatcher *dispatcher,
+                                         const struct dispatcher_ticket *ticket)
+{
+    uint64_t prompt_id = 0;
+    uint32_t epoch = 0;
+    RL_TRY(
+        dispatcher->options.next(dispatcher->options.next_arg, ticket->number, &prompt_id, &epoch));
+    if (prompt_id != ticket->prompt_id || epoch != ticket->epoch) {
+        return rl_fail(RL_INVALID,
+                       "dispatcher state: ticket %" PRIu64 " was prompt %" PRIu64
+                       " of epoch %" PRIu32 " but is now prompt %" PRIu64 " of epoch %" PRIu32
+                       ": the data or their order have changed",
+                       ticket->number, ticket->prompt_id, ticket->epoch, prompt_id, epoch);
+    }
+    return RL_OK;
+}
+
+static rl_status dispatcher_parse(const uint8_t *data, struct dispatcher *out)
+{
+    struct dispatcher_cursor cursor = {.read = data};
+    RL_TRY(dispatcher_take_header(&cursor, out));
+    for (uint64_t i = 0; i < out->live; i++) {
+        RL_TRY(dispatcher_take_ticket(&cursor, &out->tickets[i]));
+    }
+    if (dispatcher_check(out) != RL_OK) {
+        return rl_fail(RL_CORRUPT, "dispatcher state: its counters do not add up");
+    }
+    for (uint64_t i = 0; i < out->live; i++) {
+        RL_TRY(dispatcher_check_prompt(out, &out->tickets[i]));
+    }
+    return RL_OK;
+}
+
+rl_status dispatcher_load(struct dispatcher *dispatcher, const uint8_t *data, size_t bytes)
+{
+    RL_TRY(dispatcher_check_bytes(data, bytes));
+    struct dispatcher loaded = {.options = dispatcher->options};
+    rl_status status = dispatcher_parse(data, &loaded);
+    if (status != RL_OK) {
+        free(loaded.tickets);
+        return status;
+    }
+    free(dispatcher->tickets);
+    *dispatcher = loaded;
+    return RL_OK;
+}
