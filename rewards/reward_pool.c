@@ -487,7 +487,9 @@ static rl_status start_threads(struct reward_pool *pool)
     rl_status status = RL_OK;
     pthread_mutex_lock(&pool->mutex);
     for (uint32_t i = 0; i < pool->thread_count && status == RL_OK; i++) {
-        status = spawn_worker(pool, i);
+        if (pool->workers[i] == NULL) { /* else the watchdog was faster */
+            status = spawn_worker(pool, i);
+        }
     }
     pthread_mutex_unlock(&pool->mutex);
     return status;
