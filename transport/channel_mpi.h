@@ -1,8 +1,8 @@
-/* Channel over MPI. Compute threads use channel.h; one thread, the pump (the main thread: it opened
- * the world), makes all MPI calls, non-blocking only. Rank 0 and every other rank watch each
- * other's heartbeats, learners watch learners; a watched rank that is silent for dead_after_s is
- * lost: CHANNEL_PEER_LOST, its pending traffic is cancelled or abandoned, later messages from it
- * are dropped and answered with "you are lost", which makes us lost to it too. */
+/* Channel over MPI. Compute threads use channel.h (kinds below 16384); one thread, the pump (the
+ * main thread: it opened the world), makes all MPI calls, non-blocking only. Rank 0 and every other
+ * rank watch each other's heartbeats, learners watch learners; a watched rank that is silent for
+ * dead_after_s is lost: CHANNEL_PEER_LOST, its pending traffic is cancelled or abandoned, later
+ * messages from it are dropped and answered with "you are lost", which makes us lost to it too. */
 #ifndef FORESIGHT_TRANSPORT_CHANNEL_MPI_H
 #define FORESIGHT_TRANSPORT_CHANNEL_MPI_H
 
@@ -15,7 +15,8 @@ struct channel_mpi_options {
     int credits;          /* unacknowledged messages per receiver */
     size_t message_bytes; /* largest message accepted or sent; 0: WIRE_BYTES_MAX */
     double heartbeat_s;
-    double dead_after_s; /* > 2 * heartbeat_s */
+    double dead_after_s;    /* silence that makes a peer lost; > 2 * heartbeat_s */
+    double first_contact_s; /* the same before its first sign of life; 0: 120 s */
 };
 
 /* After world_form; the world must have MPI. Main thread. Caller closes *out (channel_close, main

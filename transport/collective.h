@@ -36,7 +36,8 @@ struct collective {
 rl_status collective_local_create(struct collective **out);
 
 /* Over MPI, learners only, after world_form; the same deadline for every operation. The pump
- * progresses it (channel_mpi_pump_once). Caller owns *out. Errors: RL_INVALID, RL_NO_MEMORY. */
+ * progresses it (channel_mpi_pump_once). With one learner it is the local one. Caller owns *out.
+ * Errors: RL_INVALID, RL_NO_MEMORY. */
 rl_status collective_mpi_create(struct world *world, double timeout_s, struct collective **out);
 
 /* One round of non-blocking progress; returns whether there was work. Pump thread. */
