@@ -1,0 +1,342 @@
+/* Promise P1: a token's log-prob has the same bits however it was computed. Sequences are sampled
+ * once; then every other way of computing them (batch size, chunked prefill, shared prefix pages,
+ * staggered starts, threads, forced ids) must sample the same ids with the same bits, and so must
+ * the packed training forward, for each kernel table, in fp32 and bf16. */
+#include "model/kv_cache.h"
+#include "tests/model_fixture.h"
+
+#include <math.h>
+
+enum {
+    PROMPTS = 4,
+    SAMPLES = 8,
+    SEQUENCES = PROMPTS * SAMPLES,
+    COMPLETION = 14,
+    LENGTH_MAX = 50 + COMPLETION,
+    PAGES_EACH = (LENGTH_MAX + KERNEL_PAGE_TOKENS - 1) / KERNEL_PAGE_TOKENS,
+    PAGES = SEQUENCES * PAGES_EACH + 3,
+    TOKENS_MAX = SEQUENCES * LENGTH_MAX,
+    ARCHITECTURES = 3,
+    CONFIGURATIONS = 3 * 2 * ARCHITECTURES
+};
+
+static const int32_t prompt_lengths[PROMPTS] = {5, 16, 33, 50};
+static const struct kernel_sampling sampling = {
+    .temperature = 0.8F, .top_p = 0.95F, .min_p = 0.01F, .top_k = 40};
+
+/* One way to run: `batch` sequences at a time, prompts in pieces of at most `chunk` tokens. */
+struct mode {
+    int batch;
+    int chunk;
+    int threads;
+    int stagger; /* passes between the starts of two sequences of a batch */
+    bool share;  /* samples of a prompt share its pages */
+    bool forced; /* ids given, not drawn */
+};
+
+static const struct mode modes[] = {
+    {32, 64, 1, 0, false, false}, {1, 64, 1, 0, false, false}, {3, 64, 2, 0, false, true},
+    {8, 64, 2, 0, false, false},  {8, 7, 1, 0, false, true},   {32, 16, 2, 0, false, false},
+    {8, 64, 1, 0, true, false},   {32, 5, 2, 0, true, true},   {8, 9, 2, 2, false, false},
+    {32, 1, 1, 1, false, false},
+};
+
+struct sequence {
+    int32_t tokens[LENGTH_MAX];
+    float logprob[LENGTH_MAX]; /* of tokens[i], from the prompt's end on */
+    int32_t prompt, length;    /* length: tokens wanted in the end */
+    int32_t done;              /* tokens fed so far; their keys are in the pages */
+    int32_t pages[PAGES_EACH];
+    int32_t page_count;
+};
+
+struct engine {
+    struct model_fixture f;
+    struct model_workspace *workspace;
+    struct model_kv kv;
+    struct model_pages *pages;
+    struct sequence sequences[SEQUENCES];
+    /* the pass being built */
+    int32_t tokens[TOKENS_MAX], positions[TOKENS_MAX];
+    int32_t segment_start[SEQUENCES + 1], first_position[SEQUENCES];
+    const int32_t *page_table[SEQUENCES];
+    int32_t rows[SEQUENCES], members[SEQUENCES];
+    int count;   /* segments */
+    int decodes; /* rows that draw a token */
+};
+
+static void engine_reset(struct engine *e, const struct sequence *from)
+{
+    for (int i = 0; i < SEQUENCES; i++) {
+        e->sequences[i] = from[i];
+        e->sequences[i].done = 0;
+        e->sequences[i].page_count = 0;
+        memset(e->sequences[i].logprob, 0xff, sizeof e->sequences[i].logprob);
+    }
+    /* Unused slots of a page may hold anything. */
+    int64_t floats = e->kv.layer_stride * e->f.layout->arch.layers;
+    for (int64_t i = 0; i < floats; i++) {
+        e->kv.k[i] = NAN;
+        e->kv.v[i] = NAN;
+    }
+}
+
+static void engine_create(struct engine *e, const struct model_architecture *arch,
+                          const struct fixture_options *options)
+{
+    fixture_create(&e->f, arch, options);
+    fixture_randomise(&e->f, 17);
+    ck_assert_int_eq(model_kv_create(e->f.layout, PAGES, &e->kv), RL_OK);
+    ck_assert_int_eq(model_pages_create(PAGES, &e->pages), RL_OK);
+    ck_assert_int_eq(model_workspace_create(e->f.layout, TOKENS_MAX, false, &e->workspace), RL_OK);
+}
+
+static void engine_destroy(struct engine *e)
+{
+    model_workspace_destroy(e->workspace);
+    model_pages_destroy(e->pages);
+    model_kv_fini(&e->kv);
+    fixture_destroy(&e->f);
+}
+
+/* Pages up to `tokens`; the page that will be written must be nobody else's. */
+static void reserve_pages(struct engine *e, struct sequence *s, int32_t tokens)
+{
+    int32_t first = s->done / KERNEL_PAGE_TOKENS;
+    int32_t from = -1;
+    if (first < s->page_count) {
+        ck_assert_int_eq(model_pages_make_private(e->pages, &s->pages[first], &from), RL_OK);
+        if (from >= 0) {
+            model_kv_copy_page(e->f.layout, &e->kv, from, s->pages[first]);
+        }
+    }
+    int32_t wanted = model_pages_for_tokens(tokens);
+    ck_assert_int_eq(
+        model_pages_acquire(e->pages, wanted - s->page_count, s->pages + s->page_count), RL_OK);
+    s->page_count = wanted;
+}
+
+/* Append the sequence's next tokens to the pass. */
+static void feed(struct engine *e, int which, int32_t take)
+{
+    struct sequence *s = &e->sequences[which];
+    int32_t at = e->segment_start[e->count];
+    reserve_pages(e, s, s->done + take);
+    for (int32_t i = 0; i < take; i++) {
+        e->tokens[at + i] = s->tokens[s->done + i];
+        e->positions[at + i] = s->done + i;
+    }
+    e->first_position[e->count] = s->done;
+    e->page_table[e->count] = s->pages;
+    e->segment_start[++e->count] = at + take;
+    s->done += take;
+    if (s->done >= s->prompt) {
+        e->rows[e->decodes] = at + take - 1;
+        e->members[e->decodes++] = which;
+    }
+}
+
+/* When the first sample of a prompt is through it, the others take its pages and its last row. */
+static void share_prefix(struct engine *e, int leader)
+{
+    const struct sequence *from = &e->sequences[leader];
+    int32_t row = e->rows[e->decodes - 1];
+    for (int i = leader + 1; i < leader + SAMPLES; i++) {
+        struct sequence *s = &e->sequences[i];
+        s->done = from->done;
+        s->page_count = from->page_count;
+        memcpy(s->pages, from->pages, sizeof s->pages);
+        model_pages_share(e->pages, s->pages, s->page_count);
+        e->rows[e->decodes] = row;
+        e->members[e->decodes++] = i;
+    }
+}
+
+static void draw_tokens(struct engine *e, bool forced)
+{
+    struct rl_rng_key keys[SEQUENCES];
+    uint64_t counters[SEQUENCES];
+    int32_t given[SEQUENCES];
+    int32_t ids[SEQUENCES];
+    float logprob[SEQUENCES];
+    for (int i = 0; i < e->decodes; i++) {
+        const struct sequence *s = &e->sequences[e->members[i]];
+        keys[i] = rl_rng_key_make(99, 1, (uint64_t)e->members[i]);
+        counters[i] = (uint64_t)s->done;
+        given[i] = s->tokens[s->done];
+    }
+    struct model_decode_args args = {e->rows,    &sampling, keys,   counters, forced ? given : NULL,
+                                     e->decodes, ids,       logprob};
+    model_head_decode(&e->f.context, e->f.image, e->workspace, &args);
+    for (int i = 0; i < e->decodes; i++) {
+        struct sequence *s = &e->sequences[e->members[i]];
+        s->tokens[s->done] = ids[i];
+        s->logprob[s->done] = logprob[i];
+    }
+}
+
+static void run_pass(struct engine *e, bool forced)
+{
+    struct kernel_segments segments = {e->count, e->segment_start, e->first_position,
+                                       e->page_table};
+    struct model_batch batch = {e->segment_start[e->count], e->tokens, e->positions, &segments};
+    const float *hidden = NULL;
+    model_forward(&e->f.context, e->f.image, &e->kv, &batch, e->workspace, &hidden);
+    draw_tokens(e, forced);
+}
+
+/* Sequences first .. first + count - 1 from nothing to their full length. */
+static void run_batch(struct engine *e, const struct mode *mode, int first, int count)
+{
+    bool busy = true;
+    for (int pass = 0; busy; pass++) {
+        busy = false;
+        e->count = 0;
+        e->decodes = 0;
+        for (int i = first; i < first + count; i++) {
+            struct sequence *s = &e->sequences[i];
+            bool follower = mode->share && s->done == 0 && i % SAMPLES != 0;
+            busy = busy || s->done < s->length - 1;
+            if (s->done >= s->length - 1 || follower || pass < (i - first) * mode->stagger) {
+                continue;
+            }
+            bool prefill = s->done < s->prompt;
+            int32_t left = s->prompt - s->done;
+            feed(e, i, prefill ? (left < mode->chunk ? left : mode->chunk) : 1);
+            if (mode->share && prefill && s->done == s->prompt) {
+                share_prefix(e, i);
+                i += SAMPLES - 1; /* they draw in this pass, and feed from the next one on */
+            }
+        }
+        if (e->count > 0) {
+            run_pass(e, mode->forced);
+        }
+    }
+    for (int i = first; i < first + count; i++) {
+        model_pages_release(e->pages, e->sequences[i].pages, e->sequences[i].page_count);
+    }
+}
+
+static void run_mode(struct engine *e, const struct mode *mode, const struct sequence *from)
+{
+    engine_reset(e, from);
+    for (int first = 0; first < SEQUENCES; first += mode->batch) {
+        int left = SEQUENCES - first;
+        run_batch(e, mode, first, left < mode->batch ? left : mode->batch);
+    }
+    ck_assert_int_eq(model_pages_free_count(e->pages), PAGES);
+}
+
+static void compare(const struct engine *e, const struct sequence *expected, const char *what)
+{
+    for (int i = 0; i < SEQUENCES; i++) {
+        const struct sequence *s = &e->sequences[i];
+        for (int32_t t = s->prompt; t < s->length; t++) {
+            ck_assert_msg(s->tokens[t] == expected[i].tokens[t] &&
+                              memcmp(&s->logprob[t], &expected[i].logprob[t], sizeof(float)) == 0,
+                          "%s %s, %s: sequence %d token %d: id %d logprob %.9g, expected %d %.9g",
+                          e->f.kernels->name, e->f.layout->arch.name, what, i, t, s->tokens[t],
+                          (double)s->logprob[t], expected[i].tokens[t],
+                          (double)expected[i].logprob[t]);
+        }
+    }
+}
+
+static void make_prompts(struct sequence *sequences, int32_t vocab)
+{
+    for (int i = 0; i < SEQUENCES; i++) {
+        struct sequence *s = &sequences[i];
+        struct rl_rng rng = rl_rng_make(8, (uint64_t)(i / SAMPLES));
+        memset(s, 0, sizeof *s);
+        s->prompt = prompt_lengths[i / SAMPLES];
+        s->length = s->prompt + COMPLETION - i % 5;
+        for (int32_t t = 0; t < s->prompt; t++) {
+            s->tokens[t] = (int32_t)rl_rng_next_below(&rng, (uint64_t)vocab);
+        }
+    }
+}
+
+/* Log-probs of all completions by the training forward, in place of those that are there. */
+static void train_forward(struct engine *e)
+{
+    struct model_packing *packing = NULL;
+    struct model_workspace *workspace = NULL;
+    struct model_kv kv;
+    static int32_t rows[TOKENS_MAX], targets[TOKENS_MAX];
+    float *logprob = fixture_floats(TOKENS_MAX);
+    const float *hidden = NULL;
+    int64_t m = 0;
+    ck_assert_int_eq(model_packing_create(TOKENS_MAX, SEQUENCES, &packing), RL_OK);
+    for (int i = 0; i < SEQUENCES; i++) {
+        const struct sequence *s = &e->sequences[i];
+        int64_t row = 0;
+        ck_assert_int_eq(model_packing_add(packing, s->tokens, s->length, &row), RL_OK);
+        for (int32_t t = s->prompt; t < s->length; t++, m++) {
+            rows[m] = (int32_t)row + t - 1;
+            targets[m] = s->tokens[t];
+        }
+    }
+    ck_assert_int_eq(model_kv_create(e->f.layout, packing->page_count, &kv), RL_OK);
+    ck_assert_int_eq(model_workspace_create(e->f.layout, TOKENS_MAX, true, &workspace), RL_OK);
+    model_forward(&e->f.context, e->f.image, &kv, &packing->batch, workspace, &hidden);
+    model_head_forward(&e->f.context, e->f.image, workspace, rows, targets, m,
+                       1.0F / sampling.temperature, logprob, NULL);
+    for (int i = SEQUENCES - 1; i >= 0; i--) {
+        struct sequence *s = &e->sequences[i];
+        memset(s->logprob, 0xff, sizeof s->logprob);
+        for (int32_t t = s->length - 1; t >= s->prompt; t--) {
+            s->logprob[t] = logprob[--m];
+        }
+    }
+    model_workspace_destroy(workspace);
+    model_kv_fini(&kv);
+    model_packing_destroy(packing);
+    device_free(logprob);
+}
+
+START_TEST(every_way_gives_the_same_bits)
+{
+    static struct engine e;
+    static struct sequence expected[SEQUENCES];
+    struct model_architecture arch = fixture_architecture(_i % ARCHITECTURES);
+    struct fixture_options options = {(enum kernel_isa)(_i / (2 * ARCHITECTURES)),
+                                      _i / ARCHITECTURES % 2 == 0 ? KERNEL_FP32 : KERNEL_BF16, 1};
+    if (!fixture_has_isa(options.isa)) {
+        return;
+    }
+    struct rl_pool *two = NULL;
+    ck_assert_int_eq(rl_pool_create(2, &two), RL_OK);
+    engine_create(&e, &arch, &options);
+    make_prompts(expected, arch.vocab);
+    run_mode(&e, &modes[0], expected);
+    memcpy(expected, e.sequences, sizeof expected);
+    for (size_t i = 0; i < sizeof modes / sizeof modes[0]; i++) {
+        char what[32];
+        snprintf(what, sizeof what, "mode %zu", i);
+        e.f.context.pool = modes[i].threads == 1 ? NULL : two;
+        run_mode(&e, &modes[i], expected);
+        compare(&e, expected, what);
+    }
+    for (int threads = 1; threads <= 2; threads++) {
+        e.f.context.pool = threads == 1 ? NULL : two;
+        train_forward(&e);
+        compare(&e, expected, threads == 1 ? "training, 1 thread" : "training, 2 threads");
+    }
+    e.f.context.pool = NULL;
+    engine_destroy(&e);
+    rl_pool_destroy(two);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("model_same_bits");
+    TCase *tcase = tcase_create("P1");
+    tcase_add_loop_test(tcase, every_way_gives_the_same_bits, 0, CONFIGURATIONS);
+    suite_add_tcase(suite, tcase);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_NORMAL);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}
