@@ -1,0 +1,245 @@
+/* From a row to ids: see prompt_encoder.h. */
+#include "rollout/prompt_encoder.h"
+
+#include "core/log.h"
+#include "core/text.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static const char placeholder[] = "{prompt}";
+enum { TEXT_LIMIT_BYTES = 64 << 20 };
+
+struct prompt_encoder {
+    const struct rl_config *config;
+    const struct tokenizer *tokenizer;
+    const struct chat_template *chat;
+    const char *head; /* of the prompt template, NULL: there is none; not NUL-terminated */
+    size_t head_bytes;
+    const char *tail;
+};
+
+static rl_status split_template(const char *text, struct prompt_encoder *encoder)
+{
+    if (text[0] == '\0') {
+        return RL_OK;
+    }
+    const char *at = strstr(text, placeholder);
+    if (at == NULL || strstr(at + 1, placeholder) != NULL) {
+        return rl_fail(RL_INVALID, "data.prompt_template: expected %s exactly once, in \"%s\"",
+                       placeholder, text);
+    }
+    encoder->head = text;
+    encoder->head_bytes = (size_t)(at - text);
+    encoder->tail = at + strlen(placeholder);
+    return RL_OK;
+}
+
+rl_status prompt_encoder_create(const struct rl_config *config, const struct tokenizer *tokenizer,
+                                const struct chat_template *chat, struct prompt_encoder **out)
+{
+    struct prompt_encoder made = {.config = config, .tokenizer = tokenizer, .chat = chat};
+    RL_TRY(split_template(config->data.prompt_template, &made));
+    if (config->data.system_prompt[0] != '\0' && (made.head != NULL || chat == NULL)) {
+        return rl_fail(RL_INVALID, "data.system_prompt needs a chat template; without one put the "
+                                   "text into data.prompt_template");
+    }
+    struct prompt_encoder *encoder = malloc(sizeof(*encoder));
+    if (encoder == NULL) {
+        return rl_fail(RL_NO_MEMORY, "prompt encoder: %zu bytes", sizeof(*encoder));
+    }
+    *encoder = made;
+    *out = encoder;
+    return RL_OK;
+}
+
+void prompt_encoder_destroy(struct prompt_encoder *encoder)
+{
+    free(encoder);
+}
+
+static bool content_is_plain(const struct prompt_encoder *encoder)
+{
+    return encoder->config->data.special_tokens_in_text == CONFIG_SPECIAL_PLAIN;
+}
+
+static rl_status append_ids(const int32_t *from, size_t count, struct token_buffer *ids)
+{
+    if (ids->count + count > ids->capacity) {
+        size_t capacity = (ids->count + count) * 2;
+        int32_t *grown = realloc(ids->ids, capacity * sizeof(*grown));
+        if (grown == NULL) {
+            return rl_fail(RL_NO_MEMORY, "prompt of %zu tokens", ids->count + count);
+        }
+        ids->ids = grown;
+        ids->capacity = capacity;
+    }
+    if (count > 0) {
+        memcpy(ids->ids + ids->count, from, count * sizeof(*from));
+        ids->count += count;
+    }
+    return RL_OK;
+}
+
+/* --- prompt template
+ * ------------------------------------------------------------------------------ */
+
+/* True if the text holds the spelling of a special token, which plain encoding would leave alone.
+ */
+static rl_status spells_special(const struct prompt_encoder *encoder, const char *text, bool *out)
+{
+    struct token_buffer plain = {0};
+    struct token_buffer special = {0};
+    size_t bytes = strlen(text);
+    rl_status status =
+        tokenizer_encode(encoder->tokenizer, text, bytes, TOKENIZER_PLAIN_TEXT, &plain);
+    if (status == RL_OK) {
+        status = tokenizer_encode(encoder->tokenizer, text, bytes, 0, &special);
+    }
+    if (status == RL_OK) {
+        *out = plain.count != special.count ||
+               (plain.count > 0 &&
+                memcmp(plain.ids, special.ids, plain.count * sizeof(*plain.ids)) != 0);
+    }
+    token_buffer_fini(&special);
+    token_buffer_fini(&plain);
+    return status;
+}
+
+/* How many ids the post-processor puts before and behind a text, found with a text of one letter.
+ */
+static rl_status probe_specials(const struct prompt_encoder *encoder, struct token_buffer *with,
+                                size_t *before, size_t *behind)
+{
+    struct token_buffer bare = {0};
+    rl_status status = tokenizer_encode(encoder->tokenizer, "a", 1, 0, &bare);
+    if (status == RL_OK) {
+        status = tokenizer_encode(encoder->tokenizer, "a", 1, TOKENIZER_ADD_SPECIAL, with);
+    }
+    if (status == RL_OK) {
+        size_t at = 0;
+        while (at + bare.count < with->count && bare.count > 0 &&
+               memcmp(with->ids + at, bare.ids, bare.count * sizeof(*bare.ids)) != 0) {
+            at++;
+        }
+        *before = at;
+        *behind = with->count >= at + bare.count ? with->count - at - bare.count : 0;
+    }
+    token_buffer_fini(&bare);
+    return status;
+}
+
+/* The template's own text may name special tokens, the content may not: encode them apart. */
+static rl_status encode_parts(const struct prompt_encoder *encoder, const char *content,
+                              struct token_buffer *ids)
+{
+    struct token_buffer probe = {0};
+    const struct tokenizer *tokenizer = encoder->tokenizer;
+    size_t before = 0;
+    size_t behind = 0;
+    rl_status status;
+    RL_TRY_GOTO(probe_specials(encoder, &probe, &before, &behind), status, done);
+    RL_TRY_GOTO(append_ids(probe.ids, before, ids), status, done);
+    RL_TRY_GOTO(tokenizer_encode(tokenizer, encoder->head, encoder->head_bytes, 0, ids), status,
+                done);
+    RL_TRY_GOTO(tokenizer_encode(tokenizer, content, strlen(content), TOKENIZER_PLAIN_TEXT, ids),
+                status, done);
+    RL_TRY_GOTO(tokenizer_encode(tokenizer, encoder->tail, strlen(encoder->tail), 0, ids), status,
+                done);
+    status = append_ids(probe.ids + (probe.count - behind), behind, ids);
+done:
+    token_buffer_fini(&probe);
+    return status;
+}
+
+static rl_status encode_filled(const struct prompt_encoder *encoder, const char *content,
+                               struct token_buffer *ids)
+{
+    struct rl_text text;
+    rl_text_init(&text, TEXT_LIMIT_BYTES);
+    rl_status status;
+    RL_TRY_GOTO(rl_text_append(&text, encoder->head, encoder->head_bytes), status, done);
+    RL_TRY_GOTO(rl_text_append_str(&text, content), status, done);
+    RL_TRY_GOTO(rl_text_append_str(&text, encoder->tail), status, done);
+    status = tokenizer_encode(encoder->tokenizer, rl_text_str(&text), text.bytes,
+                              TOKENIZER_ADD_SPECIAL, ids);
+done:
+    rl_text_fini(&text);
+    return status;
+}
+
+static rl_status encode_template(const struct prompt_encoder *encoder, const char *content,
+                                 struct token_buffer *ids)
+{
+    bool apart = false;
+    if (content_is_plain(encoder)) {
+        RL_TRY(spells_special(encoder, content, &apart));
+    }
+    return apart ? encode_parts(encoder, content, ids) : encode_filled(encoder, content, ids);
+}
+
+/* --- chat template
+ * --------------------------------------------------------------------------------- */
+
+static bool has_system(const struct prompt_row *row)
+{
+    return row->message_count > 0 && strcmp(row->messages[0].role, "system") == 0;
+}
+
+/* Messages with the system prompt in front where it is wanted. Caller frees. */
+static rl_status gather_messages(const struct prompt_encoder *encoder, const struct prompt_row *row,
+                                 struct chat_message **out, size_t *count)
+{
+    const char *system = encoder->config->data.system_prompt;
+    bool add_system = system[0] != '\0' && !has_system(row);
+    size_t given = row->messages != NULL ? row->message_count : 1;
+    struct chat_message *messages = calloc(given + 1, sizeof(*messages));
+    if (messages == NULL) {
+        return rl_fail(RL_NO_MEMORY, "%zu messages", given + 1);
+    }
+    size_t used = 0;
+    if (add_system) {
+        messages[used++] = (struct chat_message){.role = "system", .content = system};
+    }
+    if (row->messages != NULL) {
+        memcpy(messages + used, row->messages, given * sizeof(*messages));
+    } else {
+        messages[used] = (struct chat_message){.role = "user", .content = row->text};
+    }
+    *out = messages;
+    *count = used + given;
+    return RL_OK;
+}
+
+static rl_status encode_chat(const struct prompt_encoder *encoder, const struct prompt_row *row,
+                             struct token_buffer *ids)
+{
+    struct chat_message *messages = NULL;
+    size_t count = 0;
+    RL_TRY(gather_messages(encoder, row, &messages, &count));
+    struct chat_options options = {.add_generation_prompt = true,
+                                   .enable_thinking = encoder->config->data.enable_thinking};
+    rl_status status = chat_encode(encoder->chat, encoder->tokenizer, messages, count, &options,
+                                   !content_is_plain(encoder), ids);
+    free(messages);
+    return status;
+}
+
+rl_status prompt_encoder_run(const struct prompt_encoder *encoder, const struct prompt_row *row,
+                             struct token_buffer *ids)
+{
+    ids->count = 0;
+    if (encoder->head != NULL) {
+        return encode_template(encoder, row->text, ids);
+    }
+    if (encoder->chat != NULL) {
+        return encode_chat(encoder, row, ids);
+    }
+    if (row->messages != NULL) {
+        return rl_fail(RL_INVALID,
+                       "the prompt is a list of messages but there is no chat template; "
+                       "set data.chat_template or data.prompt_template");
+    }
+    unsigned flags = TOKENIZER_ADD_SPECIAL | (content_is_plain(encoder) ? TOKENIZER_PLAIN_TEXT : 0);
+    return tokenizer_encode(encoder->tokenizer, row->text, strlen(row->text), flags, ids);
+}
