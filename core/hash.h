@@ -1,0 +1,11 @@
+/* The hash that files and tensors are named by: XXH3, 64 bits. */
+#ifndef FORESIGHT_CORE_HASH_H
+#define FORESIGHT_CORE_HASH_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* xxh3 of `bytes` bytes; `data` may be NULL if there are none. Any thread. */
+uint64_t rl_hash(const void *data, size_t bytes);
+
+#endif
