@@ -18,11 +18,11 @@ enum {
     SEGMENT_FORMAT = 1,
     SEGMENT_LEVEL = 3, /* zstd */
     SEGMENT_NAME_BYTES = 64,
-    SEGMENT_GROUPS_MAX = 16777216,
-    SEGMENT_SAMPLES_MAX = 67108864,
+    SEGMENT_GROUPS_MAX = 1048576,
+    SEGMENT_SAMPLES_MAX = 4194304,
     SEGMENT_RUN_BYTES = 4096
 };
-#define SEGMENT_TOKENS_MAX (UINT64_C(1) << 33)
+#define SEGMENT_TOKENS_MAX (UINT64_C(1) << 28)
 
 /* One column: where it lies and what it is. Arrays are owned by struct segment_columns. */
 enum segment_column {

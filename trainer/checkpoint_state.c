@@ -1,0 +1,172 @@
+/* The learner's state in an HDF5 file. Owns the names and types of what lies there. */
+#include "trainer/checkpoint_state.h"
+
+#include "core/log.h"
+#include "core/text.h"
+#include "transport/h5_file.h"
+#include "transport/segment_file.h"
+
+#include <inttypes.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    STATE_FORMAT = 1,
+    STATE_MOMENT_LEVEL = 1, /* zstd: moments hardly shrink, so do not spend time on them */
+    STATE_TEXT_LEVEL = 3
+};
+#define STATE_BLOB_MAX (UINT64_C(1) << 30)
+
+/* Numbers of struct checkpoint_state, each an attribute. */
+static const struct {
+    const char *name;
+    size_t offset;
+} state_integers[] = {
+    {"step", offsetof(struct checkpoint_state, step)},
+    {"version", offsetof(struct checkpoint_state, version)},
+    {"updates", offsetof(struct checkpoint_state, updates)},
+    {"seed", offsetof(struct checkpoint_state, seed)},
+    {"segment", offsetof(struct checkpoint_state, segment)},
+    {"tokens_trained", offsetof(struct checkpoint_state, tokens_trained)},
+    {"tokens_generated", offsetof(struct checkpoint_state, tokens_generated)},
+    {"samples_trained", offsetof(struct checkpoint_state, samples_trained)},
+};
+enum { STATE_INTEGERS = sizeof state_integers / sizeof state_integers[0] };
+
+static rl_status write_numbers(struct h5_file *file, const struct checkpoint_state *state,
+                               int64_t count, bool moments)
+{
+    RL_TRY(h5_file_write_u64(file, "format", STATE_FORMAT));
+    RL_TRY(h5_file_write_u64(file, "master_count", (uint64_t)count));
+    RL_TRY(h5_file_write_u64(file, "moments", moments ? 1 : 0));
+    for (size_t i = 0; i < STATE_INTEGERS; i++) {
+        uint64_t value = 0;
+        memcpy(&value, (const unsigned char *)state + state_integers[i].offset, sizeof value);
+        RL_TRY(h5_file_write_u64(file, state_integers[i].name, value));
+    }
+    RL_TRY(h5_file_write_f64(file, "elapsed_s", state->elapsed_s));
+    return h5_file_write_f64(file, "cpu_s", state->cpu_s);
+}
+
+static rl_status write_all(struct h5_file *file, const struct checkpoint_state *state,
+                           const struct checkpoint_slabs *slabs, int64_t count)
+{
+    bool moments = slabs->adam_m != NULL && slabs->adam_v != NULL;
+    const char *config = state->config_text != NULL ? state->config_text : "";
+    RL_TRY(write_numbers(file, state, count, moments));
+    if (moments) {
+        RL_TRY(h5_file_write(file, "optimizer/m", H5_F32, slabs->adam_m, (uint64_t)count,
+                             STATE_MOMENT_LEVEL));
+        RL_TRY(h5_file_write(file, "optimizer/v", H5_F32, slabs->adam_v, (uint64_t)count,
+                             STATE_MOMENT_LEVEL));
+    }
+    RL_TRY(h5_file_write(file, "dispatcher", H5_U8, state->dispatcher, state->dispatcher_bytes,
+                         STATE_TEXT_LEVEL));
+    RL_TRY(h5_file_write(file, "learner", H5_U8, state->learner, state->learner_bytes,
+                         STATE_TEXT_LEVEL));
+    RL_TRY(h5_file_write(file, "config", H5_U8, config, strlen(config), STATE_TEXT_LEVEL));
+    return segment_groups_write(file, "pending/",
+                                (const struct trajectory_group *const *)state->pending,
+                                state->pending_count);
+}
+
+rl_status checkpoint_state_write(const char *path, const struct checkpoint_state *state,
+                                 const struct checkpoint_slabs *slabs, int64_t count)
+{
+    struct h5_file *file = NULL;
+    RL_TRY(h5_file_create(path, &file));
+    rl_status status = write_all(file, state, slabs, count);
+    if (status != RL_OK) {
+        h5_file_abort(file);
+        return status;
+    }
+    return h5_file_commit(file);
+}
+
+static rl_status read_numbers(struct h5_file *file, const char *path, int64_t count,
+                              struct checkpoint_state *state, bool *moments)
+{
+    uint64_t format = 0;
+    uint64_t found = 0;
+    uint64_t with_moments = 0;
+    RL_TRY(h5_file_read_u64(file, "format", &format));
+    RL_TRY(h5_file_read_u64(file, "master_count", &found));
+    RL_TRY(h5_file_read_u64(file, "moments", &with_moments));
+    if (format != STATE_FORMAT) {
+        return rl_fail(RL_CORRUPT, "%s: format %" PRIu64 ", expected %d", path, format,
+                       STATE_FORMAT);
+    }
+    if (found != (uint64_t)count) {
+        return rl_fail(RL_INVALID,
+                       "%s: state of a model of %" PRIu64 " floats, this one has %" PRId64, path,
+                       found, count);
+    }
+    for (size_t i = 0; i < STATE_INTEGERS; i++) {
+        uint64_t value = 0;
+        RL_TRY(h5_file_read_u64(file, state_integers[i].name, &value));
+        memcpy((unsigned char *)state + state_integers[i].offset, &value, sizeof value);
+    }
+    RL_TRY(h5_file_read_f64(file, "elapsed_s", &state->elapsed_s));
+    *moments = with_moments != 0;
+    return h5_file_read_f64(file, "cpu_s", &state->cpu_s);
+}
+
+static rl_status read_moments(struct h5_file *file, const char *path, bool present, int64_t count,
+                              float *slabs[2])
+{
+    static const char *const names[2] = {"optimizer/m", "optimizer/v"};
+    for (int i = 0; i < 2; i++) {
+        if (slabs[i] == NULL) {
+            continue;
+        }
+        if (!present) {
+            return rl_fail(RL_INVALID, "%s: holds no optimizer moments", path);
+        }
+        RL_TRY(h5_file_read(file, names[i], H5_F32, slabs[i], (uint64_t)count));
+    }
+    return RL_OK;
+}
+
+static rl_status read_blobs(struct h5_file *file, struct checkpoint_state *state)
+{
+    uint64_t bytes = 0;
+    RL_TRY(h5_file_read_new(file, "dispatcher", H5_U8, STATE_BLOB_MAX, &state->dispatcher, &bytes));
+    state->dispatcher_bytes = (size_t)bytes;
+    RL_TRY(h5_file_read_new(file, "learner", H5_U8, STATE_BLOB_MAX, &state->learner, &bytes));
+    state->learner_bytes = (size_t)bytes;
+    void *config = NULL;
+    RL_TRY(h5_file_read_new(file, "config", H5_U8, STATE_BLOB_MAX, &config, &bytes));
+    state->config_text = malloc((size_t)bytes + 1);
+    if (state->config_text == NULL) {
+        free(config);
+        return rl_fail(RL_NO_MEMORY, "no memory for the configuration of a checkpoint");
+    }
+    memcpy(state->config_text, config, (size_t)bytes);
+    state->config_text[bytes] = '\0';
+    free(config);
+    return segment_groups_read(file, "pending/", &state->pending, &state->pending_count);
+}
+
+rl_status checkpoint_state_read(const char *path, int64_t count, float *adam_m, float *adam_v,
+                                struct checkpoint_state *out)
+{
+    struct h5_file *file = NULL;
+    RL_TRY(h5_file_open(path, &file));
+    struct checkpoint_state state = {0};
+    bool moments = false;
+    rl_status status = read_numbers(file, path, count, &state, &moments);
+    if (status == RL_OK) {
+        status = read_moments(file, path, moments, count, (float *[2]){adam_m, adam_v});
+    }
+    if (status == RL_OK) {
+        status = read_blobs(file, &state);
+    }
+    h5_file_close(file);
+    if (status != RL_OK) {
+        checkpoint_state_fini(&state);
+        return status == RL_NOT_FOUND ? RL_CORRUPT : status;
+    }
+    *out = state;
+    return RL_OK;
+}
