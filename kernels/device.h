@@ -18,7 +18,8 @@ void device_free(void *data);
  * atomics. */
 void device_memory(size_t *now_bytes, size_t *peak_bytes);
 
-/* Model name of the CPU, for `doctor` and reports; borrowed, valid for the calling thread's life. */
+/* Model name of the CPU, for `doctor` and reports; borrowed, valid for the calling thread's life.
+ */
 const char *device_cpu_name(void);
 
 /* Logical processors online, at least 1. */

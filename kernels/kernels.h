@@ -25,8 +25,9 @@
 enum {
     KERNEL_PANEL = 32,       /* outputs per packed weight panel */
     KERNEL_PAGE_TOKENS = 16, /* tokens per KV page */
-    KERNEL_HEAD_CHUNK = 1024, /* vocabulary entries processed at a time in the head; multiple of 32 */
-    KERNEL_HEAD_DIM_MAX = 512 /* largest D: rows of a head live on the stack; callers check */
+    KERNEL_HEAD_CHUNK =
+        1024, /* vocabulary entries processed at a time in the head; multiple of 32 */
+    KERNEL_HEAD_DIM_MAX = 256 /* largest D: rows of a head live on the stack; callers check */
 };
 
 enum kernel_dtype { KERNEL_FP32, KERNEL_BF16 };
@@ -46,8 +47,9 @@ struct kernel_linear_pack_args {
 };
 
 /* forward:         y[M,N] = x[M,K] W^T + bias        (+ old y if accumulate)
- * backward_input:  x[M,K] = y[M,N] W                 (+ old x if accumulate); here y is dY (read), x is dX
- * backward_weight: dw[N,K] += y^T x, dbias[N] += column sums of y; y is dY (read), x is the input */
+ * backward_input:  x[M,K] = y[M,N] W                 (+ old x if accumulate); here y is dY (read),
+ * x is dX backward_weight: dw[N,K] += y^T x, dbias[N] += column sums of y; y is dY (read), x is the
+ * input */
 struct kernel_linear_args {
     const void *w; /* packed; unused by backward_weight */
     enum kernel_dtype dtype;
@@ -60,7 +62,8 @@ struct kernel_linear_args {
     bool accumulate;
 };
 
-/* forward: y[i] = W[ids[i]]; backward: dw[ids[i]] += y[i] in order of i. W packed [V, C], dw raw. */
+/* forward: y[i] = W[ids[i]]; backward: dw[ids[i]] += y[i] in order of i. W packed [V, C], dw raw.
+ */
 struct kernel_embedding_args {
     const void *w;
     enum kernel_dtype dtype;
@@ -147,8 +150,9 @@ struct kernel_attention_args {
 
 /* Log-probability of targets and entropy without the [M, V] matrix:
  * z = x W^T; logprob = z[target]/tau - lse(z/tau); entropy in nats of softmax(z/tau).
- * backward: from g_logprob [M] = dL/dlogprob and g_entropy [M] = dL/dentropy (or NULL) and the saved
- * lse and entropy: dx (overwritten), dw += (raw [V, C]). Rows whose g are both 0 cost nothing. */
+ * backward: from g_logprob [M] = dL/dlogprob and g_entropy [M] = dL/dentropy (or NULL) and the
+ * saved lse and entropy: dx (overwritten), dw += (raw [V, C]). Rows whose g are both 0 cost
+ * nothing. */
 struct kernel_head_args {
     const float *x; /* [M, C] */
     const void *w;  /* packed [V, C] */
@@ -183,7 +187,7 @@ struct kernel_decode_args {
     int32_t *ids;                           /* [M] */
     float *logprob;                         /* [M] */
     float *logits;                          /* scratch [M, V rounded up to 32] */
-    int32_t *order;                         /* scratch [M, V]; NULL allowed without top-k and top-p */
+    int32_t *order; /* scratch [M, V]; NULL allowed without top-k and top-p */
     int64_t m, v, c;
 };
 

@@ -1,0 +1,12 @@
+/* Linear maps and embedding on avx2: linear_simd.inc with the vectors of simd_avx2.h. */
+#include "kernels/cpu/ops_cpu.h"
+
+#if KERNEL_HAVE_X86
+#include "kernels/bf16.h"
+#include "kernels/cpu/simd_avx2.h"
+#include "kernels/cpu/work_cpu.h"
+
+#include "kernels/cpu/tile_simd.inc"
+
+#include "kernels/cpu/linear_simd.inc"
+#endif

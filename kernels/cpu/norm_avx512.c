@@ -1,0 +1,11 @@
+/* RMSNorm and rotary embedding on avx512: norm_simd.inc with the vectors of simd_avx512.h. */
+#include "kernels/cpu/ops_cpu.h"
+
+#if KERNEL_HAVE_X86
+#include "kernels/cpu/simd_avx512.h"
+#include "kernels/cpu/work_cpu.h"
+
+#include <math.h>
+
+#include "kernels/cpu/norm_simd.inc"
+#endif

@@ -1,0 +1,226 @@
+/* Memory and random inputs for the programs that test kernels. Buffers that a kernel only reads are
+ * exactly as long as they are said to be (AddressSanitizer sees a read beyond); buffers that it
+ * writes lie between guard zones that are checked. */
+#ifndef FORESIGHT_TESTS_KERNEL_SUPPORT_H
+#define FORESIGHT_TESTS_KERNEL_SUPPORT_H
+
+#include "core/rng.h"
+#include "kernels/kernels.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { SUPPORT_AREAS = 48, SUPPORT_GUARD = 64, SUPPORT_ALIGN = 64 };
+
+#define SUPPORT_UNUSED __attribute__((unused))
+
+/* One buffer. `written`: an output, guarded and compared. */
+struct area {
+    char *block;
+    char *data;
+    size_t bytes;
+    bool written;
+    bool integers; /* compare exactly */
+    double floor;  /* least magnitude that differences are held against */
+};
+
+/* What the random values look like. */
+enum flavour { FLAVOUR_PLAIN, FLAVOUR_ZEROS, FLAVOUR_TINY, FLAVOUR_MIXED, FLAVOUR_COUNT };
+
+struct memory {
+    struct rl_rng rng;
+    enum flavour flavour;
+    struct area areas[SUPPORT_AREAS];
+    int count;
+};
+
+static SUPPORT_UNUSED void memory_init(struct memory *m, uint64_t seed, enum flavour flavour)
+{
+    *m = (struct memory){.rng = rl_rng_make(seed, 77), .flavour = flavour};
+}
+
+static SUPPORT_UNUSED void memory_fini(struct memory *m)
+{
+    for (int i = 0; i < m->count; i++) {
+        free(m->areas[i].block);
+    }
+    m->count = 0;
+}
+
+static SUPPORT_UNUSED void *memory_area(struct memory *m, size_t bytes, bool written)
+{
+    size_t guard = written ? SUPPORT_GUARD : 0;
+    void *block = NULL;
+    if (m->count == SUPPORT_AREAS ||
+        posix_memalign(&block, SUPPORT_ALIGN, bytes + 2 * guard + (bytes == 0)) != 0) {
+        fprintf(stderr, "out of memory for a test buffer of %zu bytes\n", bytes);
+        abort();
+    }
+    memset(block, 0xa5, bytes + 2 * guard);
+    struct area *area = &m->areas[m->count++];
+    *area = (struct area){
+        .block = block, .data = (char *)block + guard, .bytes = bytes, .written = written};
+    memset(area->data, 0, bytes);
+    return area->data;
+}
+
+/* True if nothing was written outside of any output. */
+static SUPPORT_UNUSED bool memory_guards_hold(const struct memory *m)
+{
+    for (int i = 0; i < m->count; i++) {
+        const struct area *a = &m->areas[i];
+        for (size_t b = 0; a->written && b < SUPPORT_GUARD; b++) {
+            if ((unsigned char)a->block[b] != 0xa5 ||
+                (unsigned char)a->data[a->bytes + b] != 0xa5) {
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
+static SUPPORT_UNUSED int64_t memory_pick(struct memory *m, int64_t low, int64_t high)
+{
+    return low + (int64_t)rl_rng_next_below(&m->rng, (uint64_t)(high - low + 1));
+}
+
+static SUPPORT_UNUSED float memory_value(struct memory *m, double scale)
+{
+    double value = scale * rl_rng_next_normal(&m->rng);
+    double dice = rl_rng_next_uniform(&m->rng);
+    switch (m->flavour) {
+    case FLAVOUR_ZEROS:
+        value = dice < 0.5 ? (dice < 0.25 ? -0.0 : 0.0) : value;
+        break;
+    case FLAVOUR_TINY:
+        value = dice < 0.3 ? value * 1e-39 : value;
+        break;
+    case FLAVOUR_MIXED:
+        value = dice < 0.1 ? value * 4.0 : dice < 0.3 ? value * 1e-6 : value;
+        break;
+    default:
+        break;
+    }
+    return (float)value;
+}
+
+/* Random input of `count` floats. */
+static SUPPORT_UNUSED float *memory_floats(struct memory *m, int64_t count, double scale)
+{
+    float *data = memory_area(m, (size_t)count * sizeof(float), false);
+    for (int64_t i = 0; i < count; i++) {
+        data[i] = memory_value(m, scale);
+    }
+    return data;
+}
+
+/* Output of `count` floats with random old contents. */
+static SUPPORT_UNUSED float *memory_output(struct memory *m, int64_t count, double scale)
+{
+    float *data = memory_area(m, (size_t)count * sizeof(float), true);
+    for (int64_t i = 0; i < count; i++) {
+        data[i] = memory_value(m, scale);
+    }
+    return data;
+}
+
+/* The last area's values come from terms of this size, even if they cancel. */
+static SUPPORT_UNUSED float *memory_floor(struct memory *m, float *area, double floor)
+{
+    m->areas[m->count - 1].floor = floor;
+    return area;
+}
+
+/* Output of `count` integers, -1 at first. */
+static SUPPORT_UNUSED int32_t *memory_output_ids(struct memory *m, int64_t count)
+{
+    int32_t *data = memory_area(m, (size_t)count * sizeof(int32_t), true);
+    m->areas[m->count - 1].integers = true;
+    memset(data, 0xff, (size_t)count * sizeof(int32_t));
+    return data;
+}
+
+/* Scratch: guarded, but its contents are nobody's business. */
+static SUPPORT_UNUSED void *memory_scratch(struct memory *m, size_t bytes)
+{
+    void *data = memory_area(m, bytes, true);
+    return data;
+}
+
+static SUPPORT_UNUSED int32_t *memory_ids(struct memory *m, int64_t count, int64_t below)
+{
+    int32_t *ids = memory_area(m, (size_t)count * sizeof(int32_t), false);
+    for (int64_t i = 0; i < count; i++) {
+        ids[i] = (int32_t)memory_pick(m, 0, below - 1);
+    }
+    return ids;
+}
+
+static SUPPORT_UNUSED const struct kernel_table *support_ref(void)
+{
+    const struct kernel_table *ref = NULL;
+    if (kernel_table_get(KERNEL_ISA_REF, &ref) != RL_OK) {
+        abort();
+    }
+    return ref;
+}
+
+/* Packed random weights [n, k], by the reference. */
+static SUPPORT_UNUSED void *memory_weights(struct memory *m, int64_t n, int64_t k,
+                                           enum kernel_dtype dtype)
+{
+    const struct kernel_table *ref = support_ref();
+    float *w = memory_floats(m, n * k, 1.0 / sqrt((double)k));
+    void *packed = memory_area(m, kernel_packed_bytes(n, k, dtype), false);
+    ref->linear_pack(
+        &(struct kernel_linear_pack_args){.w = w, .packed = packed, .dtype = dtype, .n = n, .k = k},
+        NULL);
+    return packed;
+}
+
+/* A batch of sequences with pages in shuffled order. */
+struct sequences {
+    struct kernel_segments segments;
+    int64_t tokens, pages;
+};
+
+/* `lengths` [count]; every segment starts at `first` [count] (NULL: 0). Pages are numbered at
+ * random among `pages` of the result. */
+static SUPPORT_UNUSED struct sequences
+memory_sequences(struct memory *m, int64_t count, const int64_t *lengths, const int64_t *first)
+{
+    struct sequences s = {.tokens = 0, .pages = 1};
+    int32_t *start = memory_area(m, (size_t)(count + 1) * sizeof(int32_t), false);
+    int32_t *position = memory_area(m, (size_t)count * sizeof(int32_t), false);
+    const int32_t **tables = memory_area(m, (size_t)count * sizeof(*tables), false);
+    for (int64_t i = 0; i < count; i++) {
+        position[i] = first != NULL ? (int32_t)first[i] : 0;
+        start[i + 1] = start[i] + (int32_t)lengths[i];
+        s.pages += (position[i] + lengths[i] + KERNEL_PAGE_TOKENS - 1) / KERNEL_PAGE_TOKENS;
+    }
+    uint64_t *order = memory_area(m, (size_t)s.pages * sizeof(uint64_t), false);
+    rl_rng_permutation(m->rng.key, (uint64_t)s.pages, order);
+    int32_t *numbers = memory_area(m, (size_t)s.pages * sizeof(int32_t), false);
+    for (int64_t i = 0; i < s.pages; i++) {
+        numbers[i] = (int32_t)order[i];
+    }
+    for (int64_t i = 0; i < count; i++) {
+        tables[i] = numbers;
+        numbers += (position[i] + lengths[i] + KERNEL_PAGE_TOKENS - 1) / KERNEL_PAGE_TOKENS;
+    }
+    s.tokens = start[count];
+    s.segments = (struct kernel_segments){
+        .count = count, .segment_start = start, .first_position = position, .page_table = tables};
+    return s;
+}
+
+/* Tables that this machine runs: sets *table for index 0, 1, ...; false when there are no more. */
+static SUPPORT_UNUSED bool support_table(int index, const struct kernel_table **table)
+{
+    return index <= (int)kernel_isa_best() &&
+           kernel_table_get((enum kernel_isa)index, table) == RL_OK;
+}
+
+#endif
