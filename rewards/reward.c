@@ -252,6 +252,11 @@ const char *reward_set_name(const struct reward_set *set, uint32_t index)
     return set->parts[index].ops->name;
 }
 
+bool reward_set_gold_is_puzzle(const struct reward_set *set, uint32_t index)
+{
+    return set->parts[index].ops->gold_is_puzzle;
+}
+
 void reward_set_evaluate(const struct reward_set *set, const struct reward_input *input,
                          struct reward_output *parts)
 {

@@ -33,6 +33,10 @@ void reward_set_destroy(struct reward_set *set);
 uint32_t reward_set_count(const struct reward_set *set);
 const char *reward_set_name(const struct reward_set *set, uint32_t index);
 
+/* True if the ground truth of function `index` states a problem (numbers and a target) and is not
+ * itself an answer that the function could score. */
+bool reward_set_gold_is_puzzle(const struct reward_set *set, uint32_t index);
+
 /* The functions' own verdicts, unweighted: fills `parts` [reward_set_count]. A value that is not
  * finite comes back as not valid. Any thread. */
 void reward_set_evaluate(const struct reward_set *set, const struct reward_input *input,

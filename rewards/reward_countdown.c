@@ -230,4 +230,5 @@ static void countdown_score(const void *state, const struct reward_input *input,
     rational_destroy(value);
 }
 
-const struct reward_ops reward_countdown_ops = {.name = "countdown", .score = countdown_score};
+const struct reward_ops reward_countdown_ops = {
+    .name = "countdown", .gold_is_puzzle = true, .score = countdown_score};

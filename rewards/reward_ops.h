@@ -12,6 +12,7 @@
  * an overdue call goes on in an abandoned thread while the program has moved on. */
 struct reward_ops {
     const char *name;
+    bool gold_is_puzzle; /* the ground truth states a problem; it is not itself an answer */
     /* Make the function's state from the options. Logs its own error. */
     rl_status (*create)(const struct rl_config *config, void **state);
     void (*destroy)(void *state);
