@@ -7,26 +7,27 @@
 #include "model/folder.h"
 #include "transport/atomic_file.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 enum { CONFIG_TEXT_MAX = 1 << 16 };
 
-/* Shortest decimal that reads back to the same value, so that 1e-6 stays 1e-06. */
+/* Shortest decimal that reads back to the same value, so that 1e-6 stays 1e-06; with a point or an
+ * exponent, since strict readers refuse "5" for a real. */
 static void format_real(double value, bool single, char out[40])
 {
+    if (value == floor(value) && fabs(value) < 1e15) {
+        snprintf(out, 40, "%.1f", value);
+        return;
+    }
     for (int digits = 1; digits <= 17; digits++) {
         snprintf(out, 40, "%.*g", digits, value);
         double back = strtod(out, NULL);
         if (single ? (float)back == (float)value : back == value) {
             break;
         }
-    }
-    /* "5" would read back as an integer, which strict readers refuse for a real. */
-    if (strpbrk(out, ".e") == NULL) {
-        size_t length = strlen(out);
-        snprintf(out + length, 40 - length, ".0");
     }
 }
 
