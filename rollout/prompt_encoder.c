@@ -225,6 +225,11 @@ static rl_status encode_chat(const struct prompt_encoder *encoder, const struct 
     return status;
 }
 
+bool prompt_encoder_takes_messages(const struct prompt_encoder *encoder)
+{
+    return encoder->head != NULL || encoder->chat != NULL;
+}
+
 rl_status prompt_encoder_run(const struct prompt_encoder *encoder, const struct prompt_row *row,
                              struct token_buffer *ids)
 {
@@ -234,11 +239,6 @@ rl_status prompt_encoder_run(const struct prompt_encoder *encoder, const struct 
     }
     if (encoder->chat != NULL) {
         return encode_chat(encoder, row, ids);
-    }
-    if (row->messages != NULL) {
-        return rl_fail(RL_INVALID,
-                       "the prompt is a list of messages but there is no chat template; "
-                       "set data.chat_template or data.prompt_template");
     }
     unsigned flags = TOKENIZER_ADD_SPECIAL | (content_is_plain(encoder) ? TOKENIZER_PLAIN_TEXT : 0);
     return tokenizer_encode(encoder->tokenizer, row->text, strlen(row->text), flags, ids);

@@ -17,8 +17,11 @@ rl_status prompt_encoder_create(const struct rl_config *config, const struct tok
 /* Takes NULL. */
 void prompt_encoder_destroy(struct prompt_encoder *encoder);
 
-/* Replace the contents of `ids` by the row's. Errors: RL_INVALID (messages without a template, a
- * role that the template refuses), RL_NO_MEMORY; logged. */
+/* True if rows whose prompt is a list of messages can be encoded: there is a template for them. */
+bool prompt_encoder_takes_messages(const struct prompt_encoder *encoder);
+
+/* Replace the contents of `ids` by the row's. Messages only where they are taken. Errors:
+ * RL_INVALID (a role that the template refuses), RL_NO_MEMORY; logged. */
 rl_status prompt_encoder_run(const struct prompt_encoder *encoder, const struct prompt_row *row,
                              struct token_buffer *ids);
 

@@ -195,6 +195,11 @@ static rl_status refuse_row(struct loader *loader, const struct line_reader *rea
 static rl_status encode_row(struct loader *loader, const struct line_reader *reader,
                             const struct prompt_row *row)
 {
+    if (row->messages != NULL && !prompt_encoder_takes_messages(loader->encoder)) {
+        return refuse_row(loader, reader,
+                          "the prompt is a list of messages but there is no chat template; set "
+                          "data.chat_template or data.prompt_template");
+    }
     rl_status status = prompt_encoder_run(loader->encoder, row, &loader->ids);
     if (rl_status_scope(status) == RL_SCOPE_ITEM) {
         char problem[PROMPT_PROBLEM_BYTES];
