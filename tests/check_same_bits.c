@@ -1,0 +1,458 @@
+/* Promise P1 on the kernels themselves, for every table of this machine and bit by bit: a row's
+ * result is the same alone and in any batch; a token's attention is the same in decode, in chunked
+ * prefill and in one training segment; a sampled id's log-probability is what head_forward gives.
+ */
+#include "tests/kernel_support.h"
+
+#include <check.h>
+
+static const int64_t batch_sizes[] = {1, 2, 3, 5, 7, 8, 13, 14, 15, 32, 65};
+enum { BATCH_COUNT = sizeof batch_sizes / sizeof batch_sizes[0], ROWS_MAX = 65 };
+
+static void assert_same_bits(const float *want, const float *got, int64_t count, const char *what)
+{
+    for (int64_t i = 0; i < count; i++) {
+        ck_assert_msg(memcmp(&want[i], &got[i], sizeof *want) == 0,
+                      "%s: element %lld is %.9g, alone it was %.9g", what, (long long)i,
+                      (double)got[i], (double)want[i]);
+    }
+}
+
+struct linear_shape {
+    int64_t n, k;
+    enum kernel_dtype dtype;
+    bool bias, accumulate;
+};
+
+static const struct linear_shape linear_shapes[] = {
+    {33, 70, KERNEL_FP32, true, false},    {512, 128, KERNEL_FP32, false, true},
+    {96, 1100, KERNEL_FP32, true, true},   {160, 513, KERNEL_BF16, false, false},
+    {1, 1, KERNEL_FP32, true, true},       {65, 192, KERNEL_BF16, true, true},
+    {300, 2049, KERNEL_FP32, true, false},
+};
+enum { LINEAR_SHAPES = sizeof linear_shapes / sizeof linear_shapes[0] };
+
+/* All rows one by one into `alone`, then batches of m rows at every offset that is a multiple of 7.
+ */
+static void linear_rows(const struct kernel_table *table, const struct linear_shape *shape,
+                        int64_t rows)
+{
+    struct memory m;
+    memory_init(&m, 11, FLAVOUR_MIXED);
+    struct kernel_linear_args a = {.n = shape->n,
+                                   .k = shape->k,
+                                   .dtype = shape->dtype,
+                                   .x_stride = shape->k,
+                                   .y_stride = shape->n,
+                                   .accumulate = shape->accumulate};
+    a.w = memory_weights(&m, a.n, a.k, a.dtype);
+    a.bias = shape->bias ? memory_floats(&m, a.n, 1.0) : NULL;
+    float *x = memory_floats(&m, rows * a.k, 1.0);
+    float *old = memory_floats(&m, rows * a.n, 1.0);
+    float *alone = memory_output(&m, rows * a.n, 1.0);
+    float *batch = memory_output(&m, rows * a.n, 1.0);
+    memcpy(alone, old, (size_t)(rows * a.n) * sizeof *old);
+    for (int64_t r = 0; r < rows; r++) {
+        a.m = 1;
+        a.x = x + r * a.k;
+        a.y = alone + r * a.n;
+        table->linear_forward(&a, NULL);
+    }
+    for (int64_t i = 0; i <= BATCH_COUNT; i++) {
+        a.m = i < BATCH_COUNT && batch_sizes[i] < rows ? batch_sizes[i] : rows;
+        for (int64_t first = 0; first + a.m <= rows; first += rows > ROWS_MAX ? rows : 7) {
+            memcpy(batch, old, (size_t)(rows * a.n) * sizeof *old);
+            a.x = x + first * a.k;
+            a.y = batch + first * a.n;
+            table->linear_forward(&a, NULL);
+            assert_same_bits(alone + first * a.n, a.y, a.m * a.n, "linear_forward");
+        }
+    }
+    memory_fini(&m);
+}
+
+START_TEST(linear_row_is_the_same_in_any_batch)
+{
+    const struct kernel_table *table = NULL;
+    for (int index = 0; support_table(index, &table); index++) {
+        linear_rows(table, &linear_shapes[_i], ROWS_MAX);
+        if (index != KERNEL_ISA_REF) {
+            linear_rows(table, &linear_shapes[_i], 300); /* several blocks of rows */
+        }
+    }
+}
+END_TEST
+
+START_TEST(norm_row_is_the_same_in_any_batch)
+{
+    const struct kernel_table *table = NULL;
+    const int64_t width[] = {1, 20, 32, 128, 200, 897};
+    for (int index = 0; support_table(index, &table); index++) {
+        struct memory m;
+        memory_init(&m, 12, FLAVOUR_MIXED);
+        struct kernel_rmsnorm_args a = {.c = width[_i], .epsilon = 1e-6f};
+        float *x = memory_floats(&m, ROWS_MAX * a.c, 1.0);
+        a.weight = memory_floats(&m, a.c, 1.0);
+        float *alone = memory_output(&m, ROWS_MAX * a.c, 1.0);
+        float *inv = memory_output(&m, 2 * ROWS_MAX, 1.0);
+        float *batch = memory_output(&m, ROWS_MAX * a.c, 1.0);
+        for (int64_t r = 0; r < ROWS_MAX; r++) {
+            a.m = 1;
+            a.x = x + r * a.c;
+            a.y = alone + r * a.c;
+            a.inv_rms = inv + r;
+            table->rmsnorm_forward(&a, NULL);
+        }
+        for (int i = 0; i < BATCH_COUNT; i++) {
+            a.m = batch_sizes[i];
+            a.x = x + (ROWS_MAX - a.m) * a.c;
+            a.y = batch;
+            a.inv_rms = inv + ROWS_MAX;
+            table->rmsnorm_forward(&a, NULL);
+            assert_same_bits(alone + (ROWS_MAX - a.m) * a.c, batch, a.m * a.c, "rmsnorm_forward");
+            assert_same_bits(inv + ROWS_MAX - a.m, inv + ROWS_MAX, a.m, "inv_rms");
+        }
+        memory_fini(&m);
+    }
+}
+END_TEST
+
+/* glu and rope see rows as stretches of elements: a stretch must not depend on where it begins. */
+START_TEST(pointwise_element_is_the_same_anywhere)
+{
+    enum { COUNT = 300 };
+    const struct kernel_table *table = NULL;
+    for (int index = 0; support_table(index, &table); index++) {
+        struct memory m;
+        memory_init(&m, 13, FLAVOUR_MIXED);
+        float *gate = memory_floats(&m, COUNT, 4.0);
+        float *up = memory_floats(&m, COUNT, 1.0);
+        float *whole = memory_output(&m, COUNT, 1.0);
+        float *part = memory_output(&m, COUNT, 1.0);
+        struct kernel_glu_args a = {.gate = gate,
+                                    .up = up,
+                                    .y = whole,
+                                    .count = COUNT,
+                                    .activation = _i == 0 ? KERNEL_SILU : KERNEL_GELU_TANH};
+        table->glu_forward(&a, NULL);
+        for (int64_t first = 0; first < COUNT; first += a.count) {
+            a.count = 1 + first % 37;
+            a.count = a.count < COUNT - first ? a.count : COUNT - first;
+            a.gate = gate + first;
+            a.up = up + first;
+            a.y = part + first;
+            table->glu_forward(&a, NULL);
+        }
+        assert_same_bits(whole, part, COUNT, "glu_forward");
+        memory_fini(&m);
+    }
+}
+END_TEST
+
+struct head_fixture {
+    struct memory memory;
+    struct kernel_head_args head;
+    struct kernel_decode_args decode;
+    struct kernel_sampling sampling;
+    struct rl_rng_key keys[ROWS_MAX];
+    uint64_t counters[ROWS_MAX];
+    int32_t *targets;
+};
+
+static void head_fixture_init(struct head_fixture *f, int64_t v, float temperature)
+{
+    struct memory *m = &f->memory;
+    const int64_t c = 48;
+    memory_init(m, 14, FLAVOUR_PLAIN);
+    f->sampling = (struct kernel_sampling){.temperature = temperature, .top_p = 1.0f};
+    f->targets = memory_ids(m, ROWS_MAX, v);
+    f->head =
+        (struct kernel_head_args){.m = ROWS_MAX,
+                                  .v = v,
+                                  .c = c,
+                                  .inv_temperature = temperature > 0 ? 1.0f / temperature : 1.0f};
+    f->head.dtype = v % 2 == 0 ? KERNEL_FP32 : KERNEL_BF16;
+    f->head.w = memory_weights(m, v, c, f->head.dtype);
+    f->head.x = memory_floats(m, ROWS_MAX * c, 2.0);
+    f->head.targets = f->targets;
+    f->head.scratch = memory_output(m, ROWS_MAX * KERNEL_HEAD_CHUNK, 1.0);
+    f->head.logprob = memory_output(m, ROWS_MAX, 1.0);
+    f->head.entropy = memory_output(m, ROWS_MAX, 1.0);
+    f->head.lse = memory_output(m, ROWS_MAX, 1.0);
+    for (int r = 0; r < ROWS_MAX; r++) {
+        f->keys[r] = rl_rng_key_make(9, (uint64_t)r, 0);
+        f->counters[r] = (uint64_t)r;
+    }
+    int64_t stride = (v + KERNEL_PANEL - 1) / KERNEL_PANEL * KERNEL_PANEL;
+    f->decode = (struct kernel_decode_args){.x = f->head.x,
+                                            .w = f->head.w,
+                                            .dtype = f->head.dtype,
+                                            .sampling = &f->sampling,
+                                            .keys = f->keys,
+                                            .counters = f->counters,
+                                            .m = ROWS_MAX,
+                                            .v = v,
+                                            .c = c};
+    f->decode.ids = memory_output_ids(m, ROWS_MAX);
+    f->decode.logprob = memory_output(m, ROWS_MAX, 1.0);
+    f->decode.logits = memory_output(m, ROWS_MAX * stride, 1.0);
+    f->decode.order = memory_output_ids(m, ROWS_MAX * v);
+}
+
+static const int64_t head_vocabularies[] = {1, 32, 33, 1024, 1501, 2100};
+enum { HEAD_VOCABULARIES = sizeof head_vocabularies / sizeof head_vocabularies[0] };
+
+START_TEST(head_row_is_the_same_in_any_batch)
+{
+    const struct kernel_table *table = NULL;
+    static struct head_fixture f;
+    for (int index = 0; support_table(index, &table); index++) {
+        head_fixture_init(&f, head_vocabularies[_i], 0.8f);
+        table->head_forward(&f.head, NULL);
+        float logprob[ROWS_MAX];
+        float entropy[ROWS_MAX];
+        memcpy(logprob, f.head.logprob, sizeof logprob);
+        memcpy(entropy, f.head.entropy, sizeof entropy);
+        for (int i = 0; i < BATCH_COUNT; i++) {
+            struct kernel_head_args part = f.head;
+            int64_t first = ROWS_MAX - batch_sizes[i];
+            part.m = batch_sizes[i];
+            part.x += first * part.c;
+            part.targets += first;
+            table->head_forward(&part, NULL);
+            assert_same_bits(logprob + first, part.logprob, part.m, "head_forward logprob");
+            assert_same_bits(entropy + first, part.entropy, part.m, "head_forward entropy");
+        }
+        memory_fini(&f.memory);
+    }
+}
+END_TEST
+
+/* Decode (sampled, greedy, forced; any batch) against head_forward of the ids that came out. */
+static void decode_matches_forward(const struct kernel_table *table, struct head_fixture *f,
+                                   const int32_t *forced)
+{
+    f->decode.forced = forced;
+    table->head_decode(&f->decode, NULL);
+    int32_t ids[ROWS_MAX];
+    memcpy(ids, f->decode.ids, sizeof ids);
+    f->head.targets = ids;
+    table->head_forward(&f->head, NULL);
+    assert_same_bits(f->head.logprob, f->decode.logprob, ROWS_MAX, "head_decode logprob");
+    for (int i = 0; i < BATCH_COUNT; i++) {
+        struct kernel_decode_args part = f->decode;
+        int64_t first = ROWS_MAX - batch_sizes[i];
+        part.m = batch_sizes[i];
+        part.x += first * part.c;
+        part.keys += first;
+        part.counters += first;
+        part.forced = forced != NULL ? forced + first : NULL;
+        table->head_decode(&part, NULL);
+        ck_assert_mem_eq(ids + first, part.ids, (size_t)part.m * sizeof *ids);
+        assert_same_bits(f->head.logprob + first, part.logprob, part.m, "head_decode batch");
+    }
+}
+
+START_TEST(decode_logprob_is_what_training_computes)
+{
+    const struct kernel_table *table = NULL;
+    const float temperatures[] = {0.0f, 1.0f, 0.7f};
+    static struct head_fixture f;
+    for (int index = 0; support_table(index, &table); index++) {
+        for (int t = 0; t < 3; t++) {
+            head_fixture_init(&f, head_vocabularies[_i], temperatures[t]);
+            decode_matches_forward(table, &f, NULL);
+            decode_matches_forward(table, &f, f.targets);
+            f.sampling.top_k = 5;
+            f.sampling.top_p = 0.9f;
+            f.sampling.min_p = 0.01f;
+            decode_matches_forward(table, &f, NULL);
+            memory_fini(&f.memory);
+        }
+    }
+}
+END_TEST
+
+struct attention_shape {
+    int64_t heads, kv_heads, d, window;
+};
+
+static const struct attention_shape attention_shapes[] = {
+    {4, 2, 32, 0},  {6, 2, 32, 40}, {3, 1, 20, 0},  {1, 1, 128, 0}, {20, 1, 80, 70},
+    {2, 2, 16, 16}, {5, 1, 7, 1},   {14, 2, 64, 0}, {8, 8, 8, 100},
+};
+enum { ATTENTION_SHAPES = sizeof attention_shapes / sizeof attention_shapes[0] };
+
+enum { SEQUENCES = 3, LENGTH_MAX = 200 };
+static const int64_t sequence_lengths[SEQUENCES] = {1, 61, 200};
+
+/* The same three sequences, cut into calls in different ways. */
+struct attention_fixture {
+    struct memory memory;
+    const struct kernel_table *table;
+    struct attention_shape shape;
+    int32_t tables[SEQUENCES][LENGTH_MAX / KERNEL_PAGE_TOKENS + 1];
+    float *q[SEQUENCES], *k[SEQUENCES], *v[SEQUENCES]; /* [length, heads, D] */
+    float *out[SEQUENCES], *lse[SEQUENCES];
+    float *k_pages, *v_pages;
+    int64_t page_floats, pages;
+};
+
+static void attention_fixture_init(struct attention_fixture *f, const struct kernel_table *table,
+                                   const struct attention_shape *shape)
+{
+    memory_init(&f->memory, 15, FLAVOUR_PLAIN);
+    f->table = table;
+    f->shape = *shape;
+    f->page_floats = shape->kv_heads * shape->d * KERNEL_PAGE_TOKENS;
+    f->pages = 1;
+    for (int s = 0; s < SEQUENCES; s++) {
+        int64_t length = sequence_lengths[s];
+        for (int64_t p = 0; p * KERNEL_PAGE_TOKENS < length; p++) {
+            f->tables[s][p] = (int32_t)f->pages++;
+        }
+        f->q[s] = memory_floats(&f->memory, length * shape->heads * shape->d, 1.5);
+        f->k[s] = memory_floats(&f->memory, length * shape->kv_heads * shape->d, 1.5);
+        f->v[s] = memory_floats(&f->memory, length * shape->kv_heads * shape->d, 1.0);
+        f->out[s] = memory_output(&f->memory, length * shape->heads * shape->d, 1.0);
+        f->lse[s] = memory_output(&f->memory, length * shape->heads, 1.0);
+    }
+    f->k_pages = memory_output(&f->memory, f->pages * f->page_floats, 1.0);
+    f->v_pages = memory_output(&f->memory, f->pages * f->page_floats, 1.0);
+}
+
+static void attention_poison(struct attention_fixture *f)
+{
+    for (int64_t i = 0; i < f->pages * f->page_floats; i++) {
+        f->k_pages[i] = NAN;
+        f->v_pages[i] = i % 2 == 0 ? NAN : INFINITY;
+    }
+}
+
+/* Tokens from[s] .. to[s]-1 of every sequence in one call. */
+static void attention_call(struct attention_fixture *f, const int64_t *from, const int64_t *to)
+{
+    const struct attention_shape *shape = &f->shape;
+    struct memory m;
+    memory_init(&m, 1, FLAVOUR_PLAIN);
+    int32_t start[SEQUENCES + 1] = {0};
+    int32_t position[SEQUENCES];
+    const int32_t *tables[SEQUENCES];
+    for (int s = 0; s < SEQUENCES; s++) {
+        start[s + 1] = start[s] + (int32_t)(to[s] - from[s]);
+        position[s] = (int32_t)from[s];
+        tables[s] = f->tables[s];
+    }
+    struct kernel_segments segments = {SEQUENCES, start, position, tables};
+    int64_t width = shape->heads * shape->d;
+    int64_t kv_width = shape->kv_heads * shape->d;
+    float *q = memory_floats(&m, start[SEQUENCES] * width, 1.0);
+    float *k = memory_floats(&m, start[SEQUENCES] * kv_width, 1.0);
+    float *v = memory_floats(&m, start[SEQUENCES] * kv_width, 1.0);
+    float *out = memory_output(&m, start[SEQUENCES] * width, 1.0);
+    float *lse = memory_output(&m, start[SEQUENCES] * shape->heads, 1.0);
+    for (int s = 0; s < SEQUENCES; s++) {
+        size_t count = (size_t)(to[s] - from[s]) * sizeof(float);
+        memcpy(q + start[s] * width, f->q[s] + from[s] * width, count * (size_t)width);
+        memcpy(k + start[s] * kv_width, f->k[s] + from[s] * kv_width, count * (size_t)kv_width);
+        memcpy(v + start[s] * kv_width, f->v[s] + from[s] * kv_width, count * (size_t)kv_width);
+    }
+    struct kernel_kv_args kv = {.segments = &segments,
+                                .k = k,
+                                .v = v,
+                                .k_pages = f->k_pages,
+                                .v_pages = f->v_pages,
+                                .kv_heads = shape->kv_heads,
+                                .d = shape->d};
+    f->table->kv_write(&kv, NULL);
+    struct kernel_attention_args a = {.segments = &segments,
+                                      .q = q,
+                                      .k_pages = f->k_pages,
+                                      .v_pages = f->v_pages,
+                                      .out = out,
+                                      .lse = lse,
+                                      .heads = shape->heads,
+                                      .kv_heads = shape->kv_heads,
+                                      .d = shape->d,
+                                      .window = shape->window,
+                                      .scale = (float)(1.0 / sqrt((double)shape->d))};
+    f->table->attention_forward(&a, NULL);
+    for (int s = 0; s < SEQUENCES; s++) {
+        size_t count = (size_t)(to[s] - from[s]) * sizeof(float);
+        memcpy(f->out[s] + from[s] * width, out + start[s] * width, count * (size_t)width);
+        memcpy(f->lse[s] + from[s] * shape->heads, lse + start[s] * shape->heads,
+               count * (size_t)shape->heads);
+    }
+    ck_assert(memory_guards_hold(&m));
+    memory_fini(&m);
+}
+
+/* Feed all sequences in steps of `step` tokens (0: all at once). */
+static void attention_feed(struct attention_fixture *f, int64_t step)
+{
+    attention_poison(f);
+    int64_t from[SEQUENCES] = {0};
+    int64_t to[SEQUENCES];
+    for (int64_t done = 0; done < LENGTH_MAX; done += step) {
+        step = step == 0 ? LENGTH_MAX : step;
+        for (int s = 0; s < SEQUENCES; s++) {
+            int64_t end = done + step < sequence_lengths[s] ? done + step : sequence_lengths[s];
+            to[s] = end > from[s] ? end : from[s];
+        }
+        attention_call(f, from, to);
+        memcpy(from, to, sizeof from);
+    }
+}
+
+START_TEST(attention_is_the_same_in_decode_prefill_and_training)
+{
+    const struct kernel_table *table = NULL;
+    static struct attention_fixture training;
+    static struct attention_fixture other;
+    const int64_t steps[] = {1, 7, 16, 50};
+    for (int index = 0; support_table(index, &table); index++) {
+        attention_fixture_init(&training, table, &attention_shapes[_i]);
+        attention_fixture_init(&other, table, &attention_shapes[_i]);
+        attention_feed(&training, 0);
+        for (int i = 0; i < 4; i++) {
+            attention_feed(&other, steps[i]);
+            for (int s = 0; s < SEQUENCES; s++) {
+                int64_t rows = sequence_lengths[s] * training.shape.heads;
+                assert_same_bits(training.out[s], other.out[s], rows * training.shape.d,
+                                 "attention out");
+                assert_same_bits(training.lse[s], other.lse[s], rows, "attention lse");
+            }
+        }
+        for (int64_t i = 0; i < 61 * training.shape.heads * training.shape.d; i++) {
+            ck_assert(isfinite(training.out[1][i]));
+        }
+        memory_fini(&training.memory);
+        memory_fini(&other.memory);
+    }
+}
+END_TEST
+
+static Suite *same_bits_suite(void)
+{
+    Suite *suite = suite_create("check_same_bits");
+    TCase *all = tcase_create("same bits");
+    tcase_set_timeout(all, 300);
+    tcase_add_loop_test(all, linear_row_is_the_same_in_any_batch, 0, LINEAR_SHAPES);
+    tcase_add_loop_test(all, norm_row_is_the_same_in_any_batch, 0, 6);
+    tcase_add_loop_test(all, pointwise_element_is_the_same_anywhere, 0, 2);
+    tcase_add_loop_test(all, head_row_is_the_same_in_any_batch, 0, HEAD_VOCABULARIES);
+    tcase_add_loop_test(all, decode_logprob_is_what_training_computes, 0, HEAD_VOCABULARIES);
+    tcase_add_loop_test(all, attention_is_the_same_in_decode_prefill_and_training, 0,
+                        ATTENTION_SHAPES);
+    suite_add_tcase(suite, all);
+    return suite;
+}
+
+int main(void)
+{
+    SRunner *runner = srunner_create(same_bits_suite());
+    srunner_run_all(runner, CK_ENV);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}
