@@ -86,7 +86,8 @@ static inline float *fixture_floats(int64_t count)
     return data;
 }
 
-/* Tiny architectures: 0 Qwen3 (per-head norms, GQA, tied), 1 Qwen2 (biases, window), 2 Llama. */
+/* Tiny architectures: 0 Qwen3 (per-head norms, GQA, tied), 1 Qwen2 (biases, window), 2 Llama,
+ * 3 the first one wider: several panels, and a vocabulary of several head chunks. */
 static inline struct model_architecture fixture_architecture(int which)
 {
     struct model_architecture a = {
@@ -122,6 +123,11 @@ static inline struct model_architecture fixture_architecture(int which)
         a.kv_heads = 1;
         a.qkv_bias = a.o_bias = a.mlp_bias = true;
         a.activation = KERNEL_GELU_TANH;
+    } else if (which == 3) {
+        a.width = 160;
+        a.head_dim = 64;
+        a.ffn = 300;
+        a.vocab = 2 * KERNEL_HEAD_CHUNK + 77;
     }
     return a;
 }
