@@ -22,6 +22,7 @@ struct rational *rational_create(void);
 /* Takes NULL. */
 void rational_destroy(struct rational *value);
 
+/* Set to a whole number. */
 void rational_set_int(struct rational *value, int64_t integer);
 
 /* Set from plain decimal digits: optional '+' or '-', digits, optional '.', digits; no spaces, at
@@ -38,11 +39,13 @@ bool rational_subtract(struct rational *out, const struct rational *a, const str
 bool rational_multiply(struct rational *out, const struct rational *a, const struct rational *b);
 bool rational_divide(struct rational *out, const struct rational *a, const struct rational *b);
 
+/* value = -value. */
 void rational_negate(struct rational *value);
 
 /* value *= 10^exponent. False if |exponent| or the result is over the limits. */
 bool rational_scale_ten(struct rational *value, long exponent);
 
+/* True if the values are equal. */
 bool rational_equal(const struct rational *a, const struct rational *b);
 
 #endif

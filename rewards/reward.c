@@ -106,7 +106,7 @@ static rl_status fail_unknown(const struct reward_ops *const *table, size_t coun
 
 static rl_status parse_weight(struct span text, double *weight)
 {
-    char digits[NAME_MAX_BYTES];
+    char digits[NAME_MAX_BYTES] = "";
     char *end = digits;
     double value = NAN;
     if (text.bytes > 0 && text.bytes < sizeof(digits)) {

@@ -28,8 +28,11 @@ struct reward_set;
 /* Parse and build, e.g. "numeric*1.0,format*0.2". Caller owns *out.
  * Errors: RL_INVALID (unknown name with the nearest one, bad weight, bad regex). */
 rl_status reward_set_create(const struct rl_config *config, struct reward_set **out);
+
+/* Free the set. Takes NULL. */
 void reward_set_destroy(struct reward_set *set);
 
+/* Functions in the set, and the name of one of them (static text). Any thread. */
 uint32_t reward_set_count(const struct reward_set *set);
 const char *reward_set_name(const struct reward_set *set, uint32_t index);
 

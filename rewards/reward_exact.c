@@ -1,6 +1,7 @@
 /* The `exact` reward: the answer equals the gold text byte for byte, outer white space ignored.
  * The answer is, after any reasoning in <think> tags: the content of the last <answer> tag if there
- * is one; else the whole text or its last line, whichever fits. */
+ * is one; else the line after the last "####" if there is one; else the whole text or its last
+ * line, whichever fits. */
 #include "rewards/answer_text.h"
 #include "rewards/reward_ops.h"
 
@@ -10,6 +11,20 @@ static bool same(struct answer_span a, struct answer_span b)
 {
     a = answer_span_trim(a);
     return a.bytes == b.bytes && memcmp(a.text, b.text, a.bytes) == 0;
+}
+
+static bool is_right(struct answer_span text, struct answer_span gold)
+{
+    bool marked = false;
+    struct answer_span tag = answer_last_tag(text);
+    if (tag.text != NULL) {
+        return same(tag, gold);
+    }
+    struct answer_span line = answer_after_hashes(text, &marked);
+    if (marked) {
+        return same(line, gold);
+    }
+    return same(text, gold) || same(answer_last_line(text), gold);
 }
 
 static void exact_score(const void *state, const struct reward_input *input,
@@ -28,10 +43,7 @@ static void exact_score(const void *state, const struct reward_input *input,
         out->reason = "the reasoning was not closed";
         return;
     }
-    struct answer_span tag = answer_last_tag(text);
-    bool right =
-        tag.text != NULL ? same(tag, gold) : same(text, gold) || same(answer_last_line(text), gold);
-    if (right) {
+    if (is_right(text, gold)) {
         out->value = 1.0;
         out->reason = "equal to the ground truth";
     }

@@ -11,6 +11,7 @@
 #include "core/log.h"
 #include "core/wait.h"
 #include "rewards/reward_ops.h"
+#include "rewards/reward_queue.h"
 
 #include <math.h>
 #include <pthread.h>
@@ -22,19 +23,6 @@
  */
 enum { ABANDONED_MAX = 64 };
 
-/* A group inside the pool. */
-struct entry {
-    struct trajectory_group *group;
-    uint32_t next; /* first sample not yet handed to a thread */
-    uint32_t left; /* samples not finished */
-    struct entry *link;
-};
-
-struct entry_queue {
-    struct entry *head;
-    struct entry *tail;
-};
-
 /* One scoring thread; belongs to the thread, which frees it. */
 struct worker {
     struct reward_pool *pool;
@@ -43,7 +31,7 @@ struct worker {
     bool scoring;      /* inside a reward function since the deadline was set */
     bool abandoned;    /* its sample was finished without it: touch nothing any more */
     double deadline_s; /* monotonic */
-    struct entry *entry;
+    struct reward_entry *entry;
     uint32_t index;
 };
 
@@ -67,9 +55,9 @@ struct reward_pool {
     struct worker **workers; /* [thread_count]; NULL: the slot is empty */
     pthread_t watchdog;
     /* guarded by mutex */
-    struct entry_queue waiting; /* samples left to hand out */
-    struct entry_queue done;    /* ready to be taken */
-    struct entry_queue scoring; /* all handed out, some not finished */
+    struct reward_queue waiting; /* samples left to hand out */
+    struct reward_queue done;    /* ready to be taken */
+    struct reward_queue scoring; /* all handed out, some not finished */
     uint32_t inside;
     uint32_t live;      /* workers in slots */
     uint32_t abandoned; /* abandoned threads that have not come back */
@@ -78,52 +66,6 @@ struct reward_pool {
     double watched_until_s; /* when the watchdog will look next */
     bool stopping;
 };
-
-/* --- queues ----------------------------------------------------------------------------------- */
-
-static void queue_push(struct entry_queue *queue, struct entry *entry)
-{
-    entry->link = NULL;
-    if (queue->tail != NULL) {
-        queue->tail->link = entry;
-    } else {
-        queue->head = entry;
-    }
-    queue->tail = entry;
-}
-
-static struct entry *queue_pop(struct entry_queue *queue)
-{
-    struct entry *entry = queue->head;
-    if (entry != NULL) {
-        queue->head = entry->link;
-        queue->tail = queue->head != NULL ? queue->tail : NULL;
-    }
-    return entry;
-}
-
-static void queue_remove(struct entry_queue *queue, struct entry *entry)
-{
-    struct entry *previous = NULL;
-    for (struct entry *at = queue->head; at != NULL && at != entry; at = at->link) {
-        previous = at;
-    }
-    if (previous == NULL) {
-        queue->head = entry->link;
-    } else {
-        previous->link = entry->link;
-    }
-    queue->tail = queue->tail == entry ? previous : queue->tail;
-}
-
-static void queue_free(struct entry_queue *queue)
-{
-    struct entry *entry;
-    while ((entry = queue_pop(queue)) != NULL) {
-        trajectory_group_destroy(entry->group);
-        free(entry);
-    }
-}
 
 /* --- life of the shared state -------------------------------------------------------------------
  */
@@ -157,26 +99,26 @@ static void mark_unscorable(const struct reward_set *set, struct trajectory *sam
 }
 
 /* Next sample to score, with the lock held; false if there is none. */
-static bool take_task(struct reward_pool *pool, struct entry **entry, uint32_t *index)
+static bool take_task(struct reward_pool *pool, struct reward_entry **entry, uint32_t *index)
 {
-    struct entry *head = pool->waiting.head;
+    struct reward_entry *head = pool->waiting.head;
     if (head == NULL) {
         return false;
     }
     *entry = head;
     *index = head->next++;
     if (head->next == head->group->sample_count) {
-        queue_pop(&pool->waiting);
-        queue_push(&pool->scoring, head);
+        reward_queue_pop(&pool->waiting);
+        reward_queue_push(&pool->scoring, head);
     }
     return true;
 }
 
-static void finish_sample(struct reward_pool *pool, struct entry *entry)
+static void finish_sample(struct reward_pool *pool, struct reward_entry *entry)
 {
     if (--entry->left == 0) {
-        queue_remove(&pool->scoring, entry);
-        queue_push(&pool->done, entry);
+        reward_queue_remove(&pool->scoring, entry);
+        reward_queue_push(&pool->done, entry);
     }
 }
 
@@ -372,7 +314,7 @@ static bool watch_has_news(void *arg)
 /* Finish the sample without its thread and let the thread go. */
 static void abandon(struct reward_pool *pool, struct worker *worker)
 {
-    struct entry *entry = worker->entry;
+    struct reward_entry *entry = worker->entry;
     pool->timeouts++;
     rl_log(RL_LOG_WARN,
            "scoring sample %u of ticket %llu passed rewards.timeout_ms (%.0f ms): unscorable",
@@ -407,7 +349,7 @@ static void refill_slots(struct reward_pool *pool)
 /* No thread is left to score with: what waits is given up, so that nobody waits for ever. */
 static void give_up_waiting(struct reward_pool *pool)
 {
-    struct entry *entry;
+    struct reward_entry *entry;
     uint32_t index;
     while (take_task(pool, &entry, &index)) {
         mark_unscorable(pool->set, &entry->group->samples[index]);
@@ -555,25 +497,25 @@ void reward_pool_destroy(struct reward_pool *pool)
     pthread_mutex_unlock(&pool->mutex);
     pthread_join(pool->watchdog, NULL);
     pthread_mutex_lock(&pool->mutex);
-    queue_free(&pool->waiting);
-    queue_free(&pool->scoring);
-    queue_free(&pool->done);
+    reward_queue_clear(&pool->waiting);
+    reward_queue_clear(&pool->scoring);
+    reward_queue_clear(&pool->done);
     pthread_mutex_unlock(&pool->mutex);
     pool_release(pool);
 }
 
 rl_status reward_pool_submit(struct reward_pool *pool, struct trajectory_group *group)
 {
-    struct entry *entry = calloc(1, sizeof(*entry));
+    struct reward_entry *entry = calloc(1, sizeof(*entry));
     if (entry == NULL) {
         return rl_fail(RL_NO_MEMORY, "group to score: %zu bytes", sizeof(*entry));
     }
-    *entry = (struct entry){group, 0, group->sample_count, NULL};
+    *entry = (struct reward_entry){group, 0, group->sample_count, NULL};
     pthread_mutex_lock(&pool->mutex);
     bool room = pool->inside < pool->capacity;
     if (room) {
         pool->inside++;
-        queue_push(group->sample_count > 0 ? &pool->waiting : &pool->done, entry);
+        reward_queue_push(group->sample_count > 0 ? &pool->waiting : &pool->done, entry);
         pthread_cond_broadcast(&pool->work);
         if (pool->live == 0) {
             wake_watchdog(pool);
@@ -590,7 +532,7 @@ rl_status reward_pool_submit(struct reward_pool *pool, struct trajectory_group *
 rl_status reward_pool_take(struct reward_pool *pool, struct trajectory_group **group)
 {
     pthread_mutex_lock(&pool->mutex);
-    struct entry *entry = queue_pop(&pool->done);
+    struct reward_entry *entry = reward_queue_pop(&pool->done);
     pool->inside -= entry != NULL ? 1 : 0;
     pthread_mutex_unlock(&pool->mutex);
     if (entry == NULL) {

@@ -174,6 +174,8 @@ START_TEST(exact_answers)
         {"<think>Paris", "Paris", 0},
         {"<think>London?</think>Paris", "Paris", 1},
         {"a\nb", "a\nb", 1},
+        {"one\n#### Paris\nindeed", "Paris", 1},
+        {"Paris\n#### London", "Paris", 0},
         {"", "Paris", 0},
         {"x", " ", -1},
     };
