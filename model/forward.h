@@ -12,10 +12,16 @@ struct model_kv {
     int64_t layer_stride; /* floats between layers */
 };
 
+/* Zeroed memory for page_count pages. Release with model_kv_fini. Errors: RL_NO_MEMORY, RL_INVALID.
+ */
 rl_status model_kv_create(const struct model_layout *layout, int32_t page_count,
                           struct model_kv *out);
+
+/* Free the pages' memory. Takes a zeroed struct. */
 void model_kv_fini(struct model_kv *kv);
-size_t model_kv_page_bytes(const struct model_layout *layout); /* all layers, k and v */
+
+/* Bytes of one page: all layers, k and v. */
+size_t model_kv_page_bytes(const struct model_layout *layout);
 
 /* Copy a page in every layer (copy-on-write of a shared prefix's last page). */
 void model_kv_copy_page(const struct model_layout *layout, struct model_kv *kv, int32_t from,

@@ -14,6 +14,7 @@ struct model_pages;
 rl_status model_pages_create(int32_t page_count, struct model_pages **out);
 void model_pages_destroy(struct model_pages *pages);
 
+/* Pages that nobody holds. */
 int32_t model_pages_free_count(const struct model_pages *pages);
 
 /* Holders of a page; 0: free. */

@@ -29,12 +29,20 @@ rl_status safetensors_open(const char *path, struct safetensors **out);
  * DIR and hold exactly the tensors that the index gives them). */
 rl_status safetensors_open_folder(const char *dir, struct safetensors **out);
 
+/* Unmap everything; entries are gone. Takes NULL. */
 void safetensors_close(struct safetensors *file);
+
+/* Number of tensors in all shards. */
 int64_t safetensors_count(const struct safetensors *file);
+
+/* One of them, index < count, by shard and then by place. Borrowed. */
 const struct safetensors_entry *safetensors_at(const struct safetensors *file, int64_t index);
+
+/* By name, NULL if there is none. Borrowed. */
 const struct safetensors_entry *safetensors_find(const struct safetensors *file, const char *name);
-const char *safetensors_metadata(const struct safetensors *file,
-                                 const char *key); /* NULL if none */
+
+/* Value of a metadata key of the (first) file, NULL if there is none. Borrowed. */
+const char *safetensors_metadata(const struct safetensors *file, const char *key);
 
 /* Convert an F32, F16 or BF16 entry to fp32 [elements]. Errors: RL_UNSUPPORTED (dtype named). */
 rl_status safetensors_to_fp32(const struct safetensors_entry *entry, float *out);
