@@ -1,7 +1,8 @@
 # Warnings, sanitizers and the numeric contract: no reassociation, no contraction behind our back.
+# -Wno-format-truncation: snprintf is used here because it cuts.
 function(foresight_flags target)
   target_compile_options(${target} PRIVATE -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion
-    -Wstrict-prototypes -Wmissing-prototypes -fno-math-errno -ffp-contract=off -fno-common -g)
+    -Wstrict-prototypes -Wmissing-prototypes -Wno-format-truncation -fno-math-errno -ffp-contract=off -fno-common -g)
   target_compile_definitions(${target} PRIVATE _GNU_SOURCE FORESIGHT_VERSION="${PROJECT_VERSION}")
   if(FORESIGHT_WERROR)
     target_compile_options(${target} PRIVATE -Werror)
