@@ -47,6 +47,12 @@ SIMD_INLINE void v_store(float *p, vf x)
     _mm512_storeu_ps(p, x);
 }
 
+/* Bring the cache line of p closer; any address is allowed. */
+SIMD_INLINE void v_prefetch(const float *p)
+{
+    _mm_prefetch((const char *)p, _MM_HINT_T0);
+}
+
 /* True in lanes below n. */
 SIMD_INLINE vm v_mask_n(int n)
 {
