@@ -11,7 +11,7 @@
  * holds something that is not a plain file). */
 rl_status checkpoint_manifest_write(const char *dir, uint64_t step, uint64_t version);
 
-/* Read DIR/MANIFEST.json and check every file that it names, and that there is no other. Errors:
+/* Read DIR/MANIFEST.json and check every file that it names. Errors:
  * RL_CORRUPT (file and reason), RL_IO, RL_NOT_FOUND (no manifest: never committed). */
 rl_status checkpoint_manifest_verify(const char *dir, uint64_t *step);
 

@@ -29,8 +29,9 @@ rl_status channel_mpi_create(struct world *world, const struct channel_mpi_optio
  * was work. Pump thread only. */
 bool channel_mpi_pump_once(struct channel *channel, struct collective *collective);
 
-/* Sleep as fits the traffic: not at all after work, else 50 us growing to 300 us. `worked` is what
- * pump_once returned. A send or a collective request by another thread wakes it. Pump thread. */
+/* Sleep as fits the traffic: not at all after work (`worked`, what pump_once returned), else 50 us
+ * growing to 1 ms; a collective under way keeps it at 50 us, a send by another thread wakes it.
+ * Pump thread. */
 void channel_mpi_idle(struct channel *channel, bool worked);
 
 /* Pump until done(context) is true or timeout_s has passed (RL_TIMEOUT; <= 0: no limit). */

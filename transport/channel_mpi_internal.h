@@ -41,8 +41,9 @@ struct mpi_control {
 
 enum {
     MPI_CONTROL_MAGIC = 0x46534342,
-    MPI_CONTROL_LOST = 1,   /* you were silent for too long: you are lost to me */
-    MPI_CONTROL_GOODBYE = 2 /* I am leaving as agreed */
+    MPI_CONTROL_LOST = 1,    /* you were silent for too long: you are lost to me */
+    MPI_CONTROL_GOODBYE = 2, /* I am leaving as agreed */
+    MPI_CONTROL_TORN = 4     /* somebody is lost: do not wait for all ranks at the end */
 };
 
 struct mpi_peer {

@@ -14,7 +14,7 @@
 
 enum { PUMP_BURST = 64 }; /* messages taken or sent in a round */
 static const double pump_idle_min_s = 50e-6;
-static const double pump_idle_max_s = 300e-6;
+static const double pump_idle_max_s = 1e-3;
 static const double pump_drain_s = 5.0;   /* most that a close waits for queued messages */
 static const double pump_goodbye_s = 0.5; /* most that it waits for MPI to let go of the rest */
 
@@ -151,6 +151,7 @@ static void control_send(struct channel_mpi *channel, int rank, uint32_t flags)
     pthread_mutex_lock(&channel->mutex);
     uint64_t consumed = peer->consumed;
     pthread_mutex_unlock(&channel->mutex);
+    flags |= world_is_whole(channel->world) ? 0 : MPI_CONTROL_TORN;
     *peer->control_data =
         (struct mpi_control){.magic = MPI_CONTROL_MAGIC, .flags = flags, .consumed = consumed};
     if (MPI_Isend(peer->control_data, sizeof *peer->control_data, MPI_BYTE, rank, MPI_TAG_CONTROL,
@@ -170,6 +171,9 @@ static void control_take(struct channel_mpi *channel, int rank, const struct mpi
         peer->acked = control->consumed;
     }
     pthread_mutex_unlock(&channel->mutex);
+    if ((control->flags & MPI_CONTROL_TORN) != 0) {
+        world_note_torn(channel->world);
+    }
     if ((control->flags & MPI_CONTROL_LOST) != 0) {
         peer->told = true; /* it knows; no need to answer in kind */
         peer_lose(channel, rank, "it has given us up as lost", false);
@@ -471,6 +475,9 @@ void channel_mpi_idle(struct channel *base, bool worked)
     if (worked) {
         channel->idle_s = pump_idle_min_s;
         return;
+    }
+    if (channel->collective != NULL && collective_mpi_active(channel->collective)) {
+        channel->idle_s = pump_idle_min_s;
     }
     struct rl_wait_signal signal = {
         .cond = &channel->wake, .mutex = &channel->mutex, .done = pump_is_woken, .arg = channel};

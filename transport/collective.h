@@ -43,6 +43,9 @@ rl_status collective_mpi_create(struct world *world, double timeout_s, struct co
 /* One round of non-blocking progress; returns whether there was work. Pump thread. */
 bool collective_mpi_progress(struct collective *collective);
 
+/* True while an operation is under way: the pump should not sleep long. Any thread. */
+bool collective_mpi_active(struct collective *collective);
+
 /* A learner is lost: the running operation and all later ones fail with RL_PEER_LOST. Pump. */
 void collective_mpi_note_lost(struct collective *collective, int rank);
 

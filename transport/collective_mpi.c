@@ -368,6 +368,18 @@ bool collective_mpi_progress(struct collective *base)
     return worked;
 }
 
+bool collective_mpi_active(struct collective *base)
+{
+    if (base->size == 1) {
+        return false;
+    }
+    struct collective_mpi *c = (struct collective_mpi *)base;
+    pthread_mutex_lock(&c->mutex);
+    bool active = c->stage != STAGE_IDLE && c->stage != STAGE_DONE && c->broken == RL_OK;
+    pthread_mutex_unlock(&c->mutex);
+    return active;
+}
+
 void collective_mpi_note_lost(struct collective *base, int rank)
 {
     if (base->size == 1 || rank >= base->size) {

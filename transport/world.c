@@ -10,6 +10,7 @@
 #include "transport/mpi_internal.h"
 
 #include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -364,6 +365,11 @@ void world_note_lost(struct world *world, int rank)
     }
 }
 
+void world_note_torn(struct world *world)
+{
+    atomic_store(&world->whole, false);
+}
+
 bool world_is_whole(const struct world *world)
 {
     return atomic_load(&world->whole);
@@ -395,6 +401,32 @@ static bool world_all_leave(struct world *world, double timeout_s)
     return false;
 }
 
+/* Under mpirun --enable-recovery the launcher reports success whatever its ranks returned. A
+ * failing rank 0 speaks for the job, so it ends the launcher too, whose status then says failure.
+ * Only a parent that is Open MPI's launcher is told. */
+static void world_tell_launcher(const struct world *world, int exit_code)
+{
+    const char *recovery = getenv("OMPI_MCA_orte_enable_recovery");
+    if (world->rank != 0 || exit_code == 0 || recovery == NULL || strcmp(recovery, "1") != 0) {
+        return;
+    }
+    char path[64];
+    char name[32] = "";
+    snprintf(path, sizeof path, "/proc/%ld/comm", (long)getppid());
+    FILE *file = fopen(path, "re");
+    if (file != NULL) {
+        if (fgets(name, sizeof name, file) == NULL) {
+            name[0] = '\0';
+        }
+        fclose(file);
+    }
+    if (strcmp(name, "mpirun\n") == 0 || strcmp(name, "orterun\n") == 0 ||
+        strcmp(name, "mpiexec\n") == 0) {
+        fflush(NULL);
+        kill(getppid(), SIGTERM);
+    }
+}
+
 static void world_finalize(struct world *world)
 {
     if (world->learner_comm != MPI_COMM_NULL) {
@@ -413,11 +445,13 @@ void world_close(struct world *world, int exit_code, double timeout_s)
         struct watchdog dog;
         if (!world_all_leave(world, timeout_s) ||
             watchdog_start(&dog, "leaving the job", world_finalize_s, exit_code) != RL_OK) {
+            world_tell_launcher(world, exit_code);
             fflush(NULL);
             _exit(exit_code);
         }
         world_finalize(world);
         watchdog_stop(&dog);
+        world_tell_launcher(world, exit_code);
     }
     free(world->node_of);
     free(world);
@@ -428,6 +462,7 @@ void world_abort(struct world *world, int exit_code)
     fflush(NULL);
     if (world != NULL && world->mpi) {
         struct watchdog dog;
+        world_tell_launcher(world, exit_code);
         if (watchdog_start(&dog, "ending the job", world_finalize_s, exit_code) == RL_OK) {
             MPI_Abort(MPI_COMM_WORLD, exit_code);
         }

@@ -47,11 +47,16 @@ const char *world_role_name(enum world_role role); /* "learner", "worker", "both
 
 /* Remember that `rank` is lost: world_close then waits for nobody. Any thread. */
 void world_note_lost(struct world *world, int rank);
-bool world_is_whole(const struct world *world); /* false after any world_note_lost */
+
+/* The same where it is not known who is lost (another rank says that somebody is). Any thread. */
+void world_note_torn(struct world *world);
+bool world_is_whole(const struct world *world); /* false after either */
 
 /* Leave. Where all ranks live it waits (at most timeout_s) until every rank has come here, then
  * finalizes MPI. If somebody is missing, or finalizing hangs, this process flushes its streams and
- * ends by _exit(exit_code) without returning. Frees `world`. Takes NULL. Main thread. */
+ * ends by _exit(exit_code) without returning. mpirun --enable-recovery reports success whatever its
+ * ranks return; there a failing rank 0 (exit_code not 0) also ends mpirun by SIGTERM, so that the
+ * job's status is not a lie. Frees `world`. Takes NULL. Main thread. */
 void world_close(struct world *world, int exit_code, double timeout_s);
 
 /* End the whole job now with `exit_code` (> 0): MPI_Abort where there is MPI. Does not return. */

@@ -1,0 +1,707 @@
+/* World, channel and collectives over real MPI. Each case runs this very program again under
+ * mpirun, as "test_transport_mpi --rank CASE"; a rank reports what went wrong and ends with a code
+ * that says so. Every mpirun has a deadline and its own process group, which ends with it. */
+#include "transport/channel_mpi.h"
+#include "transport/collective.h"
+#include "transport/weight_arena.h"
+#include "transport/wire.h"
+#include "transport/world.h"
+
+#include "core/clock.h"
+#include "core/log.h"
+#include "core/rng.h"
+
+#include <check.h>
+#include <errno.h>
+#include <math.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+/* --- the ranks' side ------------------------------------------------------------------------- */
+
+#define RANK_CHECK(condition)                                                                      \
+    do {                                                                                           \
+        if (!(condition)) {                                                                        \
+            fprintf(stderr, "%s:%d: %s is false\n", __FILE__, __LINE__, #condition);               \
+            _exit(3);                                                                              \
+        }                                                                                          \
+    } while (0)
+
+/* What a rank's compute thread works on while the main thread pumps. */
+struct rank {
+    struct world *world;
+    struct channel *channel;
+    struct collective *collective; /* learners only */
+    atomic_bool finished;
+};
+
+static void rank_start(struct rank *rank, int learners, double dead_after_s, int credits)
+{
+    RANK_CHECK(world_open(NULL, NULL, &rank->world) == RL_OK);
+    RANK_CHECK(world_form(rank->world, learners) == RL_OK);
+    rl_log_identify(world_role_name(world_role(rank->world, world_rank(rank->world))),
+                    world_rank(rank->world));
+    struct channel_mpi_options options = {.ring_messages = 32,
+                                          .credits = credits,
+                                          .heartbeat_s = 0.05,
+                                          .dead_after_s = dead_after_s,
+                                          .first_contact_s = 30.0};
+    if (world_rank(rank->world) < learners) {
+        RANK_CHECK(collective_mpi_create(rank->world, 20.0, &rank->collective) == RL_OK);
+    }
+    RANK_CHECK(channel_mpi_create(rank->world, &options, &rank->channel) == RL_OK);
+    atomic_init(&rank->finished, false);
+}
+
+static bool rank_is_finished(void *arg)
+{
+    return atomic_load(&((struct rank *)arg)->finished);
+}
+
+/* Run `compute` in a thread and pump until it has set `finished`. */
+static void rank_run(struct rank *rank, void *(*compute)(void *))
+{
+    pthread_t thread;
+    RANK_CHECK(pthread_create(&thread, NULL, compute, rank) == 0);
+    RANK_CHECK(channel_mpi_pump(rank->channel, rank->collective, rank_is_finished, rank, 60.0) ==
+               RL_OK);
+    pthread_join(thread, NULL);
+}
+
+static int rank_end(struct rank *rank, int code)
+{
+    puts("done");
+    fflush(stdout);
+    channel_close(rank->channel);
+    collective_destroy(rank->collective);
+    world_close(rank->world, code, 5.0);
+    return code;
+}
+
+static void send_bytes(struct channel *channel, int peer, const void *data, size_t bytes)
+{
+    struct channel_message message = {.peer = peer};
+    RANK_CHECK(wire_encode_bytes(data, bytes, &message) == RL_OK);
+    RANK_CHECK(channel_send_wait(channel, &message, 30.0) == RL_OK);
+}
+
+/* Sizes of the storm's messages: mostly small, some far beyond MPI's eager limit. */
+enum { STORM_MESSAGES = 600, STORM_LARGEST = 3 * 1024 * 1024 };
+
+static size_t storm_bytes(int from, uint32_t index)
+{
+    struct rl_rng_key key = rl_rng_key_make(1, (uint64_t)from, 0);
+    if (rl_rng_below(key, index, 100) == 0) {
+        return STORM_LARGEST - rl_rng_below(key, index + 1000000, 1000);
+    }
+    return 8 + rl_rng_below(key, index, 5000);
+}
+
+static void storm_send(struct rank *rank)
+{
+    int me = world_rank(rank->world);
+    unsigned char *data = malloc(STORM_LARGEST);
+    RANK_CHECK(data != NULL);
+    for (uint32_t index = 0; index < STORM_MESSAGES; index++) {
+        size_t bytes = storm_bytes(me, index);
+        memset(data, (int)((unsigned)me * 7 + index), bytes);
+        memcpy(data, &index, sizeof index);
+        send_bytes(rank->channel, 0, data, bytes);
+    }
+    free(data);
+}
+
+/* Everything from every worker, whole and in order. */
+static void storm_receive(struct rank *rank)
+{
+    int size = world_size(rank->world);
+    uint32_t next[16] = {0};
+    for (int left = (size - 1) * STORM_MESSAGES; left > 0; left--) {
+        struct channel_message message;
+        const void *payload = NULL;
+        size_t bytes = 0;
+        uint32_t index = 0;
+        RANK_CHECK(channel_receive(rank->channel, 30.0, &message) == RL_OK);
+        RANK_CHECK(wire_decode_bytes(&message, &payload, &bytes) == RL_OK);
+        memcpy(&index, payload, sizeof index);
+        RANK_CHECK(index == next[message.peer]);
+        RANK_CHECK(bytes == storm_bytes(message.peer, index));
+        const unsigned char *data = payload;
+        unsigned char fill = (unsigned char)((unsigned)message.peer * 7 + index);
+        for (size_t i = sizeof index; i < bytes; i++) {
+            RANK_CHECK(data[i] == fill);
+        }
+        next[message.peer]++;
+        channel_message_fini(&message);
+    }
+    for (int peer = 1; peer < size; peer++) {
+        struct wire_stop stop = {WIRE_STOP_DONE, 0};
+        struct channel_message message = {.peer = peer};
+        RANK_CHECK(wire_encode_stop(&stop, &message) == RL_OK);
+        RANK_CHECK(channel_send_wait(rank->channel, &message, 10.0) == RL_OK);
+    }
+    double deadline_s = rl_clock_now_s(NULL) + 10.0;
+    while (!channel_mpi_flushed(rank->channel) && rl_clock_now_s(NULL) < deadline_s) {
+        rl_clock_sleep_s(NULL, 1e-3);
+    }
+}
+
+static void *storm_compute(void *arg)
+{
+    struct rank *rank = arg;
+    if (world_rank(rank->world) == 0) {
+        storm_receive(rank);
+    } else {
+        storm_send(rank);
+        struct channel_message message;
+        RANK_CHECK(channel_receive(rank->channel, 40.0, &message) == RL_OK);
+        RANK_CHECK(message.kind == WIRE_STOP && message.peer == 0);
+        channel_message_fini(&message);
+        struct channel_counters counters;
+        channel_counters(rank->channel, &counters);
+        RANK_CHECK(counters.sent_messages == STORM_MESSAGES);
+        RANK_CHECK(counters.dropped_messages == 0 && counters.lost_peers == 0);
+    }
+    atomic_store(&rank->finished, true);
+    return NULL;
+}
+
+static int case_storm(void)
+{
+    struct rank rank = {0};
+    rank_start(&rank, 1, 10.0, 5);
+    RANK_CHECK(world_has_mpi(rank.world) && world_node_count(rank.world) == 1);
+    RANK_CHECK(world_local_rank(rank.world) == world_rank(rank.world));
+    RANK_CHECK(world_local_size(rank.world) == world_size(rank.world));
+    rank_run(&rank, storm_compute);
+    return rank_end(&rank, 0);
+}
+
+/* Values that show any other order of addition. */
+static float sum_value(int rank, int64_t i)
+{
+    struct rl_rng_key key = rl_rng_key_make(2, (uint64_t)rank, 9);
+    double size = pow(10.0, 6.0 * rl_rng_uniform(key, (uint64_t)i) - 3.0);
+    return (float)(size * (rl_rng_uniform(key, (uint64_t)i + 1000000000u) - 0.5));
+}
+
+static void sums_float(struct rank *rank, int64_t count)
+{
+    int learners = world_learners(rank->world);
+    float *values = malloc((size_t)(count + 1) * sizeof *values);
+    RANK_CHECK(values != NULL);
+    for (int64_t i = 0; i < count; i++) {
+        values[i] = sum_value(world_rank(rank->world), i);
+    }
+    RANK_CHECK(collective_sum_float(rank->collective, values, count) == RL_OK);
+    for (int64_t i = 0; i<count; i += count> 5000 ? 97 : 1) {
+        float expected = sum_value(0, i);
+        for (int other = 1; other < learners; other++) {
+            expected += sum_value(other, i);
+        }
+        RANK_CHECK(memcmp(&values[i], &expected, sizeof expected) == 0);
+    }
+    free(values);
+}
+
+static void sums_small(struct rank *rank)
+{
+    int me = world_rank(rank->world);
+    int learners = world_learners(rank->world);
+    double values[3] = {1.0 + me, me == 1 ? NAN : 2.0, -5.0 * me};
+    double copy[3];
+    memcpy(copy, values, sizeof copy);
+    RANK_CHECK(collective_max_double(rank->collective, copy, 3) == RL_OK);
+    RANK_CHECK(copy[0] == learners && isnan(copy[1]) && copy[2] == 0.0);
+    memcpy(copy, values, sizeof copy);
+    RANK_CHECK(collective_min_double(rank->collective, copy, 3) == RL_OK);
+    RANK_CHECK(copy[0] == 1.0 && isnan(copy[1]) && copy[2] == -5.0 * (learners - 1));
+    double sums[2] = {0.1 * (me + 1), 1e300};
+    RANK_CHECK(collective_sum_double(rank->collective, sums, 2) == RL_OK);
+    double expected = 0.1;
+    for (int other = 1; other < learners; other++) {
+        expected += 0.1 * (other + 1);
+    }
+    RANK_CHECK(sums[0] == expected);
+    rl_status worst = RL_OK;
+    RANK_CHECK(collective_agree(rank->collective, me == 1 ? RL_IO : RL_OK, &worst) == RL_OK);
+    RANK_CHECK(worst == RL_IO);
+    RANK_CHECK(collective_agree(rank->collective, RL_OK, &worst) == RL_OK && worst == RL_OK);
+    RANK_CHECK(collective_barrier(rank->collective) == RL_OK);
+}
+
+static void sums_broadcast(struct rank *rank, size_t bytes, int root)
+{
+    unsigned char *data = calloc(bytes + 1, 1);
+    RANK_CHECK(data != NULL);
+    if (world_rank(rank->world) == root) {
+        for (size_t i = 0; i < bytes; i++) {
+            data[i] = (unsigned char)(i * 31 + 7);
+        }
+    }
+    RANK_CHECK(collective_broadcast(rank->collective, data, bytes, root) == RL_OK);
+    for (size_t i = 0; i < bytes; i++) {
+        RANK_CHECK(data[i] == (unsigned char)(i * 31 + 7));
+    }
+    free(data);
+}
+
+static void *sums_compute(void *arg)
+{
+    struct rank *rank = arg;
+    static const int64_t counts[] = {0, 1, 2, 3, 17, 1000, 1048577, 3000001};
+    if (rank->collective != NULL) {
+        for (size_t i = 0; i < sizeof counts / sizeof counts[0]; i++) {
+            sums_float(rank, counts[i]);
+        }
+        for (int round = 0; round < 50; round++) {
+            sums_small(rank);
+        }
+        sums_broadcast(rank, 0, 0);
+        sums_broadcast(rank, 1, 1);
+        sums_broadcast(rank, 5 * 1024 * 1024 + 3, world_learners(rank->world) - 1);
+        RANK_CHECK(collective_barrier(rank->collective) == RL_OK);
+    }
+    atomic_store(&rank->finished, true);
+    return NULL;
+}
+
+static int case_sums(void)
+{
+    struct rank rank = {0};
+    rank_start(&rank, 3, 10.0, 8);
+    rank_run(&rank, sums_compute);
+    return rank_end(&rank, 0);
+}
+
+static void *mismatch_compute(void *arg)
+{
+    struct rank *rank = arg;
+    double values[4] = {0};
+    if (rank->collective != NULL) {
+        int64_t count = world_rank(rank->world) == 0 ? 3 : 4;
+        RANK_CHECK(collective_sum_double(rank->collective, values, count) == RL_INTERNAL);
+        RANK_CHECK(collective_barrier(rank->collective) == RL_INTERNAL); /* broken from now on */
+    }
+    atomic_store(&rank->finished, true);
+    return NULL;
+}
+
+/* Learners whose calls differ find out at once instead of mixing up data. */
+static int case_mismatch(void)
+{
+    struct rank rank = {0};
+    rank_start(&rank, 2, 10.0, 8);
+    rank_run(&rank, mismatch_compute);
+    return rank_end(&rank, 0);
+}
+
+/* The last rank dies in the middle of a storm; the first must notice within the limit, once, get
+ * everything of the others, and end with its own code. */
+static void *death_compute(void *arg)
+{
+    struct rank *rank = arg;
+    int size = world_size(rank->world);
+    int me = world_rank(rank->world);
+    if (me != 0) {
+        for (uint32_t i = 0; i < 200; i++) {
+            if (me == size - 1 && i == 100) {
+                raise(SIGKILL);
+            }
+            send_bytes(rank->channel, 0, &i, sizeof i);
+        }
+        struct channel_message message;
+        RANK_CHECK(channel_receive(rank->channel, 30.0, &message) == RL_OK);
+        RANK_CHECK(message.kind == WIRE_STOP);
+        channel_message_fini(&message);
+        atomic_store(&rank->finished, true);
+        return NULL;
+    }
+    int losses = 0;
+    int others = 0;
+    double died_s = 0.0;
+    double lost_s = 0.0;
+    unsigned char *large = calloc(1, 4 << 20);
+    struct channel_message message;
+    while (losses == 0 || others < (size - 2) * 200) {
+        RANK_CHECK(channel_receive(rank->channel, 20.0, &message) == RL_OK);
+        if (message.kind == CHANNEL_PEER_LOST) {
+            RANK_CHECK(message.peer == size - 1);
+            lost_s = rl_clock_now_s(NULL);
+            losses++;
+        } else if (message.peer == size - 1) {
+            died_s = rl_clock_now_s(NULL);
+        } else {
+            others++;
+        }
+        channel_message_fini(&message);
+    }
+    RANK_CHECK(losses == 1 && lost_s - died_s < 4.0);
+    RANK_CHECK(!channel_peer_alive(rank->channel, size - 1));
+    message = (struct channel_message){.peer = size - 1};
+    RANK_CHECK(wire_encode_bytes(large, 4 << 20, &message) == RL_OK);
+    RANK_CHECK(channel_send(rank->channel, &message) == RL_PEER_LOST);
+    channel_message_fini(&message);
+    free(large);
+    for (int peer = 1; peer < size - 1; peer++) {
+        struct wire_stop stop = {WIRE_STOP_DONE, 0};
+        RANK_CHECK(wire_encode_stop(&stop, &message) == RL_OK);
+        message.peer = peer;
+        RANK_CHECK(channel_send_wait(rank->channel, &message, 10.0) == RL_OK);
+    }
+    double deadline_s = rl_clock_now_s(NULL) + 10.0;
+    while (!channel_mpi_flushed(rank->channel) && rl_clock_now_s(NULL) < deadline_s) {
+        rl_clock_sleep_s(NULL, 1e-3);
+    }
+    atomic_store(&rank->finished, true);
+    return NULL;
+}
+
+static int case_death(void)
+{
+    struct rank rank = {0};
+    rank_start(&rank, 1, 1.0, 16);
+    rank_run(&rank, death_compute);
+    RANK_CHECK(world_rank(rank.world) != 0 || !world_is_whole(rank.world));
+    return rank_end(&rank, 0);
+}
+
+/* Learner 1 dies; learner 0's collective must fail with RL_PEER_LOST long before its deadline. */
+static void *learner_death_compute(void *arg)
+{
+    struct rank *rank = arg;
+    if (rank->collective != NULL) {
+        RANK_CHECK(collective_barrier(rank->collective) == RL_OK);
+        if (world_rank(rank->world) == 1) {
+            raise(SIGKILL);
+        }
+        float *values = calloc(2000000, sizeof *values);
+        double started_s = rl_clock_now_s(NULL);
+        RANK_CHECK(collective_sum_float(rank->collective, values, 2000000) == RL_PEER_LOST);
+        RANK_CHECK(rl_clock_now_s(NULL) - started_s < 5.0);
+        RANK_CHECK(collective_barrier(rank->collective) == RL_PEER_LOST);
+        free(values);
+    } else {
+        rl_clock_sleep_s(NULL, 2.0);
+    }
+    atomic_store(&rank->finished, true);
+    return NULL;
+}
+
+static int case_learner_death(void)
+{
+    struct rank rank = {0};
+    rank_start(&rank, 2, 1.0, 16);
+    rank_run(&rank, learner_death_compute);
+    return rank_end(&rank, 5);
+}
+
+/* The last rank sleeps (SIGSTOP) for longer than allowed, wakes, and must learn that it is lost;
+ * what it sends then must not be seen. */
+static void *sleeper_compute(void *arg)
+{
+    struct rank *rank = arg;
+    int last = world_size(rank->world) - 1;
+    int me = world_rank(rank->world);
+    struct channel_message message;
+    if (me == last) {
+        uint32_t number = 1;
+        send_bytes(rank->channel, 0, &number, sizeof number);
+        pid_t waker = fork();
+        if (waker == 0) {
+            struct timespec time = {3, 0};
+            nanosleep(&time, NULL);
+            kill(getppid(), SIGCONT);
+            _exit(0);
+        }
+        raise(SIGSTOP);
+        number = 2;
+        message = (struct channel_message){.peer = 0};
+        RANK_CHECK(wire_encode_bytes(&number, sizeof number, &message) == RL_OK);
+        if (channel_send(rank->channel, &message) != RL_OK) {
+            channel_message_fini(&message);
+        }
+        RANK_CHECK(channel_receive(rank->channel, 10.0, &message) == RL_OK);
+        RANK_CHECK(message.kind == CHANNEL_PEER_LOST && message.peer == 0);
+        waitpid(waker, NULL, 0);
+    } else if (me == 0) {
+        RANK_CHECK(channel_receive(rank->channel, 20.0, &message) == RL_OK);
+        RANK_CHECK(message.peer == last && message.kind == WIRE_BYTES);
+        channel_message_fini(&message);
+        RANK_CHECK(channel_receive(rank->channel, 20.0, &message) == RL_OK);
+        RANK_CHECK(message.peer == last && message.kind == CHANNEL_PEER_LOST);
+        RANK_CHECK(channel_receive(rank->channel, 4.0, &message) == RL_AGAIN);
+        struct channel_counters counters;
+        channel_counters(rank->channel, &counters);
+        RANK_CHECK(counters.dropped_messages >= 1);
+    } else {
+        rl_clock_sleep_s(NULL, 6.0);
+    }
+    atomic_store(&rank->finished, true);
+    return NULL;
+}
+
+static int case_sleeper(void)
+{
+    struct rank rank = {0};
+    rank_start(&rank, 1, 1.0, 16);
+    rank_run(&rank, sleeper_compute);
+    return rank_end(&rank, 0);
+}
+
+/* Weights published by rank 0 reach the others through the node's arena by its name. */
+static void *weights_compute(void *arg)
+{
+    struct rank *rank = arg;
+    struct channel_message message = {0};
+    struct wire_hello hello = {.rank = (uint32_t)world_rank(rank->world),
+                               .world_size = (uint32_t)world_size(rank->world),
+                               .slot_bytes = 4096};
+    struct weight_arena *arena = NULL;
+    if (hello.rank == 0) {
+        struct weight_arena_options options = {
+            .shared = true, .slots = 3, .slot_bytes = 4096, .readers = world_size(rank->world)};
+        RANK_CHECK(weight_arena_create(&options, &arena) == RL_OK);
+        snprintf(hello.arena_name, sizeof hello.arena_name, "%s", weight_arena_name(arena));
+        for (int peer = 1; peer < world_size(rank->world); peer++) {
+            RANK_CHECK(wire_encode_hello(&hello, &message) == RL_OK);
+            message.peer = peer;
+            RANK_CHECK(channel_send_wait(rank->channel, &message, 10.0) == RL_OK);
+        }
+        for (uint32_t version = 1; version <= 200; version++) {
+            int slot = -1;
+            void *image = NULL;
+            RANK_CHECK(weight_arena_begin_write(arena, 10.0, &slot, &image) == RL_OK);
+            memset(image, (int)version, 4096);
+            RANK_CHECK(weight_arena_publish(arena, slot, version, version) == RL_OK);
+        }
+        for (int left = world_size(rank->world) - 1; left > 0;) {
+            RANK_CHECK(channel_receive(rank->channel, 20.0, &message) == RL_OK);
+            left -= message.kind == WIRE_STATUS ? 1 : 0; /* a worker that is done may leave first */
+            channel_message_fini(&message);
+        }
+    } else {
+        struct weight_view view = {0};
+        RANK_CHECK(channel_receive(rank->channel, 20.0, &message) == RL_OK);
+        RANK_CHECK(wire_decode_hello(&message, &hello) == RL_OK);
+        channel_message_fini(&message);
+        RANK_CHECK(weight_arena_attach(hello.arena_name, 4096, &arena) == RL_OK);
+        RANK_CHECK(weight_arena_wait(arena, 1, 20.0) == RL_OK);
+        while (view.version < 200) {
+            RANK_CHECK(weight_arena_acquire(arena, world_rank(rank->world), &view) == RL_OK);
+            const unsigned char *bytes = view.image;
+            RANK_CHECK(bytes[0] == (view.version & 0xff) && bytes[4095] == bytes[0]);
+        }
+        weight_arena_release(arena, world_rank(rank->world));
+        struct wire_status status = {.rank = (uint32_t)world_rank(rank->world), .version = 200};
+        RANK_CHECK(wire_encode_status(&status, &message) == RL_OK);
+        message.peer = 0;
+        RANK_CHECK(channel_send_wait(rank->channel, &message, 10.0) == RL_OK);
+    }
+    weight_arena_close(arena);
+    atomic_store(&rank->finished, true);
+    return NULL;
+}
+
+static int case_weights(void)
+{
+    struct rank rank = {0};
+    rank_start(&rank, 1, 10.0, 16);
+    rank_run(&rank, weights_compute);
+    return rank_end(&rank, 0);
+}
+
+/* An hour's waiting must cost nearly nothing. */
+static void *idle_compute(void *arg)
+{
+    rl_clock_sleep_s(NULL, 2.0);
+    atomic_store(&((struct rank *)arg)->finished, true);
+    return NULL;
+}
+
+static int case_idle(void)
+{
+    struct rank rank = {0};
+    rank_start(&rank, 1, 10.0, 16);
+    double before_s = rl_clock_process_cpu_s();
+    rank_run(&rank, idle_compute);
+    double used_s = rl_clock_process_cpu_s() - before_s;
+    fprintf(stderr, "idle pump: %.3f s of CPU in 2 s\n", used_s);
+    RANK_CHECK(used_s < 0.4);
+    return rank_end(&rank, 0);
+}
+
+/* Rank 1 never comes to the end: the others must leave by their deadline, with their own code. */
+static int case_absent(void)
+{
+    struct rank rank = {0};
+    rank_start(&rank, 1, 10.0, 16);
+    if (world_rank(rank.world) == 1) {
+        rl_clock_sleep_s(NULL, 12.0);
+        _exit(0);
+    }
+    return rank_end(&rank, 7);
+}
+
+static const struct {
+    const char *name;
+    int (*run)(void);
+} rank_cases[] = {
+    {"storm", case_storm},
+    {"sums", case_sums},
+    {"mismatch", case_mismatch},
+    {"death", case_death},
+    {"learner_death", case_learner_death},
+    {"sleeper", case_sleeper},
+    {"weights", case_weights},
+    {"idle", case_idle},
+    {"absent", case_absent},
+};
+
+static int rank_main(const char *name)
+{
+    for (size_t i = 0; i < sizeof rank_cases / sizeof rank_cases[0]; i++) {
+        if (strcmp(rank_cases[i].name, name) == 0) {
+            return rank_cases[i].run();
+        }
+    }
+    return 99;
+}
+
+/* --- the tests' side ------------------------------------------------------------------------- */
+
+struct launch {
+    const char *name;  /* case */
+    const char *ranks; /* how many, as text */
+    bool recovery;     /* let the others live on when one dies */
+    int done;          /* ranks that must report a good end; mpirun's status does not tell with
+                          recovery: it is 0 whatever they return, or 1 if rank 0 ended it */
+    int status;        /* mpirun's expected exit status */
+};
+
+/* In the child: become mpirun with its output in `out`. */
+static void launch_exec(const struct launch *launch, int out)
+{
+    char self[4096];
+    ssize_t length = readlink("/proc/self/exe", self, sizeof self - 1);
+    if (length <= 0) {
+        _exit(126);
+    }
+    self[length] = '\0';
+    setpgid(0, 0);
+    dup2(out, STDOUT_FILENO);
+    setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 1);
+    setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 1);
+    /* MPI itself leaks, and is not built for sanitizers. */
+    setenv("ASAN_OPTIONS", "detect_leaks=0", 1);
+    setenv("TSAN_OPTIONS", "ignore_noninstrumented_modules=1:halt_on_error=1", 1);
+    execlp("mpirun", "mpirun", "--oversubscribe", "-n", launch->ranks,
+           launch->recovery ? "--enable-recovery" : "--oversubscribe", self, "--rank", launch->name,
+           (char *)NULL);
+    _exit(127);
+}
+
+/* Lines "done" in what the ranks wrote. */
+static int launch_count(FILE *out)
+{
+    char line[256];
+    int done = 0;
+    rewind(out);
+    while (fgets(line, sizeof line, out) != NULL) {
+        done += strcmp(line, "done\n") == 0;
+    }
+    return done;
+}
+
+/* Run the case and check how it ended; it is killed, with all its ranks, after a minute. */
+static void launch_check(struct launch launch)
+{
+    FILE *out = tmpfile();
+    ck_assert_ptr_nonnull(out);
+    pid_t pid = fork();
+    ck_assert_int_ge(pid, 0);
+    if (pid == 0) {
+        launch_exec(&launch, fileno(out));
+    }
+    double deadline_s = rl_clock_now_s(NULL) + 60.0;
+    int status = 0;
+    while (waitpid(pid, &status, WNOHANG) == 0) {
+        if (rl_clock_now_s(NULL) > deadline_s) {
+            kill(-pid, SIGKILL);
+            waitpid(pid, &status, 0);
+            ck_abort_msg("%s did not end", launch.name);
+        }
+        rl_clock_sleep_s(NULL, 0.02);
+    }
+    int done = launch_count(out);
+    fclose(out);
+    ck_assert_msg(WIFEXITED(status), "%s: mpirun ended by signal %d", launch.name,
+                  WTERMSIG(status));
+    ck_assert_int_eq(done, launch.done);
+    ck_assert_int_eq(WEXITSTATUS(status), launch.status);
+}
+
+START_TEST(cases)
+{
+    static const struct launch launches[] = {
+        {"storm", "4", false, 4, 0},    {"sums", "4", false, 4, 0},
+        {"mismatch", "3", false, 3, 0}, {"weights", "3", false, 3, 0},
+        {"idle", "2", false, 2, 0},     {"death", "3", true, 2, 0},
+        {"sleeper", "3", true, 3, 0},   {"learner_death", "3", true, 2, 1},
+        {"absent", "3", true, 2, 1},
+    };
+    launch_check(launches[_i]);
+}
+END_TEST
+
+/* Without mpirun: a world of one, at once, and no MPI in it. */
+START_TEST(alone)
+{
+    struct world *world = NULL;
+    double started_s = rl_clock_now_s(NULL);
+    ck_assert_int_eq(world_open(NULL, NULL, &world), RL_OK);
+    ck_assert(rl_clock_now_s(NULL) - started_s < 0.1);
+    ck_assert_int_eq(world_form(world, 2), RL_INVALID);
+    ck_assert_int_eq(world_form(world, 1), RL_OK);
+    ck_assert_int_eq(world_form(world, 1), RL_INVALID);
+    ck_assert_int_eq(world_role(world, 0), WORLD_BOTH);
+    ck_assert(!world_has_mpi(world));
+    ck_assert_int_eq((int)world_node_leader_pid(world), (int)getpid());
+    struct collective *collective = NULL;
+    ck_assert_int_eq(collective_mpi_create(world, 1.0, &collective), RL_OK);
+    float values[2] = {1.0f, 2.0f};
+    ck_assert_int_eq(collective_sum_float(collective, values, 2), RL_OK);
+    ck_assert(values[0] == 1.0f);
+    ck_assert_int_eq(collective_sum_float(collective, NULL, 2), RL_INVALID);
+    collective_destroy(collective);
+    struct channel *channel = NULL;
+    struct channel_mpi_options options = {
+        .ring_messages = 1, .credits = 1, .heartbeat_s = 1, .dead_after_s = 3};
+    ck_assert_int_eq(channel_mpi_create(world, &options, &channel), RL_INVALID);
+    world_close(world, 0, 1.0);
+}
+END_TEST
+
+int main(int argc, char **argv)
+{
+    if (argc == 3 && strcmp(argv[1], "--rank") == 0) {
+        return rank_main(argv[2]);
+    }
+    Suite *suite = suite_create("mpi");
+    TCase *tests = tcase_create("ranks");
+    tcase_set_timeout(tests, 120);
+    tcase_add_test(tests, alone);
+    tcase_add_loop_test(tests, cases, 0, 9);
+    suite_add_tcase(suite, tests);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_NORMAL);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed == 0 ? 0 : 1;
+}
