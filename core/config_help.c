@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-enum { CONFIG_HELP_BYTES = 1 << 16 };
+enum { CONFIG_HELP_BYTES = 1 << 16, CONFIG_RANGE_BYTES = 64 };
 
 static const char *config_type_name(enum config_type type)
 {
@@ -24,7 +24,7 @@ static bool config_has_range(const struct config_row *row)
     return row->type == CONFIG_INT || row->type == CONFIG_REAL;
 }
 
-/* Words of `text` in lines of at most 78 columns, each indented by 6. */
+/* Words of `text` in lines of at most 92 columns, each indented by 6. */
 static void config_print_wrapped(FILE *out, const char *text)
 {
     int column = 0;
@@ -45,12 +45,14 @@ static void config_print_wrapped(FILE *out, const char *text)
 
 static void config_help_row(FILE *out, const struct config_row *row, struct rl_text *buffer)
 {
+    char range[CONFIG_RANGE_BYTES];
     fprintf(out, "  %s.%s = %s", row->section, row->name, config_default_text(row, buffer));
     if (row->type == CONFIG_ENUM) {
         fprintf(out, "  (%s)\n", row->choices);
     } else if (config_has_range(row)) {
-        fprintf(out, "  (%s, %.15g .. %.15g%s%s)\n", config_type_name(row->type), row->min,
-                row->max, row->unit[0] != '\0' ? " " : "", row->unit);
+        config_range_text(row, range, sizeof range);
+        fprintf(out, "  (%s, %s%s%s)\n", config_type_name(row->type), range,
+                row->unit[0] != '\0' ? " " : "", row->unit);
     } else {
         fprintf(out, "  (%s)\n", row->unit[0] != '\0' ? row->unit : config_type_name(row->type));
     }
@@ -94,11 +96,13 @@ static void config_markdown_text(FILE *out, const char *text)
 
 static void config_markdown_row(FILE *out, const struct config_row *row, struct rl_text *buffer)
 {
+    char range[CONFIG_RANGE_BYTES];
     fprintf(out, "| `%s` | ", row->name);
     if (row->type == CONFIG_ENUM) {
         config_markdown_text(out, row->choices);
     } else if (config_has_range(row)) {
-        fprintf(out, "%.15g .. %.15g", row->min, row->max);
+        config_range_text(row, range, sizeof range);
+        fputs(range, out);
     } else {
         config_markdown_text(out, config_type_name(row->type));
     }

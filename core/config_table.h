@@ -72,6 +72,9 @@ rl_status config_set(struct rl_config *config, size_t index, const struct config
 rl_status config_check_range(const struct rl_config *config, const struct config_row *row,
                              const char *where);
 
+/* "min .. max" of an INT or REAL, copied into out [bytes]. */
+void config_range_text(const struct config_row *row, char *out, size_t bytes);
+
 /* Value as YAML text: strings quoted, reals in the shortest form that reads back to the same bits.
  */
 rl_status config_print_value(const struct rl_config *config, const struct config_row *row,

@@ -143,6 +143,15 @@ static rl_status config_parse_str(const struct config_row *row, const struct con
     return RL_OK;
 }
 
+void config_range_text(const struct config_row *row, char *out, size_t bytes)
+{
+    if (row->type == CONFIG_INT) {
+        snprintf(out, bytes, "%.0f .. %.0f", row->min, row->max);
+    } else {
+        snprintf(out, bytes, "%.15g .. %.15g", row->min, row->max);
+    }
+}
+
 rl_status config_check_range(const struct rl_config *config, const struct config_row *row,
                              const char *where)
 {
@@ -160,8 +169,8 @@ rl_status config_check_range(const struct rl_config *config, const struct config
     double value =
         row->type == CONFIG_INT ? (double)*(const int64_t *)member : *(const double *)member;
     if (!(value >= row->min && value <= row->max)) {
-        return CONFIG_BAD("%.15g is out of range, expected %.15g .. %.15g", value, row->min,
-                          row->max);
+        config_range_text(row, name, sizeof name);
+        return CONFIG_BAD("%.15g is out of range, expected %s", value, name);
     }
     return RL_OK;
 }
