@@ -1,3 +1,4 @@
+/* XXH3 from libxxhash, so that no other layer needs the library. No state. */
 #include "core/hash.h"
 
 #include <xxhash.h>
