@@ -68,9 +68,8 @@ static bool is_help(const char *argument)
     return strcmp(argument, "--help") == 0 || strcmp(argument, "-h") == 0;
 }
 
-int main(int argc, char **argv)
+static int dispatch(int argc, char **argv)
 {
-    signal(SIGPIPE, SIG_IGN);
     if (argc < 2) {
         print_usage(stderr);
         return APP_USAGE;
@@ -96,7 +95,13 @@ int main(int argc, char **argv)
             return APP_OK;
         }
     }
-    int exit_code = command->run(argc - 1, argv + 1);
+    return command->run(argc - 1, argv + 1);
+}
+
+int main(int argc, char **argv)
+{
+    signal(SIGPIPE, SIG_IGN); /* a reader that went away is an error to report, not a death */
+    int exit_code = dispatch(argc, argv);
     if (fflush(stdout) != 0 || ferror(stdout)) {
         perror("foresight: standard output");
         return exit_code == APP_OK ? APP_FAILED : exit_code;
