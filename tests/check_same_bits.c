@@ -11,6 +11,9 @@ enum { BATCH_COUNT = sizeof batch_sizes / sizeof batch_sizes[0], ROWS_MAX = 65 }
 
 static void assert_same_bits(const float *want, const float *got, int64_t count, const char *what)
 {
+    if (memcmp(want, got, (size_t)count * sizeof *want) == 0) {
+        return; /* an assertion each would take longer than the kernels */
+    }
     for (int64_t i = 0; i < count; i++) {
         ck_assert_msg(memcmp(&want[i], &got[i], sizeof *want) == 0,
                       "%s: element %lld is %.9g, alone it was %.9g", what, (long long)i,
@@ -423,9 +426,11 @@ START_TEST(attention_is_the_same_in_decode_prefill_and_training)
                 assert_same_bits(training.lse[s], other.lse[s], rows, "attention lse");
             }
         }
+        int64_t bad = 0;
         for (int64_t i = 0; i < 61 * training.shape.heads * training.shape.d; i++) {
-            ck_assert(isfinite(training.out[1][i]));
+            bad += !isfinite(training.out[1][i]);
         }
+        ck_assert_int_eq(bad, 0);
         memory_fini(&training.memory);
         memory_fini(&other.memory);
     }
