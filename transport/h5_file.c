@@ -18,8 +18,7 @@
 enum {
     H5_CHUNK_BYTES = 1024 * 1024,
     H5_SLICE_BYTES = 8 * H5_CHUNK_BYTES, /* the lock is given up between slices */
-    H5_NAMES_MAX = 1000,
-    H5_NAME_BYTES = 256
+    H5_NAMES_MAX = 1000
 };
 
 /* HDF5's state is the process's, and so is its lock. Tickets keep it fair. */
@@ -27,7 +26,8 @@ static pthread_mutex_t h5_mutex = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t h5_turn = PTHREAD_COND_INITIALIZER;
 static uint64_t h5_next_ticket;
 static uint64_t h5_serving;
-static bool h5_ready; /* set up; guarded by having the turn */
+static bool h5_ready; /* set up; this and the next are guarded by having the turn */
+static hid_t h5_driver;
 
 rl_status h5_enter(void)
 {
@@ -39,6 +39,7 @@ rl_status h5_enter(void)
     pthread_mutex_unlock(&h5_mutex);
     if (!h5_ready) {
         RL_TRY(h5_filter_register());
+        RL_TRY(h5_driver_register(&h5_driver));
         h5_ready = true;
     }
     H5Eset_auto2(H5E_DEFAULT, NULL, NULL); /* per thread; its stack goes to our log instead */
@@ -51,6 +52,18 @@ void h5_leave(void)
     h5_serving++;
     pthread_cond_broadcast(&h5_turn);
     pthread_mutex_unlock(&h5_mutex);
+}
+
+/* What the driver has noted, if anything. */
+static rl_status h5_written(const struct h5_file *file, const char *name)
+{
+    if (file->error == 0) {
+        return RL_OK;
+    }
+    bool full = file->error == ENOSPC || file->error == EDQUOT || file->error == EFBIG;
+    return rl_fail(RL_IO, "%s%s%s: cannot write: %s%s", file->path, name != NULL ? ": " : "",
+                   name != NULL ? name : "", strerror(file->error),
+                   full ? " (no room left; nothing of this file is kept)" : "");
 }
 
 /* The innermost message of HDF5's error stack. */
@@ -68,11 +81,8 @@ rl_status h5_fail(rl_status status, const struct h5_file *file, const char *name
     char text[256] = "no reason given";
     H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, error_note, text);
     H5Eclear2(H5E_DEFAULT);
-    bool full = strstr(text, "No space left") != NULL || strstr(text, "File too large") != NULL ||
-                strstr(text, "quota") != NULL;
-    return rl_fail(status, "%s%s%s: %s: %s%s", file->path, name != NULL ? ": " : "",
-                   name != NULL ? name : "", what, text,
-                   full ? " (no room left; nothing of this file is kept)" : "");
+    return rl_fail(status, "%s%s%s: %s: %s", file->path, name != NULL ? ": " : "",
+                   name != NULL ? name : "", what, text);
 }
 
 size_t h5_type_bytes(enum h5_type type)
@@ -92,8 +102,7 @@ size_t h5_type_bytes(enum h5_type type)
     return 1;
 }
 
-/* On disk; the same in memory, this being a little-endian program (wire.c checks). */
-static hid_t h5_type_id(enum h5_type type)
+hid_t h5_type_id(enum h5_type type)
 {
     switch (type) {
     case H5_I32:
@@ -125,11 +134,15 @@ static struct h5_file *file_alloc(const char *path)
     }
     file->path = copy;
     file->id = H5I_INVALID_HID;
+    file->fd = -1;
     return file;
 }
 
 static void file_free(struct h5_file *file)
 {
+    if (file->fd >= 0) {
+        close(file->fd);
+    }
     free(file->temporary);
     free(file->path);
     free(file);
@@ -150,7 +163,6 @@ static hid_t access_properties(void)
     return properties;
 }
 
-/* Reserve a fresh name with an ordinary open, whose errors are clearer than HDF5's. */
 static rl_status create_temporary(struct h5_file *file)
 {
     size_t room = strlen(file->path) + 48;
@@ -160,9 +172,8 @@ static rl_status create_temporary(struct h5_file *file)
     }
     for (int i = 0; i < H5_NAMES_MAX; i++) {
         snprintf(file->temporary, room, "%s.tmp.%ld.%d", file->path, (long)getpid(), i);
-        int fd = open(file->temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-        if (fd >= 0) {
-            close(fd);
+        file->fd = open(file->temporary, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+        if (file->fd >= 0) {
             return RL_OK;
         }
         if (errno != EEXIST) {
@@ -179,7 +190,8 @@ static rl_status create_temporary(struct h5_file *file)
 static rl_status create_locked(struct h5_file *file)
 {
     hid_t properties = access_properties();
-    if (properties < 0) {
+    struct h5_driver_info info = {.fd = file->fd, .error = &file->error};
+    if (properties < 0 || H5Pset_driver(properties, h5_driver, &info) < 0) {
         return h5_fail(RL_IO, file, NULL, "cannot set up");
     }
     file->id = H5Fcreate(file->temporary, H5F_ACC_TRUNC, H5P_DEFAULT, properties);
@@ -281,9 +293,7 @@ static bool dataset_move(hid_t dataset, enum h5_type type, void *data, uint64_t 
     return fine;
 }
 
-/* Slice by slice, giving way in between. The caller has the turn, before and after. */
-static bool dataset_move_all(hid_t dataset, enum h5_type type, void *data, uint64_t count,
-                             bool write)
+bool h5_dataset_move(hid_t dataset, enum h5_type type, void *data, uint64_t count, bool write)
 {
     uint64_t slice = H5_SLICE_BYTES / h5_type_bytes(type);
     for (uint64_t first = 0; first < count; first += slice) {
@@ -309,54 +319,59 @@ rl_status h5_file_write(struct h5_file *file, const char *name, enum h5_type typ
         hid_t dataset = dataset_create(file, name, type, count, level);
         if (dataset < 0) {
             status = h5_fail(RL_IO, file, name, "cannot create the dataset");
-        } else if (!dataset_move_all(dataset, type, (void *)(uintptr_t)data, count, true)) {
+        } else if (!h5_dataset_move(dataset, type, (void *)(uintptr_t)data, count, true)) {
             status = h5_fail(RL_IO, file, name, "cannot write");
         }
         if (dataset >= 0 && H5Dclose(dataset) < 0 && status == RL_OK) {
             status = h5_fail(RL_IO, file, name, "cannot write");
         }
+        status = status == RL_OK ? h5_written(file, name) : status;
     }
     h5_leave();
     return status;
 }
 
-static rl_status sync_path(const struct h5_file *file, const char *path, int flags)
-{
-    int fd = open(path, flags | O_CLOEXEC);
-    if (fd < 0 || fsync(fd) != 0) {
-        int error = errno;
-        if (fd >= 0) {
-            close(fd);
-        }
-        return rl_fail(RL_IO, "%s: cannot flush %s to the disk: %s", file->path, path,
-                       strerror(error));
-    }
-    close(fd);
-    return RL_OK;
-}
-
+/* Make the new name last. */
 static rl_status sync_folder(const struct h5_file *file)
 {
     char *copy = strdup(file->path);
     if (copy == NULL) {
         return rl_fail(RL_NO_MEMORY, "%s: no memory for its folder's name", file->path);
     }
-    rl_status status = sync_path(file, dirname(copy), O_RDONLY | O_DIRECTORY);
+    int fd = open(dirname(copy), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     free(copy);
+    if (fd < 0 || fsync(fd) != 0) {
+        int error = errno;
+        if (fd >= 0) {
+            close(fd);
+        }
+        return rl_fail(RL_IO, "%s: cannot flush its folder to the disk: %s", file->path,
+                       strerror(error));
+    }
+    close(fd);
+    return RL_OK;
+}
+
+/* HDF5 writes the last of it when it closes the file. */
+static rl_status finish_writing(struct h5_file *file)
+{
+    rl_status status = h5_enter();
+    if (status == RL_OK) {
+        hid_t id = file->id;
+        file->id = H5I_INVALID_HID;
+        status = H5Fclose(id) < 0 ? h5_fail(RL_IO, file, NULL, "cannot finish writing")
+                                  : h5_written(file, NULL);
+    }
+    h5_leave();
     return status;
 }
 
 static rl_status commit_file(struct h5_file *file)
 {
-    rl_status status = h5_enter();
-    if (status == RL_OK && H5Fclose(file->id) < 0) {
-        status = h5_fail(RL_IO, file, NULL, "cannot finish writing");
-    } else if (status == RL_OK) {
-        file->id = H5I_INVALID_HID;
+    RL_TRY(finish_writing(file));
+    if (fsync(file->fd) != 0) {
+        return rl_fail(RL_IO, "%s: cannot flush it to the disk: %s", file->path, strerror(errno));
     }
-    h5_leave();
-    RL_TRY(status);
-    RL_TRY(sync_path(file, file->temporary, O_RDONLY));
     if (rename(file->temporary, file->path) != 0) {
         return rl_fail(RL_IO, "%s: cannot rename the finished file: %s", file->path,
                        strerror(errno));
@@ -381,6 +396,7 @@ void h5_file_abort(struct h5_file *file)
     if (file->id >= 0) {
         rl_status status = h5_enter();
         if (status == RL_OK) {
+            file->error = file->error == 0 ? ECANCELED : file->error; /* write nothing more */
             H5Fclose(file->id);
             H5Eclear2(H5E_DEFAULT);
         }
@@ -428,169 +444,4 @@ rl_status h5_file_open(const char *path, struct h5_file **out)
 void h5_file_close(struct h5_file *file)
 {
     h5_file_abort(file); /* without a temporary name it only closes */
-}
-
-/* True if every part of the name is a hard link: others could lead out of the file. */
-static bool name_is_plain(struct h5_file *file, const char *name)
-{
-    char part[H5_NAME_BYTES];
-    size_t length = strlen(name);
-    if (length == 0 || length >= sizeof part) {
-        return false;
-    }
-    for (size_t i = 1; i <= length; i++) {
-        if (name[i] != '/' && name[i] != '\0') {
-            continue;
-        }
-        memcpy(part, name, i);
-        part[i] = '\0';
-        H5L_info_t info;
-        if (H5Lexists(file->id, part, H5P_DEFAULT) <= 0 ||
-            H5Lget_info(file->id, part, &info, H5P_DEFAULT) < 0 || info.type != H5L_TYPE_HARD) {
-            return false;
-        }
-    }
-    return true;
-}
-
-bool h5_file_has(struct h5_file *file, const char *name)
-{
-    bool has = h5_enter() == RL_OK && name_is_plain(file, name);
-    H5Eclear2(H5E_DEFAULT);
-    h5_leave();
-    return has;
-}
-
-/* Storage inside the file, in chunks of a sane size, with known filters. */
-static bool storage_is_plain(hid_t dataset, enum h5_type type, uint64_t count)
-{
-    hid_t properties = H5Dget_create_plist(dataset);
-    H5D_space_status_t stored = H5D_SPACE_STATUS_ERROR;
-    bool fine = properties >= 0 && H5Pget_external_count(properties) == 0 &&
-                H5Dget_space_status(dataset, &stored) >= 0 &&
-                (stored == H5D_SPACE_STATUS_ALLOCATED || count == 0);
-    H5D_layout_t layout = fine ? H5Pget_layout(properties) : H5D_LAYOUT_ERROR;
-    if (layout == H5D_CHUNKED) {
-        hsize_t chunk = 0;
-        fine = H5Pget_chunk(properties, 1, &chunk) == 1 &&
-               chunk <= H5_FILTER_CHUNK_MAX / h5_type_bytes(type);
-        int filters = H5Pget_nfilters(properties);
-        for (int i = 0; fine && i < filters; i++) {
-            unsigned flags = 0;
-            size_t values = 0;
-            H5Z_filter_t id =
-                H5Pget_filter2(properties, (unsigned)i, &flags, &values, NULL, 0, NULL, NULL);
-            fine = id == H5Z_FILTER_SHUFFLE || id == H5Z_FILTER_FLETCHER32 || id == H5_FILTER_ZSTD;
-        }
-    } else {
-        fine = fine && (layout == H5D_CONTIGUOUS || layout == H5D_COMPACT);
-    }
-    if (properties >= 0) {
-        H5Pclose(properties);
-    }
-    return fine;
-}
-
-/* Elements of an open dataset of the right type, -1 if it is not one. */
-static int64_t dataset_count(hid_t dataset, enum h5_type type)
-{
-    hid_t space = H5Dget_space(dataset);
-    hid_t stored = H5Dget_type(dataset);
-    hsize_t dims = 0;
-    int64_t count = -1;
-    if (space >= 0 && stored >= 0 && H5Sget_simple_extent_ndims(space) == 1 &&
-        H5Tequal(stored, h5_type_id(type)) > 0 &&
-        H5Sget_simple_extent_dims(space, &dims, NULL) == 1 && dims <= INT64_MAX / 8 &&
-        storage_is_plain(dataset, type, dims)) {
-        count = (int64_t)dims;
-    }
-    if (stored >= 0) {
-        H5Tclose(stored);
-    }
-    if (space >= 0) {
-        H5Sclose(space);
-    }
-    return count;
-}
-
-/* Open and check; the caller has the turn and closes *dataset. */
-static rl_status dataset_open(struct h5_file *file, const char *name, enum h5_type type,
-                              hid_t *dataset, uint64_t *count)
-{
-    if (!name_is_plain(file, name)) {
-        H5Eclear2(H5E_DEFAULT);
-        return rl_fail(RL_NOT_FOUND, "%s: no dataset %s", file->path, name);
-    }
-    hid_t opened = H5Dopen2(file->id, name, H5P_DEFAULT);
-    if (opened < 0) {
-        return h5_fail(RL_CORRUPT, file, name, "cannot open the dataset");
-    }
-    int64_t found = dataset_count(opened, type);
-    if (found < 0) {
-        H5Dclose(opened);
-        return h5_fail(RL_CORRUPT, file, name, "not a plain 1-D dataset of the expected type");
-    }
-    *dataset = opened;
-    *count = (uint64_t)found;
-    return RL_OK;
-}
-
-rl_status h5_file_count(struct h5_file *file, const char *name, enum h5_type type, uint64_t *count)
-{
-    hid_t dataset = H5I_INVALID_HID;
-    rl_status status = h5_enter();
-    if (status == RL_OK) {
-        status = dataset_open(file, name, type, &dataset, count);
-    }
-    if (status == RL_OK) {
-        H5Dclose(dataset);
-    }
-    h5_leave();
-    return status;
-}
-
-rl_status h5_file_read(struct h5_file *file, const char *name, enum h5_type type, void *data,
-                       uint64_t count)
-{
-    hid_t dataset = H5I_INVALID_HID;
-    uint64_t found = 0;
-    rl_status status = h5_enter();
-    if (status == RL_OK) {
-        status = dataset_open(file, name, type, &dataset, &found);
-    }
-    if (status == RL_OK) {
-        if (found != count) {
-            status = rl_fail(RL_CORRUPT, "%s: %s: %llu elements, expected %llu", file->path, name,
-                             (unsigned long long)found, (unsigned long long)count);
-        } else if (!dataset_move_all(dataset, type, data, count, false)) {
-            status = h5_fail(RL_CORRUPT, file, name, "cannot read");
-        }
-        H5Dclose(dataset);
-    }
-    h5_leave();
-    return status;
-}
-
-rl_status h5_file_read_new(struct h5_file *file, const char *name, enum h5_type type,
-                           uint64_t max_count, void **data, uint64_t *count)
-{
-    uint64_t found = 0;
-    RL_TRY(h5_file_count(file, name, type, &found));
-    if (found > max_count) {
-        return rl_fail(RL_TOO_LONG, "%s: %s: %llu elements, the limit is %llu", file->path, name,
-                       (unsigned long long)found, (unsigned long long)max_count);
-    }
-    size_t bytes = (size_t)found * h5_type_bytes(type);
-    void *memory = malloc(bytes > 0 ? bytes : 1);
-    if (memory == NULL) {
-        return rl_fail(RL_NO_MEMORY, "%s: %s: no memory for %zu bytes", file->path, name, bytes);
-    }
-    rl_status status = h5_file_read(file, name, type, memory, found);
-    if (status != RL_OK) {
-        free(memory);
-        return status;
-    }
-    *data = memory;
-    *count = found;
-    return RL_OK;
 }
