@@ -46,10 +46,11 @@ void doctor_check_cpu(struct doctor_line *line)
 {
     static const char *const features[] = {"avx2",    "fma",      "f16c",
                                            "avx512f", "avx512bw", "avx512vl"};
-    char flags[8192];
+    char line_text[8192];
+    char flags[8200];
     char have[128] = "";
-    proc_line("/proc/cpuinfo", "flags", flags, sizeof flags - 1);
-    strncat(flags, " ", 2); /* so that the last word is one between spaces, too */
+    proc_line("/proc/cpuinfo", "flags", line_text, sizeof line_text);
+    snprintf(flags, sizeof flags, "%s ", line_text); /* every word now stands between spaces */
     for (size_t i = 0; i < sizeof features / sizeof features[0]; i++) {
         char word[24];
         snprintf(word, sizeof word, " %s ", features[i]);

@@ -1,3 +1,4 @@
+/* See subprocess.h. */
 #include "app/subprocess.h"
 
 #include "core/clock.h"

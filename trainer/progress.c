@@ -1,3 +1,4 @@
+/* See progress.h: formatting first, output below it. */
 #include "trainer/progress.h"
 
 #include "core/clock.h"

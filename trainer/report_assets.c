@@ -1,3 +1,4 @@
+/* See report_assets.h. Plain text, kept in lines; nothing here is computed. */
 #include "trainer/report_assets.h"
 
 /* clang-format off */
@@ -28,14 +29,16 @@ const char report_page_style[] =
     ".brand{color:var(--soft);font-size:13px;letter-spacing:.04em}"
     "h2{font-size:17px;margin:40px 0 14px;letter-spacing:-.01em}"
     "h3{font-size:14px;font-weight:600;margin:0}"
-    ".tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,250px),1fr));gap:12px}"
+    ".tiles{display:grid;gap:12px;"
+    "grid-template-columns:repeat(auto-fit,minmax(min(100%,250px),1fr))}"
     ".tile,.card{background:var(--card);border:1px solid var(--line);border-radius:12px}"
     ".tile{padding:14px 16px}.tile .k{color:var(--soft);font-size:12.5px}"
     ".tile .v{font-size:24px;font-weight:650;letter-spacing:-.02em;"
     "font-variant-numeric:tabular-nums;white-space:nowrap}"
     ".tile .v small{font-size:13px;font-weight:500;color:var(--soft);letter-spacing:0}"
     ".tile .from{color:var(--soft);font-weight:500}"
-    ".grid2{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,480px),1fr));gap:14px}"
+    ".grid2{display:grid;gap:14px;"
+    "grid-template-columns:repeat(auto-fill,minmax(min(100%,480px),1fr))}"
     ".card{padding:14px 16px 10px;position:relative;min-width:0}"
     ".card p{margin:2px 0 6px;color:var(--soft);font-size:12.5px}"
     ".card svg{display:block;width:100%;height:auto}"
@@ -52,7 +55,8 @@ const char report_page_style[] =
     ".cursor{position:absolute;width:1px;background:var(--soft);opacity:.5;pointer-events:none;"
     "display:none}"
     "table{border-collapse:collapse;width:100%;font-size:14px}"
-    "tr:first-child th{border-bottom:1px solid var(--line)}th,td{text-align:left;padding:8px 12px;border-bottom:1px solid var(--line);"
+    "tr:first-child th{border-bottom:1px solid var(--line)}"
+    "th,td{text-align:left;padding:8px 12px;border-bottom:1px solid var(--line);"
     "overflow-wrap:anywhere}"
     "tr:last-child td{border-bottom:0}"
     "th{color:var(--soft);font-weight:500;font-size:12.5px}"

@@ -1,3 +1,5 @@
+/* See report_data.h. Everything read here may be broken or hostile: sizes, names, counts and steps
+ * are bounded. */
 #include "trainer/report_data.h"
 
 #include "core/log.h"

@@ -1,3 +1,4 @@
+/* See report_svg.h. Values may be anything a double can be; what cannot be drawn is left out. */
 #include "trainer/report_svg.h"
 
 #include "core/log.h"
