@@ -210,7 +210,7 @@ static void metrics_set_wait(struct rl_metrics *metrics, const struct rl_wait_st
 {
     char name[RL_METRIC_NAME_BYTES];
     char wait[RL_WAIT_NAME_BYTES];
-    snprintf(wait, sizeof wait, "%s", stats->name);
+    memcpy(wait, stats->name, sizeof wait);
     for (char *at = wait; *at != '\0'; at++) {
         *at = *at == ':' || *at == '/' ? '_' : *at;
     }
