@@ -1,0 +1,163 @@
+/* Advantages against published vectors, and what must be exactly zero. */
+#include "trainer/advantage.h"
+
+#include <check.h>
+#include <math.h>
+#include <stdlib.h>
+
+static const double rewards_one[4] = {1, -1, -1, 0.4};
+static const double rewards_two[8] = {1, -1, -1, 0.4, 0, 0, 1, 0};
+
+static void check_vector(struct advantage_options options, const double *reward,
+                         uint32_t group_count, const double *wanted)
+{
+    const uint32_t size[2] = {4, 4};
+    float got[8];
+    struct advantage_input input = {
+        .group_count = group_count, .group_size = size, .reward = reward};
+    advantage_compute(&options, &input, got, NULL);
+    for (uint32_t i = 0; i < 4 * group_count; i++) {
+        ck_assert_double_eq_tol((double)got[i], wanted[i], 2e-7);
+    }
+}
+
+START_TEST(vectors)
+{
+    static const struct {
+        struct advantage_options options;
+        double wanted[4];
+    } rows[] = {
+        {{CONFIG_ADV_GROUP, 1, 1e-6}, {1.136812527, -0.840252737, -0.840252737, 0.543692948}},
+        {{CONFIG_ADV_GROUP, 1, 1e-4}, {1.136701284, -0.840170514, -0.840170514, 0.543639745}},
+        {{CONFIG_ADV_GROUP, 0, 0}, {1.312679335, -0.970241247, -0.970241247, 0.627803160}},
+        {{CONFIG_ADV_GROUP_NO_STD, 1, 1e-6}, {1.15, -0.85, -0.85, 0.55}},
+        {{CONFIG_ADV_RLOO, 1, 1e-6}, {1.533333333, -1.133333333, -1.133333333, 0.733333333}},
+    };
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        check_vector(rows[i].options, rewards_one, 1, rows[i].wanted);
+    }
+    /* TRL's batch std has eps 1e-4 */
+    static const double batch[8] = {1.495168785,  -1.105124754, -1.105124754, 0.715080723,
+                                    -0.325036692, -0.325036692, 0.975110077,  -0.325036692};
+    check_vector((struct advantage_options){CONFIG_ADV_BATCH, 1, 1e-4}, rewards_two, 2, batch);
+}
+END_TEST
+
+START_TEST(equal_rewards_are_exactly_zero)
+{
+    /* the mean of seven times 0.1 is not 0.1 in floating point */
+    static const double reward[10] = {0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 5, 1, 0};
+    const uint32_t size[3] = {7, 1, 2};
+    for (int mode = CONFIG_ADV_GROUP; mode <= CONFIG_ADV_RLOO; mode++) {
+        struct advantage_options options = {(enum config_advantage)mode, 1, 1e-6};
+        struct advantage_input input = {.group_count = 3, .group_size = size, .reward = reward};
+        struct advantage_stats stats;
+        float got[10];
+        advantage_compute(&options, &input, got, &stats);
+        for (int i = 0; i < 8; i++) {
+            ck_assert_float_eq(got[i], 0.0f);
+        }
+        ck_assert_float_gt(got[8], 0.1f);
+        ck_assert_float_eq(got[8], -got[9]);
+        ck_assert_uint_eq(stats.zero_std_groups, 2);
+    }
+}
+END_TEST
+
+START_TEST(unscorable_samples_take_no_part)
+{
+    static const double reward[7] = {1, NAN, -1, -1, 99, 0.4, INFINITY};
+    static const uint8_t valid[7] = {1, 1, 1, 1, 0, 1, 1};
+    const uint32_t size[1] = {7};
+    struct advantage_options options = {CONFIG_ADV_GROUP, 1, 1e-6};
+    struct advantage_input input = {
+        .group_count = 1, .group_size = size, .reward = reward, .valid = valid};
+    struct advantage_stats stats;
+    float got[7];
+    advantage_compute(&options, &input, got, &stats);
+    static const double wanted[7] = {1.136812527, 0, -0.840252737, -0.840252737, 0, 0.543692948, 0};
+    for (int i = 0; i < 7; i++) {
+        ck_assert_double_eq_tol((double)got[i], wanted[i], 2e-7);
+    }
+    ck_assert_uint_eq(stats.valid_count, 4);
+    ck_assert_uint_eq(stats.sample_count, 7);
+    ck_assert_double_eq_tol(stats.reward_mean, -0.15, 1e-12);
+    ck_assert_double_eq_tol(stats.reward_std, 1.011599394, 1e-9);
+    ck_assert_double_eq(stats.reward_min, -1);
+    ck_assert_double_eq(stats.reward_max, 1);
+}
+END_TEST
+
+START_TEST(nothing_valid_is_zero_not_nan)
+{
+    static const double reward[2] = {NAN, NAN};
+    const uint32_t size[1] = {2};
+    for (int mode = CONFIG_ADV_GROUP; mode <= CONFIG_ADV_RLOO; mode++) {
+        struct advantage_options options = {(enum config_advantage)mode, 1, 0};
+        struct advantage_input input = {.group_count = 1, .group_size = size, .reward = reward};
+        struct advantage_stats stats;
+        float got[2];
+        advantage_compute(&options, &input, got, &stats);
+        ck_assert_float_eq(got[0], 0.0f);
+        ck_assert_float_eq(got[1], 0.0f);
+        ck_assert_double_eq(stats.reward_mean, 0);
+        ck_assert_double_eq(stats.reward_max, 0);
+    }
+}
+END_TEST
+
+START_TEST(groups_and_penalty)
+{
+    struct trajectory_group *group = NULL;
+    ck_assert_int_eq(trajectory_group_create(3, &group), RL_OK);
+    for (uint32_t i = 0; i < 3; i++) {
+        group->samples[i].reward_valid = i != 2;
+        group->samples[i].reward = 1;
+    }
+    static const double penalty[3] = {0.5, 0, 0};
+    struct advantage_options options = {CONFIG_ADV_GROUP_NO_STD, 1, 1e-6};
+    float got[3];
+    ck_assert_int_eq(advantage_of_groups(&options, &group, 1, penalty, got, NULL), RL_OK);
+    ck_assert_float_eq(got[0], -0.25f);
+    ck_assert_float_eq(got[1], 0.25f);
+    ck_assert_float_eq(got[2], 0.0f);
+    ck_assert_int_eq(advantage_of_groups(&options, &group, 1, NULL, got, NULL), RL_OK);
+    ck_assert_float_eq(got[0], 0.0f);
+    trajectory_group_destroy(group);
+}
+END_TEST
+
+START_TEST(dr_grpo_drops_the_std_unless_told)
+{
+    struct rl_config config;
+    struct advantage_options options;
+    ck_assert_int_eq(rl_config_init(&config), RL_OK);
+    advantage_options_from_config(&config, &options);
+    ck_assert_int_eq(options.mode, CONFIG_ADV_GROUP);
+    ck_assert_int_eq(rl_config_override(&config, "loss.loss_type=dr_grpo"), RL_OK);
+    advantage_options_from_config(&config, &options);
+    ck_assert_int_eq(options.mode, CONFIG_ADV_GROUP_NO_STD);
+    ck_assert_int_eq(rl_config_override(&config, "loss.advantage=group"), RL_OK);
+    advantage_options_from_config(&config, &options);
+    ck_assert_int_eq(options.mode, CONFIG_ADV_GROUP);
+    rl_config_fini(&config);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("advantage");
+    TCase *tests = tcase_create("all");
+    tcase_add_test(tests, vectors);
+    tcase_add_test(tests, equal_rewards_are_exactly_zero);
+    tcase_add_test(tests, unscorable_samples_take_no_part);
+    tcase_add_test(tests, nothing_valid_is_zero_not_nan);
+    tcase_add_test(tests, groups_and_penalty);
+    tcase_add_test(tests, dr_grpo_drops_the_std_unless_told);
+    suite_add_tcase(suite, tests);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_NORMAL);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}
