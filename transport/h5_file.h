@@ -17,6 +17,7 @@ enum h5_type { H5_I32, H5_U32, H5_I64, H5_U64, H5_F32, H5_F64, H5_U8 };
 
 struct h5_file;
 
+/* Bytes of one element. */
 size_t h5_type_bytes(enum h5_type type);
 
 /* Start writing "PATH.tmp.PID.N". Caller owns *out until commit or abort. Errors: RL_IO. */
@@ -45,6 +46,7 @@ rl_status h5_file_open(const char *path, struct h5_file **out);
 /* Close a file opened for reading. Takes NULL. */
 void h5_file_close(struct h5_file *file);
 
+/* True if there is an object of that name, by hard links only. */
 bool h5_file_has(struct h5_file *file, const char *name);
 
 /* Elements of dataset `name`, which must be one-dimensional and of `type`.

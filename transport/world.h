@@ -28,6 +28,7 @@ rl_status world_open(int *argc, char ***argv, struct world **out);
  * than one learner), RL_INTERNAL. */
 rl_status world_form(struct world *world, int learners);
 
+/* This rank's number and place; fixed by world_open. Any thread. */
 int world_rank(const struct world *world);
 int world_size(const struct world *world);
 int world_local_rank(const struct world *world); /* 0-based on its node, by world rank */
