@@ -23,10 +23,9 @@
 #include <stdint.h>
 
 enum {
-    KERNEL_PANEL = 32,       /* outputs per packed weight panel */
-    KERNEL_PAGE_TOKENS = 16, /* tokens per KV page */
-    KERNEL_HEAD_CHUNK =
-        1024, /* vocabulary entries processed at a time in the head; multiple of 32 */
+    KERNEL_PANEL = 32,        /* outputs per packed weight panel */
+    KERNEL_PAGE_TOKENS = 16,  /* tokens per KV page */
+    KERNEL_HEAD_CHUNK = 1024, /* vocabulary entries of the head at a time; multiple of 32 */
     KERNEL_HEAD_DIM_MAX = 256 /* largest D: rows of a head live on the stack; callers check */
 };
 
@@ -46,10 +45,9 @@ struct kernel_linear_pack_args {
     int64_t n, k;
 };
 
-/* forward:         y[M,N] = x[M,K] W^T + bias        (+ old y if accumulate)
- * backward_input:  x[M,K] = y[M,N] W                 (+ old x if accumulate); here y is dY (read),
- * x is dX backward_weight: dw[N,K] += y^T x, dbias[N] += column sums of y; y is dY (read), x is the
- * input */
+/* forward:         y[M,N] = x[M,K] W^T + bias (+ old y if accumulate)
+ * backward_input:  x[M,K] = y[M,N] W (+ old x if accumulate); y is dY (read), x is dX
+ * backward_weight: dw[N,K] += y^T x, dbias[N] += column sums of y; y is dY, x the input (read) */
 struct kernel_linear_args {
     const void *w; /* packed; unused by backward_weight */
     enum kernel_dtype dtype;
@@ -175,7 +173,9 @@ struct kernel_sampling {
 /* One sampling step for M rows: z = x W^T, then temperature, top-k, top-p, min-p, draw.
  * Row i draws with rl_rng_uniform(keys[i], counters[i]) by inverse CDF in id order over the kept
  * set. ids [M] and logprob [M] (full vocabulary, at the temperature: the same bits as head_forward
- * gives for that id). With `forced` [M] non-NULL and forced[i] >= 0 that id is taken instead. */
+ * gives for that id when its inv_temperature is the fp32 quotient 1 / temperature). With `forced`
+ * [M] non-NULL and forced[i] >= 0 that id is taken instead. A row whose logits have no finite
+ * softmax gets logprob NaN and id 0 (or the forced one): callers reject it. */
 struct kernel_decode_args {
     const float *x; /* [M, C] */
     const void *w;  /* packed [V, C] */
