@@ -112,5 +112,7 @@ rl_status app_config_from_args(int argc, char **argv, struct rl_config *config)
         }
         RL_TRY(rl_config_override(config, argv[i]));
     }
-    return rl_config_validate(config);
+    RL_TRY(rl_config_validate(config));
+    rl_config_resolve(config);
+    return RL_OK;
 }

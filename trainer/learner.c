@@ -4,6 +4,7 @@
 #include "core/clock.h"
 #include "core/log.h"
 #include "kernels/device.h"
+#include "kernels/sampling.h"
 #include "trainer/batcher.h"
 
 #include <assert.h>
@@ -69,8 +70,8 @@ static rl_status set_options(struct learner *l)
         .shuffle = true,
         .seed = (uint64_t)config->run.seed,
         .mask_truncated = config->loss.mask_truncated_completions};
-    double temperature = config->rollout.temperature;
-    l->inv_temperature = temperature > 0 ? (float)(1.0 / temperature) : 1.0F;
+    /* The very division that sampling makes: anything else would cost the last bit. */
+    l->inv_temperature = kernel_sampling_inverse_temperature((float)config->rollout.temperature);
     l->recompute_old = config->loss.old_logprob == CONFIG_OLD_RECOMPUTE;
     l->kl_in_reward = config->loss.beta > 0 && config->loss.kl_in == CONFIG_KL_IN_REWARD;
     return RL_OK;

@@ -204,17 +204,18 @@ static double get(const struct rl_metrics *metrics, enum rl_metric_id id)
     return value;
 }
 
-void step_metrics_line(const struct rl_metrics *metrics, int64_t step, int64_t steps,
-                       struct step_line *line)
+void step_metrics_progress(const struct rl_metrics *metrics, int64_t step,
+                           struct progress_step *out)
 {
-    *line =
-        (struct step_line){.step = step,
-                           .steps = steps,
-                           .reward = get(metrics, RL_METRIC_REWARD),
-                           .accuracy = get(metrics, RL_METRIC_ACCURACY),
-                           .length = get(metrics, RL_METRIC_LENGTH_MEAN),
-                           .entropy = get(metrics, RL_METRIC_ENTROPY),
-                           .staleness = get(metrics, RL_METRIC_STALENESS_MEAN),
-                           .tokens_per_second = get(metrics, RL_METRIC_ROLLOUT_TOKENS_PER_SECOND),
-                           .step_s = get(metrics, RL_METRIC_STEP_TIME)};
+    *out = (struct progress_step){.step = step,
+                                  .reward = get(metrics, RL_METRIC_REWARD),
+                                  .accuracy = get(metrics, RL_METRIC_ACCURACY),
+                                  .length = get(metrics, RL_METRIC_LENGTH_MEAN),
+                                  .entropy = get(metrics, RL_METRIC_ENTROPY),
+                                  .staleness_mean = get(metrics, RL_METRIC_STALENESS_MEAN),
+                                  .staleness_max = get(metrics, RL_METRIC_STALENESS_MAX),
+                                  .rollout_rate = get(metrics, RL_METRIC_ROLLOUT_TOKENS_PER_SECOND),
+                                  .learner_rate = get(metrics, RL_METRIC_LEARNER_TOKENS_PER_SECOND),
+                                  .step_s = get(metrics, RL_METRIC_STEP_TIME),
+                                  .eta_s = NAN};
 }

@@ -6,6 +6,7 @@
 #include "core/metrics.h"
 #include "trainer/dispatcher.h"
 #include "trainer/learner.h"
+#include "trainer/progress.h"
 
 /* Rewards, lengths, accuracy of the groups. `reward_names` [reward_count] name the parts. */
 void step_metrics_groups(struct rl_metrics *metrics, struct trajectory_group *const *groups,
@@ -17,12 +18,8 @@ void step_metrics_report(struct rl_metrics *metrics, const struct learner_report
 /* Ticket counters. */
 void step_metrics_tickets(struct rl_metrics *metrics, const struct dispatcher_counters *counters);
 
-/* Fixed-width line for the terminal: what a person watches. `out` [bytes]. */
-struct step_line {
-    int64_t step, steps;
-    double reward, accuracy, length, entropy, staleness, tokens_per_second, step_s;
-};
-void step_metrics_line(const struct rl_metrics *metrics, int64_t step, int64_t steps,
-                       struct step_line *line);
+/* What the live line shows of a step; eta_s and steps are the caller's. */
+void step_metrics_progress(const struct rl_metrics *metrics, int64_t step,
+                           struct progress_step *out);
 
 #endif

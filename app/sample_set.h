@@ -1,0 +1,35 @@
+/* All prompts of a set sampled n times each and scored, in one process: what eval and generate do
+ * before they print. */
+#ifndef FORESIGHT_APP_SAMPLE_SET_H
+#define FORESIGHT_APP_SAMPLE_SET_H
+
+#include "app/sampler.h"
+
+struct sample_set_args {
+    const struct session *session;
+    const struct prompts *prompts;
+    const struct reward_set *rewards; /* NULL: unscored */
+    const char *label;                /* of the progress bar */
+    uint64_t limit;                   /* first so many prompts; 0: all */
+    uint32_t samples;                 /* a prompt */
+    uint32_t epoch;                   /* part of the random numbers' key */
+    struct rollout_generator_options options;
+};
+
+struct sample_set {
+    struct trajectory_group **groups; /* [count], in order of prompt */
+    uint64_t count;
+    uint64_t sampled_tokens, timeouts;
+    double wall_s, busy_s, cpu_s;
+};
+
+/* Generate under the weights of model.path. Release with sample_set_fini. Errors: RL_INTERRUPTED by
+ * a signal; those of loading and of the engine. */
+rl_status sample_set_run(const struct sample_set_args *args, struct sample_set *out);
+void sample_set_fini(struct sample_set *set);
+
+/* Text of a completion; caller frees *text. */
+rl_status sample_set_text(const struct session *session, const struct trajectory *sample,
+                          char **text);
+
+#endif

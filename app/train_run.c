@@ -1,0 +1,334 @@
+/* See train_run.h: set-up, resume and tear-down. The step itself is in train_step.c. */
+#include "app/train_run.h"
+#include "app/train_follow.h"
+
+#include "core/clock.h"
+#include "core/folder.h"
+#include "core/log.h"
+#include "kernels/device.h"
+#include "transport/atomic_file.h"
+#include "transport/segment_file.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* --- the run folder
+ * ----------------------------------------------------------------------------------- */
+
+static rl_status open_folder(struct train_run *run)
+{
+    const struct rl_config *config = run->config;
+    char log_path[CHECKPOINT_PATH_MAX + 32];
+    int length = snprintf(run->dir, sizeof(run->dir), "%s/%s", config->run.dir, config->run.name);
+    if (length < 0 || (size_t)length >= sizeof(run->dir) - 64) {
+        return rl_fail(RL_TOO_LONG, "run.dir and run.name are too long");
+    }
+    snprintf(log_path, sizeof(log_path), "%s/log", run->dir);
+    RL_TRY(rl_folder_make(log_path));
+    snprintf(log_path, sizeof(log_path), "%s/log/rank_0.log", run->dir);
+    return rl_log_open_file(log_path);
+}
+
+static rl_status write_config(const struct train_run *run)
+{
+    char path[CHECKPOINT_PATH_MAX + 32];
+    char *text = NULL;
+    size_t bytes = 0;
+    FILE *memory = open_memstream(&text, &bytes);
+    if (memory == NULL) {
+        return rl_fail(RL_NO_MEMORY, "config.yaml: out of memory");
+    }
+    rl_status status = rl_config_dump(run->config, memory);
+    if (fclose(memory) != 0 && status == RL_OK) {
+        status = rl_fail(RL_NO_MEMORY, "config.yaml: out of memory");
+    }
+    snprintf(path, sizeof(path), "%s/config.yaml", run->dir);
+    if (status == RL_OK) {
+        status = atomic_file_write_all(path, text, bytes);
+    }
+    free(text);
+    return status;
+}
+
+/* --- parts
+ * -----------------------------------------------------------------------------------------------
+ */
+
+static rl_status next_prompt(void *arg, uint64_t position, uint64_t *prompt_id, uint32_t *epoch)
+{
+    return prompt_order_at(arg, position, prompt_id, epoch);
+}
+
+static rl_status open_tickets(struct train_run *run)
+{
+    const struct rl_config *config = run->config;
+    struct admission_options admission;
+    struct dispatcher_options dispatcher = {
+        .prompts_per_step = (uint32_t)config->rollout.prompts_per_step,
+        .max_staleness = config->async.enabled ? (uint32_t)config->async.max_staleness : 0,
+        .next = next_prompt};
+    RL_TRY(prompt_order_create(prompts_count(run->prompts), (uint64_t)config->run.seed,
+                               config->data.shuffle, &run->order));
+    dispatcher.next_arg = run->order;
+    RL_TRY(dispatcher_create(&dispatcher, &run->dispatcher));
+    admission_options_from_config(config, &admission);
+    return admission_create(&admission, run->dispatcher, &run->admission);
+}
+
+static rl_status open_reference(struct train_run *run)
+{
+    const char *path = run->config->model.reference;
+    float *master = NULL;
+    if (!objective_needs_reference(run->config)) {
+        return RL_OK;
+    }
+    RL_TRY(session_load_master(run->session, path[0] != '\0' ? path : run->config->model.path,
+                               &master));
+    rl_status status = session_make_image(run->session, master, &run->reference_image);
+    device_free(master);
+    return status;
+}
+
+static rl_status open_learner(struct train_run *run, const struct train_run_args *args,
+                              float **master)
+{
+    struct weight_arena_options arena = {.shared = args->shared_arena,
+                                         .slots = args->shared_arena ? 3 : 2,
+                                         .slot_bytes = run->session->layout->image_bytes,
+                                         .readers = args->readers};
+    struct learner_args learner = {.config = run->config,
+                                   .layout = run->session->layout,
+                                   .kernels = run->session->kernels,
+                                   .pool = run->session->pool,
+                                   .collective = run->collective,
+                                   .waits = run->waits,
+                                   .reference_image = run->reference_image};
+    RL_TRY(weight_arena_create(&arena, &run->arena));
+    learner.arena = run->arena;
+    learner.master = *master;
+    *master = NULL; /* the learner takes it, whatever happens */
+    return learner_create(&learner, &run->learner);
+}
+
+/* --- resume
+ * ------------------------------------------------------------------------------------------------
+ */
+
+static rl_status restore_groups(struct train_run *run, struct checkpoint_state *state)
+{
+    uint64_t live = 0;
+    for (size_t i = 0; i < state->pending_count; i++) {
+        RL_TRY(admission_restore(run->admission, state->pending[i]));
+        state->pending[i] = NULL;
+    }
+    /* Groups scored but not saved would be lost: their tickets are issued again. */
+    const struct dispatcher_ticket *tickets = dispatcher_tickets(run->dispatcher, &live);
+    uint32_t waiting = 0;
+    struct trajectory_group *const *groups = admission_waiting(run->admission, &waiting);
+    for (uint64_t i = 0; i < live; i++) {
+        bool held = tickets[i].state == DISPATCHER_PENDING;
+        for (uint32_t g = 0; g < waiting && !held; g++) {
+            held = groups[g]->ticket == tickets[i].number;
+        }
+        if (!held) {
+            RL_TRY(dispatcher_requeue(run->dispatcher, tickets[i].number));
+        }
+    }
+    return RL_OK;
+}
+
+static rl_status restore_state(struct train_run *run, struct checkpoint_state *state)
+{
+    if (state->learner_bytes != sizeof(run->totals)) {
+        return rl_fail(RL_CORRUPT, "checkpoint: %zu bytes of totals, expected %zu",
+                       state->learner_bytes, sizeof(run->totals));
+    }
+    memcpy(&run->totals, state->learner, sizeof(run->totals));
+    if (run->totals.format != TRAIN_TOTALS_FORMAT) {
+        return rl_fail(RL_CORRUPT, "checkpoint: totals of format %llu, expected %d",
+                       (unsigned long long)run->totals.format, TRAIN_TOTALS_FORMAT);
+    }
+    if (run->totals.prompts_hash != prompts_hash(run->prompts)) {
+        return rl_fail(RL_INVALID, "data.train or its templates have changed since the checkpoint: "
+                                   "the run cannot go on as the same run");
+    }
+    if (state->seed != (uint64_t)run->config->run.seed) {
+        return rl_fail(RL_INVALID, "run.seed is %lld, the checkpoint was made with %llu",
+                       (long long)run->config->run.seed, (unsigned long long)state->seed);
+    }
+    run->step = state->step;
+    run->segment = state->segment;
+    RL_TRY(dispatcher_load(run->dispatcher, state->dispatcher, state->dispatcher_bytes));
+    return restore_groups(run, state);
+}
+
+/* Segments written after the checkpoint describe steps that will be made again. */
+static void remove_later_segments(const struct train_run *run)
+{
+    char path[CHECKPOINT_PATH_MAX];
+    for (uint64_t number = run->segment;; number++) {
+        if (segment_file_path(run->dir, number, path, sizeof(path)) != RL_OK ||
+            access(path, F_OK) != 0) {
+            return;
+        }
+        if (unlink(path) == 0) {
+            rl_log(RL_LOG_INFO, "%s removed: its steps come after the checkpoint", path);
+        }
+    }
+}
+
+/* Load the checkpoint into the new learner. Every learner rank reads the same files. */
+static rl_status resume_from(struct train_run *run, const char *path)
+{
+    struct checkpoint_state state = {0};
+    struct optimizer_state *optimizer = learner_optimizer(run->learner);
+    rl_status status = checkpoint_load(path, run->session->layout, learner_master(run->learner),
+                                       optimizer->m, optimizer->v, &state);
+    if (status == RL_OK) {
+        status = restore_state(run, &state);
+    }
+    if (status == RL_OK) {
+        optimizer->step = (int64_t)state.updates;
+        status = learner_publish_first(run->learner, (uint32_t)state.version);
+    }
+    if (status == RL_OK) {
+        remove_later_segments(run);
+        rl_log(RL_LOG_INFO, "resumed from %s: step %llu, version %llu", path,
+               (unsigned long long)state.step, (unsigned long long)state.version);
+    }
+    checkpoint_state_fini(&state);
+    return status;
+}
+
+static rl_status start_or_resume(struct train_run *run)
+{
+    char path[CHECKPOINT_PATH_MAX];
+    rl_status status = checkpoint_find_newest(run->dir, path);
+    if (status == RL_NOT_FOUND) {
+        if (run->config->run.resume == CONFIG_RESUME_MUST) {
+            return rl_fail(RL_NOT_FOUND,
+                           "%s: run.resume is `must`, but there is no sound checkpoint", run->dir);
+        }
+        run->totals.prompts_hash = prompts_hash(run->prompts);
+        RL_TRY(train_follow_start(run->collective, ""));
+        return learner_publish_first(run->learner, 0);
+    }
+    RL_TRY(status);
+    if (run->config->run.resume == CONFIG_RESUME_NEVER) {
+        return rl_fail(RL_INVALID,
+                       "%s has checkpoints and run.resume is `never`: choose another "
+                       "run.name, or resume",
+                       run->dir);
+    }
+    RL_TRY(train_follow_start(run->collective, path));
+    return resume_from(run, path);
+}
+
+static rl_status open_metrics(struct train_run *run)
+{
+    char path[CHECKPOINT_PATH_MAX + 32];
+    snprintf(path, sizeof(path), "%s/metrics.jsonl", run->dir);
+    RL_TRY(rl_metrics_open(run->metrics, path, run->step > 0 ? (int64_t)run->step : -1));
+    rl_metrics_restore_counter(run->metrics, RL_METRIC_NUM_TOKENS, run->totals.learner_tokens);
+    rl_metrics_restore_counter(run->metrics, RL_METRIC_SKIPPED_UPDATES,
+                               run->totals.skipped_updates);
+    rl_metrics_restore_counter(run->metrics, RL_METRIC_DEAD_WORKERS, run->totals.dead_workers);
+    rl_metrics_restore_counter(run->metrics, RL_METRIC_UPDATES,
+                               (double)learner_optimizer(run->learner)->step);
+    return RL_OK;
+}
+
+static rl_status open_checkpoints(struct train_run *run)
+{
+    run->target = (struct checkpoint_target){.run_dir = run->dir,
+                                             .layout = run->session->layout,
+                                             .tokenizer = run->session->tokenizer,
+                                             .keep_last = run->config->checkpoint.keep_last,
+                                             .keep_every = run->config->checkpoint.keep_every};
+    size_t reserve = (size_t)1 << 30;
+    return checkpoint_writer_start(&run->target, reserve, &run->writer);
+}
+
+rl_status train_run_open(const struct train_run_args *args, struct train_run *run)
+{
+    float *master = NULL;
+    *run = (struct train_run){.config = args->config,
+                              .session = args->session,
+                              .prompts = args->prompts,
+                              .collective = args->collective,
+                              .waits = args->waits,
+                              .quiet = args->quiet,
+                              .mutex = args->mutex,
+                              .segment = 1,
+                              .totals = {.format = TRAIN_TOTALS_FORMAT}};
+    RL_TRY(open_folder(run));
+    RL_TRY(reward_set_create(args->config, &run->rewards));
+    RL_TRY(open_tickets(run));
+    RL_TRY(rl_metrics_create(&run->metrics));
+    RL_TRY(open_reference(run));
+    RL_TRY(session_load_master(args->session, args->config->model.path, &master));
+    RL_TRY(open_learner(run, args, &master));
+    RL_TRY(start_or_resume(run));
+    RL_TRY(open_metrics(run));
+    RL_TRY(write_config(run));
+    RL_TRY(open_checkpoints(run));
+    run->started_s = rl_clock_now_s(NULL);
+    run->step_started_s = run->started_s;
+    run->cpu_started_s = rl_clock_process_cpu_s();
+    return RL_OK;
+}
+
+void train_run_close(struct train_run *run)
+{
+    checkpoint_writer_stop(run->writer);
+    for (size_t i = 0; i < run->unsaved_count; i++) {
+        trajectory_group_destroy(run->unsaved[i]);
+    }
+    free(run->unsaved);
+    rl_metrics_destroy(run->metrics);
+    learner_destroy(run->learner);
+    weight_arena_close(run->arena);
+    device_free(run->reference_image);
+    admission_destroy(run->admission);
+    dispatcher_destroy(run->dispatcher);
+    prompt_order_destroy(run->order);
+    reward_set_destroy(run->rewards);
+    rl_log_close_file();
+    *run = (struct train_run){0};
+}
+
+void train_run_lock(struct train_run *run)
+{
+    if (run->mutex != NULL) {
+        pthread_mutex_lock(run->mutex);
+    }
+}
+
+void train_run_unlock(struct train_run *run)
+{
+    if (run->mutex != NULL) {
+        pthread_mutex_unlock(run->mutex);
+    }
+}
+
+bool train_run_done(const struct train_run *run)
+{
+    return run->step >= (uint64_t)run->config->run.steps;
+}
+
+bool train_run_wants_tickets(const struct train_run *run)
+{
+    struct dispatcher_counters counters;
+    dispatcher_count(run->dispatcher, &counters);
+    if (counters.live[DISPATCHER_PENDING] > 0) {
+        return true;
+    }
+    uint64_t live = 0;
+    for (int i = 0; i < DISPATCHER_STATE_COUNT; i++) {
+        live += counters.live[i];
+    }
+    uint64_t steps_left = (uint64_t)run->config->run.steps - run->step;
+    /* An admitted batch belongs to the step being made: it counts as one of those left. */
+    return live < steps_left * (uint64_t)run->config->rollout.prompts_per_step;
+}

@@ -1,0 +1,121 @@
+/* The learner's side of a run, whoever generates: data order, tickets, admission, the learner
+ * itself, metrics, rollout segments, checkpoints, resume, summary. The synchronous loop and the
+ * asynchronous learner rank are two ways to feed it. One thread, but for what it says. */
+#ifndef FORESIGHT_APP_TRAIN_RUN_H
+#define FORESIGHT_APP_TRAIN_RUN_H
+
+#include "app/session.h"
+#include "core/metrics.h"
+#include "core/wait.h"
+#include "rollout/prompt_order.h"
+#include "trainer/admission.h"
+#include "trainer/checkpoint_writer.h"
+#include "trainer/dispatcher.h"
+#include "trainer/learner.h"
+#include "transport/collective.h"
+#include "transport/weight_arena.h"
+
+#include <pthread.h>
+
+/* Totals over the run, resumes included; travels in checkpoints as it stands. */
+struct train_totals {
+    uint64_t format; /* TRAIN_TOTALS_FORMAT */
+    uint64_t prompts_hash;
+    double wall_s, learner_busy_s, generation_s, wait_s;
+    double staleness_sum, staleness_tokens, staleness_max;
+    double mismatch_max, mismatch_tokens;
+    double completion_tokens, learner_tokens;
+    double skipped_updates, dead_workers;
+};
+enum { TRAIN_TOTALS_FORMAT = 1 };
+
+struct train_run {
+    const struct rl_config *config;
+    struct session *session;
+    const struct prompts *prompts;
+    struct reward_set *rewards;
+    struct prompt_order *order;
+    struct dispatcher *dispatcher;
+    struct admission *admission;
+    struct collective *collective; /* borrowed */
+    struct weight_arena *arena;
+    struct learner *learner;
+    void *reference_image;
+    struct rl_metrics *metrics;
+    struct rl_waits *waits;
+    struct checkpoint_target target;
+    struct checkpoint_writer *writer;
+    char dir[CHECKPOINT_PATH_MAX];
+    uint64_t step;                     /* finished steps */
+    uint64_t segment;                  /* next rollout segment */
+    struct trajectory_group **unsaved; /* trained on, not yet in a segment */
+    size_t unsaved_count, unsaved_capacity;
+    uint64_t unsaved_tokens, unsaved_first_step;
+    struct train_totals totals;
+    double started_s, step_started_s, cpu_started_s;
+    double worker_cpu_s;    /* of all rollout ranks, for the summary */
+    pthread_mutex_t *mutex; /* guards tickets, admission and `step`; NULL: one thread */
+    bool quiet;
+};
+
+/* What a feeder knows of the time since the step before. */
+struct train_feed {
+    double wait_s;       /* learner without samples */
+    double generation_s; /* engines busy, all ranks */
+    uint32_t queue_depth;
+    uint64_t reward_timeouts; /* since the step before */
+    uint64_t dead_workers;    /* since the step before */
+};
+
+struct train_run_args {
+    const struct rl_config *config;
+    struct session *session;
+    const struct prompts *prompts;
+    struct collective *collective;
+    struct rl_waits *waits;
+    bool shared_arena;      /* workers are other processes */
+    int readers;            /* reader indices of the arena */
+    bool quiet;             /* no live lines */
+    pthread_mutex_t *mutex; /* see struct train_run; borrowed, may be NULL */
+};
+
+/* Set everything up in RUN (made if need be), resume if the configuration says so, publish the
+ * first weights. Release with train_run_close (also after an error). */
+rl_status train_run_open(const struct train_run_args *args, struct train_run *run);
+void train_run_close(struct train_run *run);
+
+/* Take and give back the run's mutex, if it has one. */
+void train_run_lock(struct train_run *run);
+void train_run_unlock(struct train_run *run);
+
+/* True when all steps are done. */
+bool train_run_done(const struct train_run *run);
+
+/* True if one more ticket may be made without exceeding what the remaining steps can use. The mutex
+ * must be held. */
+bool train_run_wants_tickets(const struct train_run *run);
+
+/* One learner step on an admitted batch, its tickets and the dispatcher's version settled, then
+ * metrics, live line, segment; the batch may be empty afterwards. Collective among the learners.
+ * Takes the mutex for moments. */
+rl_status train_run_step(struct train_run *run, struct admission_batch *batch,
+                         const struct train_feed *feed);
+
+/* Is a checkpoint due after the step just made? */
+bool train_run_checkpoint_due(const struct train_run *run);
+
+/* Snapshot now (the caller holds off changes to dispatcher and admission); written beside training.
+ * `wait`: return when it is on disk. */
+struct train_snapshot {
+    struct checkpoint_state state; /* owns copies */
+};
+rl_status train_run_snapshot(struct train_run *run, struct train_snapshot *snapshot);
+rl_status train_run_save(struct train_run *run, struct train_snapshot *snapshot, bool wait);
+
+/* Count a probe's result. */
+void train_run_note_probe(struct train_run *run, double largest, uint64_t tokens);
+
+/* Write the rest of the segments, the summary and the last lines. `completed`: all steps done. */
+rl_status train_run_finish(struct train_run *run, bool completed);
+
+#endif

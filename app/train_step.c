@@ -1,0 +1,355 @@
+/* See train_run.h: one step with all that follows from it, and the end of a run. */
+#include "app/summary.h"
+#include "app/train_follow.h"
+#include "app/train_run.h"
+
+#include "core/clock.h"
+#include "core/log.h"
+#include "trainer/step_metrics.h"
+#include "transport/segment_file.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* A segment is written when it holds so many tokens, and at every checkpoint. */
+static const uint64_t segment_tokens = 1 << 20;
+
+/* --- rollout segments
+ * ----------------------------------------------------------------------------------- */
+
+static rl_status flush_segment(struct train_run *run)
+{
+    char path[CHECKPOINT_PATH_MAX];
+    struct segment_info info = {.first_step = run->unsaved_first_step,
+                                .last_step = run->step,
+                                .run = run->config->run.name};
+    if (run->unsaved_count == 0) {
+        return RL_OK;
+    }
+    uint64_t next = 0;
+    RL_TRY(segment_file_next(run->dir, &next)); /* makes the folder */
+    RL_TRY(segment_file_path(run->dir, run->segment, path, sizeof(path)));
+    RL_TRY(segment_file_write(path, &info, (const struct trajectory_group *const *)run->unsaved,
+                              run->unsaved_count));
+    for (size_t i = 0; i < run->unsaved_count; i++) {
+        trajectory_group_destroy(run->unsaved[i]);
+    }
+    run->unsaved_count = 0;
+    run->unsaved_tokens = 0;
+    run->segment++;
+    return RL_OK;
+}
+
+/* Keep the batch's groups for the next segment; takes them out of the batch. */
+static rl_status keep_groups(struct train_run *run, struct admission_batch *batch)
+{
+    size_t needed = run->unsaved_count + batch->count;
+    if (needed > run->unsaved_capacity) {
+        struct trajectory_group **grown = realloc(run->unsaved, 2 * needed * sizeof(*grown));
+        if (grown == NULL) {
+            return rl_fail(RL_NO_MEMORY, "rollout segment: out of memory");
+        }
+        run->unsaved = grown;
+        run->unsaved_capacity = 2 * needed;
+    }
+    if (run->unsaved_count == 0) {
+        run->unsaved_first_step = run->step;
+    }
+    for (uint32_t i = 0; i < batch->count; i++) {
+        const struct trajectory_group *group = batch->groups[i];
+        for (uint32_t s = 0; s < group->sample_count; s++) {
+            run->unsaved_tokens += group->samples[s].completion_count;
+        }
+        run->unsaved[run->unsaved_count++] = batch->groups[i];
+    }
+    batch->count = 0;
+    return run->unsaved_tokens >= segment_tokens ? flush_segment(run) : RL_OK;
+}
+
+/* --- figures
+ * --------------------------------------------------------------------------------------------- */
+
+static double completion_tokens(const struct admission_batch *batch)
+{
+    double tokens = 0;
+    for (uint32_t g = 0; g < batch->count; g++) {
+        for (uint32_t s = 0; s < batch->groups[g]->sample_count; s++) {
+            tokens += batch->groups[g]->samples[s].completion_count;
+        }
+    }
+    return tokens;
+}
+
+static void add_totals(struct train_run *run, const struct learner_report *report,
+                       const struct train_feed *feed, double tokens, double step_s)
+{
+    struct train_totals *totals = &run->totals;
+    const struct objective_stats *stats = &report->objective;
+    totals->wall_s += step_s;
+    totals->wait_s += feed->wait_s;
+    totals->generation_s += feed->generation_s;
+    totals->learner_busy_s += report->prepare_s + report->forward_backward_s + report->update_s;
+    totals->staleness_sum += stats->sum.staleness;
+    totals->staleness_tokens += stats->sum.staleness_tokens;
+    totals->staleness_max = fmax(totals->staleness_max, stats->max.staleness_max);
+    totals->mismatch_tokens += stats->sum.mismatch_tokens;
+    if (stats->sum.mismatch_tokens > 0) {
+        totals->mismatch_max = fmax(totals->mismatch_max, stats->max.mismatch_max);
+    }
+    totals->completion_tokens += tokens;
+    totals->learner_tokens += (double)report->tokens;
+    totals->skipped_updates += (double)report->skipped;
+    totals->dead_workers += (double)feed->dead_workers;
+}
+
+static void step_metrics(struct train_run *run, const struct admission_batch *batch,
+                         const struct learner_report *report, const struct train_feed *feed,
+                         double step_s)
+{
+    const char *names[RL_REWARD_PARTS_MAX];
+    uint32_t name_count = reward_set_count(run->rewards);
+    struct dispatcher_counters counters;
+    double tokens = completion_tokens(batch);
+    for (uint32_t i = 0; i < name_count && i < RL_REWARD_PARTS_MAX; i++) {
+        names[i] = reward_set_name(run->rewards, i);
+    }
+    train_run_lock(run);
+    dispatcher_count(run->dispatcher, &counters);
+    train_run_unlock(run);
+    step_metrics_groups(run->metrics, batch->groups, batch->count, names, name_count);
+    step_metrics_report(run->metrics, report);
+    step_metrics_tickets(run->metrics, &counters);
+    rl_metrics_set_waits(run->metrics, run->waits);
+    rl_metrics_add(run->metrics, RL_METRIC_STALENESS_DROPPED, (double)batch->counts.stale);
+    rl_metrics_add(run->metrics, RL_METRIC_STEP_TIME, step_s);
+    rl_metrics_add(run->metrics, RL_METRIC_TIME_WAIT_FOR_BATCH, feed->wait_s);
+    rl_metrics_add(run->metrics, RL_METRIC_TIME_GENERATION, feed->generation_s);
+    rl_metrics_add(run->metrics, RL_METRIC_QUEUE_DEPTH, feed->queue_depth);
+    rl_metrics_add(run->metrics, RL_METRIC_REWARD_TIMEOUTS, (double)feed->reward_timeouts);
+    rl_metrics_add(run->metrics, RL_METRIC_DEAD_WORKERS, (double)feed->dead_workers);
+    rl_metrics_add(run->metrics, RL_METRIC_CPU_TIME, rl_clock_process_cpu_s() - run->cpu_started_s);
+    rl_metrics_add(run->metrics, RL_METRIC_EPOCH,
+                   (double)counters.created / (double)prompts_count(run->prompts));
+    if (step_s > 0) {
+        rl_metrics_add(run->metrics, RL_METRIC_ROLLOUT_TOKENS_PER_SECOND, tokens / step_s);
+    }
+    add_totals(run, report, feed, tokens, step_s);
+}
+
+static void print_line(const struct train_run *run)
+{
+    struct progress_step line;
+    char text[PROGRESS_LINE_BYTES];
+    double elapsed = rl_clock_now_s(NULL) - run->started_s;
+    if (run->quiet) {
+        return;
+    }
+    step_metrics_progress(run->metrics, (int64_t)run->step, &line);
+    line.steps = run->config->run.steps;
+    line.eta_s = progress_eta((double)run->step, (double)line.steps, elapsed);
+    if (run->step == 1 || run->step % 25 == 0) {
+        progress_head_format(text);
+        printf("%s\n", text);
+    }
+    progress_step_format(&line, text);
+    printf("%s\n", text);
+    fflush(stdout);
+}
+
+/* The batch was trained on: its tickets are, and the version moves on. */
+static rl_status settle_tickets(struct train_run *run, const struct admission_batch *batch,
+                                uint32_t version)
+{
+    train_run_lock(run);
+    rl_status status = admission_trained(run->admission, batch);
+    if (status == RL_OK) {
+        status = dispatcher_set_version(run->dispatcher, version);
+    }
+    run->step++;
+    train_run_unlock(run);
+    return status;
+}
+
+rl_status train_run_step(struct train_run *run, struct admission_batch *batch,
+                         const struct train_feed *feed)
+{
+    struct learner_report report;
+    RL_TRY(train_follow_batch(run->collective, batch->groups, batch->count, run->step + 1));
+    RL_TRY(learner_step(run->learner, batch->groups, batch->count, run->step + 1, &report));
+    double now = rl_clock_now_s(NULL);
+    RL_TRY(settle_tickets(run, batch, report.version));
+    step_metrics(run, batch, &report, feed, now - run->step_started_s);
+    run->step_started_s = now;
+    print_line(run);
+    RL_TRY(rl_metrics_write(run->metrics, (int64_t)run->step));
+    return run->config->rollout.save ? keep_groups(run, batch) : RL_OK;
+}
+
+void train_run_note_probe(struct train_run *run, double largest, uint64_t tokens)
+{
+    run->totals.mismatch_max = fmax(run->totals.mismatch_max, largest);
+    run->totals.mismatch_tokens += (double)tokens;
+}
+
+/* --- checkpoints
+ * ------------------------------------------------------------------------------------------ */
+
+bool train_run_checkpoint_due(const struct train_run *run)
+{
+    int64_t every = run->config->checkpoint.every;
+    return train_run_done(run) || (every > 0 && run->step % (uint64_t)every == 0);
+}
+
+static rl_status copy_waiting(struct train_run *run, struct checkpoint_state *state)
+{
+    uint32_t count = 0;
+    struct trajectory_group *const *waiting = admission_waiting(run->admission, &count);
+    if (count == 0) {
+        return RL_OK;
+    }
+    state->pending = calloc(count, sizeof(*state->pending));
+    if (state->pending == NULL) {
+        return rl_fail(RL_NO_MEMORY, "checkpoint: out of memory");
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        RL_TRY(trajectory_group_copy(waiting[i], &state->pending[i]));
+        state->pending_count++;
+    }
+    return RL_OK;
+}
+
+static rl_status copy_texts(struct train_run *run, struct checkpoint_state *state)
+{
+    size_t bytes = 0;
+    state->learner = malloc(sizeof(run->totals));
+    FILE *memory = open_memstream(&state->config_text, &bytes);
+    if (state->learner == NULL || memory == NULL) {
+        return rl_fail(RL_NO_MEMORY, "checkpoint: out of memory");
+    }
+    memcpy(state->learner, &run->totals, sizeof(run->totals));
+    state->learner_bytes = sizeof(run->totals);
+    rl_status status = rl_config_dump(run->config, memory);
+    if (fclose(memory) != 0 && status == RL_OK) {
+        status = rl_fail(RL_NO_MEMORY, "checkpoint: out of memory");
+    }
+    return status;
+}
+
+rl_status train_run_snapshot(struct train_run *run, struct train_snapshot *snapshot)
+{
+    struct checkpoint_state *state = &snapshot->state;
+    uint8_t *blob = NULL;
+    rl_status status = RL_OK;
+    *state = (struct checkpoint_state){.step = run->step,
+                                       .version = learner_version(run->learner),
+                                       .updates = (uint64_t)learner_optimizer(run->learner)->step,
+                                       .seed = (uint64_t)run->config->run.seed,
+                                       .tokens_trained = (uint64_t)run->totals.learner_tokens,
+                                       .tokens_generated = (uint64_t)run->totals.completion_tokens,
+                                       .elapsed_s = run->totals.wall_s,
+                                       .cpu_s = rl_clock_process_cpu_s() - run->cpu_started_s};
+    RL_TRY_GOTO(dispatcher_save(run->dispatcher, &blob, &state->dispatcher_bytes), status, fail);
+    state->dispatcher = blob;
+    RL_TRY_GOTO(copy_waiting(run, state), status, fail);
+    RL_TRY_GOTO(copy_texts(run, state), status, fail);
+    return RL_OK;
+fail:
+    checkpoint_state_fini(state);
+    return status;
+}
+
+rl_status train_run_save(struct train_run *run, struct train_snapshot *snapshot, bool wait)
+{
+    struct optimizer_state *optimizer = learner_optimizer(run->learner);
+    struct checkpoint_slabs slabs = {
+        .master = learner_master(run->learner), .adam_m = optimizer->m, .adam_v = optimizer->v};
+    double start = rl_clock_now_s(NULL);
+    rl_status status = flush_segment(run);
+    snapshot->state.segment = run->segment;
+    if (status == RL_OK) {
+        status = checkpoint_writer_submit(run->writer, &snapshot->state, &slabs);
+    }
+    if (status == RL_OK && wait) {
+        status = checkpoint_writer_wait(run->writer, 0);
+    }
+    checkpoint_state_fini(&snapshot->state);
+    rl_metrics_add(run->metrics, RL_METRIC_TIME_CHECKPOINT, rl_clock_now_s(NULL) - start);
+    return status;
+}
+
+/* --- the end
+ * ------------------------------------------------------------------------------------------------
+ */
+
+static json_t *ticket_summary(const struct train_run *run)
+{
+    struct dispatcher_counters c;
+    dispatcher_count(run->dispatcher, &c);
+    json_int_t live = 0;
+    for (int i = 0; i < DISPATCHER_STATE_COUNT; i++) {
+        live += (json_int_t)c.live[i];
+    }
+    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:{s:I, s:I, s:I, s:I, s:I}}", "created",
+                     (json_int_t)c.created, "trained", (json_int_t)c.trained, "live", live,
+                     "reissued", (json_int_t)c.reissues, "duplicates", (json_int_t)c.duplicates,
+                     "dropped", "stale", (json_int_t)c.dropped[DISPATCHER_STALE], "zero_variance",
+                     (json_int_t)c.dropped[DISPATCHER_ZERO_VARIANCE], "unscorable",
+                     (json_int_t)c.dropped[DISPATCHER_UNSCORABLE], "surplus",
+                     (json_int_t)c.dropped[DISPATCHER_SURPLUS], "rejected",
+                     (json_int_t)c.dropped[DISPATCHER_REJECTED]);
+}
+
+static double share(double part, double whole)
+{
+    return whole > 0 ? part / whole : 0;
+}
+
+/* Takes `tickets`. */
+static rl_status write_summary(const struct train_run *run, bool completed, json_t *tickets)
+{
+    const struct train_totals *t = &run->totals;
+    char path[CHECKPOINT_PATH_MAX + 32];
+    snprintf(path, sizeof(path), "%s/summary.json", run->dir);
+    json_t *part = json_pack(
+        "{s:s, s:I, s:I, s:b, s:f, s:f, s:{s:f, s:f}, s:{s:f, s:I}, s:{s:f, s:f, s:f}, s:{s:f, "
+        "s:f}, "
+        "s:o}",
+        "run", run->config->run.name, "seed", (json_int_t)run->config->run.seed, "steps",
+        (json_int_t)run->step, "completed", completed, "rollout_tokens_per_second",
+        share(t->completion_tokens, t->wall_s), "learner_tokens_per_second",
+        share(t->learner_tokens, t->learner_busy_s), "staleness", "mean",
+        share(t->staleness_sum, t->staleness_tokens), "max", t->staleness_max, "logprob_mismatch",
+        "max", t->mismatch_max, "tokens", (json_int_t)t->mismatch_tokens, "wall_seconds", "train",
+        t->wall_s, "train_wait_for_batch", t->wait_s, "train_learner_busy", t->learner_busy_s,
+        "cpu_seconds", "learner", rl_clock_process_cpu_s(), "workers", run->worker_cpu_s, "tickets",
+        tickets);
+    if (part == NULL) {
+        return rl_fail(RL_NO_MEMORY, "summary.json: out of memory");
+    }
+    rl_status status = summary_merge(path, part);
+    json_decref(part);
+    return status;
+}
+
+rl_status train_run_finish(struct train_run *run, bool completed)
+{
+    RL_TRY(flush_segment(run));
+    train_run_lock(run);
+    if (completed) {
+        (void)dispatcher_drop_all(run->dispatcher);
+    }
+    rl_status status = dispatcher_check(run->dispatcher);
+    json_t *tickets = ticket_summary(run);
+    train_run_unlock(run);
+    if (status != RL_OK) {
+        json_decref(tickets);
+        return status;
+    }
+    RL_TRY(write_summary(run, completed, tickets));
+    RL_TRY(checkpoint_writer_wait(run->writer, 0));
+    rl_log(RL_LOG_INFO, "%s: %llu of %lld steps done; newest checkpoint in %s/checkpoints",
+           run->config->run.name, (unsigned long long)run->step, (long long)run->config->run.steps,
+           run->dir);
+    return RL_OK;
+}

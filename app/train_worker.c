@@ -1,0 +1,190 @@
+/* A rollout rank of an asynchronous run. The main thread pumps messages; the compute thread sets up
+ * the engine, waits to be greeted by learner 0, and runs rollout/worker until it is told to stop.
+ * Signals are the learner's business: a rollout rank leaves when the learner says so. */
+#include "app/signals.h"
+#include "app/train.h"
+
+#include "core/clock.h"
+#include "core/log.h"
+#include "rollout/worker.h"
+#include "transport/channel_mpi.h"
+#include "transport/weight_arena.h"
+#include "transport/wire.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+
+enum { LEARNER_RANK = 0 };
+static const double status_every_s = 0.25;
+static const double flush_timeout_s = 20;
+
+struct worker_rank {
+    const struct rl_config *config;
+    struct world *world;
+    struct channel *channel;
+    struct rl_waits *waits;
+    struct session session;
+    struct session_texts texts;
+    struct prompts *prompts;
+    struct reward_set *rewards;
+    struct reward_pool *pool;
+    struct weight_arena *arena;
+    struct rollout_generator *generator;
+    atomic_bool cancel;
+    rl_status compute_status;
+    atomic_bool finished;
+};
+
+static rl_status submit_to_pool(void *arg, struct trajectory_group *group)
+{
+    return reward_pool_submit(arg, group);
+}
+
+static rl_status take_from_pool(void *arg, struct trajectory_group **group)
+{
+    return reward_pool_take(arg, group);
+}
+
+static rl_status open_engine(struct worker_rank *w)
+{
+    const struct rl_config *config = w->config;
+    struct rollout_generator_options options;
+    int64_t samples = config->rollout.samples_per_prompt;
+    int64_t groups = (config->rollout.max_running + samples - 1) / samples + 2;
+    RL_TRY(session_open(config, session_max_length(config), &w->session));
+    RL_TRY(prompts_load(config->data.train, config, w->session.tokenizer, w->session.chat,
+                        &w->prompts));
+    RL_TRY(reward_set_create(config, &w->rewards));
+    w->texts = (struct session_texts){.tokenizer = w->session.tokenizer, .prompts = w->prompts};
+    RL_TRY(reward_pool_create(w->rewards, config, session_reward_texts(&w->texts), &w->pool));
+    /* Groups with stragglers stay inside beside new ones: room for twice as many. */
+    session_generator_options(config, (int32_t)(2 * groups), &options);
+    return rollout_generator_create(&w->session.context, w->session.tokenizer, &options,
+                                    &w->generator);
+}
+
+static rl_status attach(struct worker_rank *w, const struct channel_message *message)
+{
+    struct wire_hello hello;
+    RL_TRY(wire_decode_hello(message, &hello));
+    if (hello.config_hash != prompts_hash(w->prompts)) {
+        return rl_fail(RL_INVALID,
+                       "rollout rank %d reads other prompts than the learner: the ranks' "
+                       "configurations or data differ",
+                       world_rank(w->world));
+    }
+    return weight_arena_attach(hello.arena_name, w->session.layout->image_bytes, &w->arena);
+}
+
+/* Wait until learner 0 has published its first weights and says where. */
+static rl_status wait_for_greeting(struct worker_rank *w, bool *stopped)
+{
+    double deadline = rl_clock_now_s(NULL) + (double)w->config->async.wait_timeout_ms / 1000.0;
+    struct rl_wait wait = rl_wait_begin(w->waits, "worker waits for the learner's greeting");
+    rl_status status = RL_AGAIN;
+    *stopped = false;
+    while (status == RL_AGAIN && rl_clock_now_s(NULL) < deadline) {
+        struct channel_message message = {0};
+        status = channel_receive(w->channel, 0.1, &message);
+        if (status == RL_OK && message.kind == WIRE_HELLO) {
+            status = attach(w, &message);
+        } else if (status == RL_OK && message.kind == WIRE_STOP) {
+            *stopped = true;
+        } else if (status == RL_OK && message.kind == CHANNEL_PEER_LOST &&
+                   message.peer == LEARNER_RANK) {
+            status =
+                rl_fail(RL_PEER_LOST, "rollout rank %d: the learner is lost", world_rank(w->world));
+        } else if (status == RL_OK) {
+            status = RL_AGAIN;
+        }
+        channel_message_fini(&message);
+    }
+    (void)rl_wait_end(&wait);
+    return status != RL_AGAIN ? status
+                              : rl_fail(RL_TIMEOUT,
+                                        "rollout rank %d waits for the learner's "
+                                        "greeting: none came",
+                                        world_rank(w->world));
+}
+
+static rl_status work(struct worker_rank *w)
+{
+    struct wire_stop stop;
+    bool stopped = false;
+    RL_TRY(open_engine(w));
+    RL_TRY(wait_for_greeting(w, &stopped));
+    if (stopped) {
+        return RL_OK;
+    }
+    struct rollout_worker_args args = {
+        .rank = world_rank(w->world),
+        .learner = LEARNER_RANK,
+        .channel = w->channel,
+        .arena = w->arena,
+        .generator = w->generator,
+        .prompts = w->prompts,
+        .scorer = {.submit = submit_to_pool, .take = take_from_pool, .arg = w->pool},
+        .waits = w->waits,
+        .cancel = &w->cancel,
+        .status_every_s = status_every_s};
+    return rollout_worker_run(&args, &stop);
+}
+
+static void *compute(void *arg)
+{
+    struct worker_rank *w = arg;
+    w->compute_status = work(w);
+    atomic_store(&w->finished, true);
+    return NULL;
+}
+
+static rl_status open_rank(struct worker_rank *w)
+{
+    const struct rl_config *config = w->config;
+    struct channel_mpi_options options = {
+        .ring_messages = (size_t)config->transport.ring_groups,
+        .credits = (int)config->transport.credits,
+        .heartbeat_s = (double)config->async.heartbeat_ms / 1000.0,
+        .dead_after_s = (double)config->async.dead_after_ms / 1000.0};
+    RL_TRY(rl_waits_create(NULL, &w->waits));
+    RL_TRY(channel_mpi_create(w->world, &options, &w->channel));
+    return signals_ignore();
+}
+
+static void close_rank(struct worker_rank *w)
+{
+    rollout_generator_destroy(w->generator);
+    weight_arena_close(w->arena);
+    reward_pool_destroy(w->pool);
+    reward_set_destroy(w->rewards);
+    prompts_destroy(w->prompts);
+    session_close(&w->session);
+    channel_close(w->channel);
+    rl_waits_destroy(w->waits);
+}
+
+static bool flushed(void *arg)
+{
+    return channel_mpi_flushed(arg);
+}
+
+rl_status train_worker_rank(const struct rl_config *config, struct world *world)
+{
+    struct worker_rank w = {.config = config, .world = world};
+    pthread_t thread;
+    rl_status status = open_rank(&w);
+    if (status == RL_OK && pthread_create(&thread, NULL, compute, &w) != 0) {
+        status = rl_fail(RL_INTERNAL, "worker: cannot start the compute thread");
+    }
+    if (status == RL_OK) {
+        while (!atomic_load(&w.finished)) {
+            channel_mpi_idle(w.channel, channel_mpi_pump_once(w.channel, NULL));
+        }
+        pthread_join(thread, NULL);
+        (void)channel_mpi_pump(w.channel, NULL, flushed, w.channel, flush_timeout_s);
+        status = w.compute_status;
+    }
+    close_rank(&w);
+    return status;
+}
