@@ -77,7 +77,6 @@ struct sim {
     uint8_t trained[TICKETS_MAX]; /* the book: how often each ticket was trained */
     double issued_s[TICKETS_MAX];
     struct sim_checkpoint checkpoint;
-    uint64_t trained_groups, stale_groups, reissues, duplicates; /* over the run, for the totals */
 };
 
 /* What all seeds together met, so that a quiet simulation is a failure. */
@@ -218,7 +217,6 @@ static void book_batch(struct sim *sim)
         SIM_LE(newest, version);
         SIM_LE(version - oldest, sim->world.eta);
         SIM_EQ(sim->trained[sim->batch.groups[g]->ticket]++, 0);
-        sim->trained_groups++;
     }
 }
 

@@ -1,6 +1,6 @@
 /* Objectives against vectors that two independent programs agree on, and the rules that hold
  * whatever the numbers: masks, rejections, sums over micro-batches, options. */
-#include "objective_cases.h"
+#include "tests/objective_cases.h"
 
 /* --- golden vectors -----------------------------------------------------------------------------
  */

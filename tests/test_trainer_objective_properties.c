@@ -1,6 +1,6 @@
 /* What must hold for any batch: order, splitting, limits of FIPO, and gradients against finite
  * differences of a second, plainly written loss whose detached parts are frozen. */
-#include "objective_cases.h"
+#include "tests/objective_cases.h"
 
 enum { PROPERTY_SEEDS = 40 };
 

@@ -147,6 +147,7 @@ rl_status dispatcher_find(const struct dispatcher *dispatcher, uint64_t number,
 const struct dispatcher_ticket *dispatcher_tickets(const struct dispatcher *dispatcher,
                                                    uint64_t *count);
 
+/* All counters as they stand. */
 void dispatcher_count(const struct dispatcher *dispatcher, struct dispatcher_counters *out);
 
 /* The invariant; a bug in the caller or here if it fails. Errors: RL_INTERNAL with the figures. */
