@@ -70,8 +70,9 @@ static rl_status set_options(struct learner *l)
         .shuffle = true,
         .seed = (uint64_t)config->run.seed,
         .mask_truncated = config->loss.mask_truncated_completions};
+    struct kernel_sampling sampling = {.temperature = (float)config->rollout.temperature};
     /* The very division that sampling makes: anything else would cost the last bit. */
-    l->inv_temperature = kernel_sampling_inverse_temperature((float)config->rollout.temperature);
+    l->inv_temperature = kernel_sampling_inverse_temperature(&sampling);
     l->recompute_old = config->loss.old_logprob == CONFIG_OLD_RECOMPUTE;
     l->kl_in_reward = config->loss.beta > 0 && config->loss.kl_in == CONFIG_KL_IN_REWARD;
     return RL_OK;
