@@ -246,7 +246,9 @@ static rl_status open_checkpoints(struct train_run *run)
                                              .tokenizer = run->session->tokenizer,
                                              .keep_last = run->config->checkpoint.keep_last,
                                              .keep_every = run->config->checkpoint.keep_every};
-    size_t reserve = (size_t)1 << 30;
+    /* A copy must leave half of the machine's memory free: a model that needs most of it is
+     * written in place instead. */
+    size_t reserve = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE) / 2;
     return checkpoint_writer_start(&run->target, reserve, &run->writer);
 }
 
