@@ -21,9 +21,11 @@ struct chat_options {
     int enable_thinking;        /* -1: not passed to the template, else 0 or 1 */
 };
 
-/* Choose the template: `name` is "auto" (the tokenizer folder's own, if its text is one we render
- * exactly; *out NULL if the folder has none), "none" (*out = NULL), or "chatml", "qwen2_5", "qwen3".
- * Caller owns *out. Errors: RL_UNSUPPORTED for an unknown template: names data.chat_template. */
+/* Choose the template: `name` is "auto" (the tokenizer folder's own, if all of it is in the subset
+ * of the language that we render exactly; *out NULL if the folder has none), "none" (*out = NULL),
+ * or "chatml", "qwen2_5", "qwen3". Caller owns *out, which is immutable: any thread may render with
+ * it. Errors: RL_UNSUPPORTED for a name or a construct that is not known: names data.chat_template.
+ */
 rl_status chat_template_create(const struct tokenizer *tokenizer, const char *name,
                                struct chat_template **out);
 
@@ -40,5 +42,19 @@ rl_status chat_encode(const struct chat_template *chat, const struct tokenizer *
                       const struct chat_message *messages, size_t count,
                       const struct chat_options *options, bool trust_content,
                       struct token_buffer *out);
+
+/* One JSON object {"messages": [...], "tools": [...] or null, "add_generation_prompt": bool,
+ * "vars": {...}}: all members of messages reach the template, `vars` are further variables of it.
+ * `text` (may be NULL) gets the rendering, caller frees, NUL-terminated, *text_bytes long without
+ * the NUL; `out` (may be NULL) gets its ids appended, see chat_encode. Errors: RL_INVALID (broken
+ * request, or the template refuses it), RL_TOO_LONG, RL_NO_MEMORY. */
+struct chat_request {
+    const char *json;
+    size_t bytes;
+    bool trust_content;
+};
+rl_status chat_request_run(const struct chat_template *chat, const struct tokenizer *tokenizer,
+                           const struct chat_request *request, char **text, size_t *text_bytes,
+                           struct token_buffer *out);
 
 #endif
