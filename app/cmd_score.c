@@ -157,9 +157,10 @@ static void score_piece(struct scorer *scorer, int64_t first, int64_t count, int
     const float *hidden = NULL;
     model_forward(&scorer->model.context, scorer->model.image, &scorer->kv, &batch,
                   scorer->workspace, &hidden);
-    model_head_forward(&scorer->model.context, scorer->model.image, scorer->workspace, rows,
-                       scorer->ids.ids + first + 1, targets, scorer->inv_temperature,
-                       scorer->logprob + first, scorer->entropy + first);
+    model_head_forward(&scorer->model.context, scorer->model.image, scorer->workspace,
+                       &(struct model_head_args){rows, scorer->ids.ids + first + 1, targets,
+                                                 scorer->inv_temperature, scorer->logprob + first,
+                                                 scorer->entropy + first});
 }
 
 static rl_status score_ids(struct scorer *scorer)

@@ -6,7 +6,7 @@
 #include "app/signals.h"
 
 #include "core/clock.h"
-#include "core/folder.h"
+#include "core/folder_make.h"
 #include "core/log.h"
 #include "kernels/device.h"
 #include "model/folder.h"

@@ -35,6 +35,7 @@ rl_status sampler_take(struct sampler *sampler, struct trajectory_group **group)
 /* Groups submitted and not yet taken. */
 uint32_t sampler_pending(const struct sampler *sampler);
 
+/* Samples whose reward ran out of time, and the counters of generation; borrowed. */
 uint64_t sampler_reward_timeouts(const struct sampler *sampler);
 const struct rollout_counters *sampler_counters(const struct sampler *sampler);
 

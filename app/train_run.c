@@ -3,7 +3,7 @@
 #include "app/train_follow.h"
 
 #include "core/clock.h"
-#include "core/folder.h"
+#include "core/folder_make.h"
 #include "core/log.h"
 #include "kernels/device.h"
 #include "transport/atomic_file.h"

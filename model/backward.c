@@ -206,27 +206,28 @@ static void head_backward(const struct model_pass *pass, const float *g_logprob,
 
 void model_backward(const struct model_context *context, const void *image, struct model_kv *kv,
                     const struct model_batch *batch, struct model_workspace *workspace,
-                    const float *g_logprob, const float *g_entropy, float *grad)
+                    const struct model_backward_args *args)
 {
-    assert(workspace->training && (g_entropy == NULL || workspace->has_entropy));
+    assert(workspace->training && (args->g_entropy == NULL || workspace->has_entropy));
     const struct model_layout *layout = context->layout;
-    struct model_pass pass = {context, layout, context->kernels, image, kv, batch, workspace, grad};
+    struct model_pass pass = {context, layout, context->kernels, image,
+                              kv,      batch,  workspace,        args->grad};
     if (batch->token_count == 0 || workspace->head_rows == 0) {
         return;
     }
-    head_backward(&pass, g_logprob, g_entropy);
+    head_backward(&pass, args->g_logprob, args->g_entropy);
     for (int32_t layer = layout->arch.layers - 1; layer >= 0; layer--) {
         feed_forward_backward(&pass, layer);
         attention_backward(&pass, layer);
     }
-    struct kernel_embedding_args args = {
+    struct kernel_embedding_args embedding = {
         .dtype = layout->dtype,
         .ids = batch->tokens,
         .y = workspace->dx,
-        .dw = grad + model_layout_tensor(layout, MODEL_PARAM_EMBEDDING, -1)->offset,
+        .dw = args->grad + model_layout_tensor(layout, MODEL_PARAM_EMBEDDING, -1)->offset,
         .m = batch->token_count,
         .v = layout->arch.vocab,
         .c = layout->arch.width,
     };
-    context->kernels->embedding_backward(&args, context->pool);
+    context->kernels->embedding_backward(&embedding, context->pool);
 }

@@ -249,38 +249,37 @@ static void gather_rows(const struct model_workspace *workspace, int64_t width, 
 }
 
 void model_head_forward(const struct model_context *context, const void *image,
-                        struct model_workspace *workspace, const int32_t *hidden_rows,
-                        const int32_t *targets, int64_t m, float inv_temperature, float *logprob,
-                        float *entropy)
+                        struct model_workspace *workspace, const struct model_head_args *args)
 {
+    int64_t m = args->m;
     assert(m <= workspace->max_tokens);
     const struct model_layout *layout = context->layout;
     workspace->head_rows = m;
-    workspace->inv_temperature = inv_temperature;
-    workspace->has_entropy = entropy != NULL;
+    workspace->inv_temperature = args->inv_temperature;
+    workspace->has_entropy = args->entropy != NULL;
     if (m == 0) {
         return;
     }
-    gather_rows(workspace, layout->arch.width, hidden_rows, m);
-    memcpy(workspace->rows, hidden_rows, (size_t)m * sizeof(*hidden_rows));
-    memcpy(workspace->targets, targets, (size_t)m * sizeof(*targets));
-    struct kernel_head_args args = {
+    gather_rows(workspace, layout->arch.width, args->hidden_rows, m);
+    memcpy(workspace->rows, args->hidden_rows, (size_t)m * sizeof(*args->hidden_rows));
+    memcpy(workspace->targets, args->targets, (size_t)m * sizeof(*args->targets));
+    struct kernel_head_args head = {
         .x = workspace->gathered,
         .w = model_image_tensor(layout, image, MODEL_PARAM_HEAD, -1),
         .dtype = layout->dtype,
         .targets = workspace->targets,
-        .inv_temperature = inv_temperature,
-        .logprob = logprob,
-        .entropy = entropy == NULL ? NULL : workspace->entropy,
+        .inv_temperature = args->inv_temperature,
+        .logprob = args->logprob,
+        .entropy = args->entropy == NULL ? NULL : workspace->entropy,
         .lse = workspace->head_lse,
         .scratch = workspace->head_scratch,
         .m = m,
         .v = layout->arch.vocab,
         .c = layout->arch.width,
     };
-    context->kernels->head_forward(&args, context->pool);
-    if (entropy != NULL) {
-        memcpy(entropy, workspace->entropy, (size_t)m * sizeof(float));
+    context->kernels->head_forward(&head, context->pool);
+    if (args->entropy != NULL) {
+        memcpy(args->entropy, workspace->entropy, (size_t)m * sizeof(float));
     }
 }
 

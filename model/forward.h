@@ -55,22 +55,33 @@ void model_forward(const struct model_context *context, const void *image, struc
                    const struct model_batch *batch, struct model_workspace *workspace,
                    const float **hidden);
 
-/* Log-prob and entropy of targets [M] from hidden rows; rows are gathered: hidden_rows[i] is an
- * index into hidden. Outputs [M]; `entropy` may be NULL. M <= max_tokens. Keeps lse for backward.
- */
-void model_head_forward(const struct model_context *context, const void *image,
-                        struct model_workspace *workspace, const int32_t *hidden_rows,
-                        const int32_t *targets, int64_t m, float inv_temperature, float *logprob,
-                        float *entropy);
+/* What to score: rows are gathered, hidden_rows[i] is an index into hidden. */
+struct model_head_args {
+    const int32_t *hidden_rows; /* [M] */
+    const int32_t *targets;     /* [M] */
+    int64_t m;                  /* <= max_tokens */
+    float inv_temperature;
+    float *logprob; /* [M] */
+    float *entropy; /* [M] or NULL */
+};
 
-/* Back-propagate dL/dlogprob and dL/dentropy [M] (g_entropy may be NULL; otherwise the last
- * model_head_forward must have been asked for entropy) of the last model_forward and
- * model_head_forward on this workspace (created with training = true) through head and body.
- * `kv` must still hold that forward's pages. Uses the saved activations up: once per forward.
- * Adds to `grad` [master_count]. */
+/* Log-prob and entropy of targets from hidden rows. Keeps lse for backward. */
+void model_head_forward(const struct model_context *context, const void *image,
+                        struct model_workspace *workspace, const struct model_head_args *args);
+
+/* What to back-propagate, and where to. */
+struct model_backward_args {
+    const float *g_logprob; /* [M] dL/dlogprob */
+    const float *g_entropy; /* [M] dL/dentropy, or NULL; needs a forward that gave entropy */
+    float *grad;            /* [master_count]; added to */
+};
+
+/* Back-propagate through head and body of the last model_forward and model_head_forward on this
+ * workspace (created with training = true). `kv` must still hold that forward's pages. Uses the
+ * saved activations up: once per forward. */
 void model_backward(const struct model_context *context, const void *image, struct model_kv *kv,
                     const struct model_batch *batch, struct model_workspace *workspace,
-                    const float *g_logprob, const float *g_entropy, float *grad);
+                    const struct model_backward_args *args);
 
 /* Sample one token for each hidden row (see kernel_decode_args). */
 struct model_decode_args {

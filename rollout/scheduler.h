@@ -84,8 +84,10 @@ int32_t rollout_scheduler_sample_of(const struct rollout_scheduler *scheduler, i
 const int32_t *rollout_scheduler_pages(const struct rollout_scheduler *scheduler,
                                        const struct rollout_segment *segment);
 
+/* Sequence slots in use, and groups held (waiting ones too). */
 int32_t rollout_scheduler_running(const struct rollout_scheduler *scheduler);
 int32_t rollout_scheduler_groups(const struct rollout_scheduler *scheduler);
+
 /* KV pages that the limits call for (the cache must have as many), and those free now. Pages are
  * handed out last-freed first, so untouched ones never become resident memory. */
 int32_t rollout_scheduler_page_count(const struct rollout_scheduler *scheduler);

@@ -126,8 +126,9 @@ static const float *golden_forward(struct golden *g)
 {
     const float *hidden = NULL;
     model_forward(&g->f.context, g->f.image, &g->kv, &g->packing->batch, g->workspace, &hidden);
-    model_head_forward(&g->f.context, g->f.image, g->workspace, g->rows, g->targets, g->m,
-                       g->inv_temperature, g->logprob, g->entropy);
+    model_head_forward(&g->f.context, g->f.image, g->workspace,
+                       &(struct model_head_args){g->rows, g->targets, g->m, g->inv_temperature,
+                                                 g->logprob, g->entropy});
     return hidden;
 }
 
@@ -135,7 +136,7 @@ static void golden_backward(struct golden *g)
 {
     memset(g->grad, 0, (size_t)g->f.layout->master_count * sizeof(float));
     model_backward(&g->f.context, g->f.image, &g->kv, &g->packing->batch, g->workspace,
-                   g->g_logprob, g->g_entropy, g->grad);
+                   &(struct model_backward_args){g->g_logprob, g->g_entropy, g->grad});
 }
 
 /* Largest |difference|, divided by the largest |expected| if `relative`. */

@@ -77,8 +77,9 @@ static double problem_loss(struct problem *p)
     double loss = 0.0;
     fixture_publish(&p->f);
     model_forward(&p->f.context, p->f.image, &p->kv, &p->packing->batch, p->workspace, &hidden);
-    model_head_forward(&p->f.context, p->f.image, p->workspace, p->rows, p->targets, ROWS, 0.8F,
-                       p->logprob, p->entropy);
+    model_head_forward(
+        &p->f.context, p->f.image, p->workspace,
+        &(struct model_head_args){p->rows, p->targets, ROWS, 0.8F, p->logprob, p->entropy});
     for (int i = 0; i < ROWS; i++) {
         loss += (double)p->g_logprob[i] * (double)p->logprob[i];
         loss += (double)p->g_entropy[i] * (double)p->entropy[i];
@@ -140,8 +141,8 @@ START_TEST(gradients_match_finite_differences)
     memset(&p, 0, sizeof p);
     problem_create(&p, _i);
     problem_loss(&p);
-    model_backward(&p.f.context, p.f.image, &p.kv, &p.packing->batch, p.workspace, p.g_logprob,
-                   p.g_entropy, p.grad);
+    model_backward(&p.f.context, p.f.image, &p.kv, &p.packing->batch, p.workspace,
+                   &(struct model_backward_args){p.g_logprob, p.g_entropy, p.grad});
     struct rl_rng rng = rl_rng_make(5, 5);
     for (int32_t i = 0; i < p.f.layout->tensor_count; i++) {
         const struct model_tensor *tensor = &p.f.layout->tensors[i];
@@ -168,17 +169,17 @@ START_TEST(gradients_accumulate)
     int64_t count = p.f.layout->master_count;
     float *twice = fixture_floats(count);
     problem_loss(&p);
-    model_backward(&p.f.context, p.f.image, &p.kv, &p.packing->batch, p.workspace, p.g_logprob,
-                   p.g_entropy, p.grad);
+    model_backward(&p.f.context, p.f.image, &p.kv, &p.packing->batch, p.workspace,
+                   &(struct model_backward_args){p.g_logprob, p.g_entropy, p.grad});
     for (int pass = 0; pass < 2; pass++) {
         problem_loss(&p);
-        model_backward(&p.f.context, p.f.image, &p.kv, &p.packing->batch, p.workspace, p.g_logprob,
-                       p.g_entropy, twice);
+        model_backward(&p.f.context, p.f.image, &p.kv, &p.packing->batch, p.workspace,
+                       &(struct model_backward_args){p.g_logprob, p.g_entropy, twice});
     }
-    model_head_forward(&p.f.context, p.f.image, p.workspace, p.rows, p.targets, 0, 1.0F, p.logprob,
-                       NULL);
-    model_backward(&p.f.context, p.f.image, &p.kv, &p.packing->batch, p.workspace, p.g_logprob,
-                   NULL, twice);
+    model_head_forward(&p.f.context, p.f.image, p.workspace,
+                       &(struct model_head_args){p.rows, p.targets, 0, 1.0F, p.logprob, NULL});
+    model_backward(&p.f.context, p.f.image, &p.kv, &p.packing->batch, p.workspace,
+                   &(struct model_backward_args){p.g_logprob, NULL, twice});
     for (int64_t i = 0; i < count; i++) {
         double expected = 2.0 * (double)p.grad[i];
         ck_assert_double_le(fabs((double)twice[i] - expected), 1e-6 + 1e-5 * fabs(expected));

@@ -279,8 +279,9 @@ static void train_forward(struct engine *e)
     ck_assert_int_eq(model_kv_create(e->f.layout, packing->page_count, &kv), RL_OK);
     ck_assert_int_eq(model_workspace_create(e->f.layout, TOKENS_MAX, true, &workspace), RL_OK);
     model_forward(&e->f.context, e->f.image, &kv, &packing->batch, workspace, &hidden);
-    model_head_forward(&e->f.context, e->f.image, workspace, rows, targets, m,
-                       1.0F / sampling.temperature, logprob, NULL);
+    model_head_forward(
+        &e->f.context, e->f.image, workspace,
+        &(struct model_head_args){rows, targets, m, 1.0F / sampling.temperature, logprob, NULL});
     for (int i = SEQUENCES - 1; i >= 0; i--) {
         struct sequence *s = &e->sequences[i];
         memset(s->logprob, 0xff, sizeof s->logprob);

@@ -288,8 +288,10 @@ static rl_status forward_microbatch(struct learner *l, const struct batcher_plan
     const float *hidden = NULL;
     RL_TRY(batcher_arrays_fill(&l->arrays, plan, index));
     model_forward(&l->context, image, &l->kv, &l->arrays.batch, l->workspace, &hidden);
-    model_head_forward(&l->context, image, l->workspace, l->arrays.hidden_rows, l->arrays.targets,
-                       l->arrays.row_count, l->inv_temperature, logprob, entropy);
+    model_head_forward(&l->context, image, l->workspace,
+                       &(struct model_head_args){l->arrays.hidden_rows, l->arrays.targets,
+                                                 l->arrays.row_count, l->inv_temperature, logprob,
+                                                 entropy});
     return RL_OK;
 }
 
@@ -398,8 +400,10 @@ static rl_status run_minibatch(struct learner *l, const struct batcher_plan *pla
         uint32_t micro = mini->first_microbatch + i;
         RL_TRY(forward_microbatch(l, plan, micro, l->image, l->logprob, l->entropy));
         objective_of_microbatch(l, plan, micro, index == 0, &stats);
-        model_backward(&l->context, l->image, &l->kv, &l->arrays.batch, l->workspace, l->g_logprob,
-                       l->objective.entropy_coef != 0 ? l->g_entropy : NULL, l->grad);
+        model_backward(
+            &l->context, l->image, &l->kv, &l->arrays.batch, l->workspace,
+            &(struct model_backward_args){
+                l->g_logprob, l->objective.entropy_coef != 0 ? l->g_entropy : NULL, l->grad});
     }
     double middle = rl_clock_now_s(NULL);
     RL_TRY(reduce(l, &stats));

@@ -135,15 +135,16 @@ static void run_microbatch(struct sft *s)
         return;
     }
     model_forward(&s->context, s->image, &s->kv, &s->packing->batch, s->workspace, &hidden);
-    model_head_forward(&s->context, s->image, s->workspace, s->rows, s->targets, s->row_count, 1.0F,
-                       s->logprob, NULL);
+    model_head_forward(
+        &s->context, s->image, s->workspace,
+        &(struct model_head_args){s->rows, s->targets, s->row_count, 1.0F, s->logprob, NULL});
     for (int64_t i = 0; i < s->row_count; i++) {
         s->loss_sum -= s->logprob[i];
         s->g_logprob[i] = -1.0F;
     }
     s->loss_tokens += (uint64_t)s->row_count;
-    model_backward(&s->context, s->image, &s->kv, &s->packing->batch, s->workspace, s->g_logprob,
-                   NULL, s->grad);
+    model_backward(&s->context, s->image, &s->kv, &s->packing->batch, s->workspace,
+                   &(struct model_backward_args){s->g_logprob, NULL, s->grad});
     model_packing_reset(s->packing);
     s->row_count = 0;
 }

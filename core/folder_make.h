@@ -1,6 +1,6 @@
 /* Folders on disk. */
-#ifndef FORESIGHT_CORE_FOLDER_H
-#define FORESIGHT_CORE_FOLDER_H
+#ifndef FORESIGHT_CORE_FOLDER_MAKE_H
+#define FORESIGHT_CORE_FOLDER_MAKE_H
 
 #include "core/status.h"
 

@@ -1,5 +1,5 @@
 /* See folder.h. */
-#include "core/folder.h"
+#include "core/folder_make.h"
 
 #include "core/log.h"
 
