@@ -16,7 +16,7 @@ enum {
     LAYERS_MAX = 1024,
     WIDTH_MAX = 1 << 17,
     HEADS_MAX = 1024,
-    HEAD_DIM_MAX = 1024,
+    HEAD_DIM_MAX = KERNEL_HEAD_DIM_MAX,
     FFN_MAX = 1 << 20,
     VOCAB_MAX = 1 << 22,
     POSITION_MAX = 1 << 24

@@ -138,7 +138,7 @@ rl_status tok_json_character(const json_t *object, const struct tok_where *where
 
 rl_status tok_json_type(const json_t *object, const struct tok_where *where, const char **out)
 {
-    struct tok_view type;
+    struct tok_view type = {0};
     if (!json_is_object(object)) {
         return wrong_type(where, "", "an object or null", object);
     }

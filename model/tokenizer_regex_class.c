@@ -148,7 +148,7 @@ static rl_status emit_script(const char *name, size_t bytes, struct tok_text *ou
 static rl_status property_items(const struct tok_regex_parser *parser, const char *name,
                                 size_t bytes, struct tok_text *out)
 {
-    char plain[40];
+    char plain[40] = "";
     size_t count = 0;
     for (size_t i = 0; i < bytes && count + 1 < sizeof(plain); i++) {
         if (name[i] != ' ' && name[i] != '-' && name[i] != '_') {
