@@ -302,11 +302,11 @@ static rl_status strings_collect(const struct tokenizer *tokenizer, const int32_
         const struct tok_added_token *added = tok_added_by_id(&tokenizer->added, ids[i]);
         struct tok_view spelling;
         if (added != NULL) {
-            spelling = added->content;
+            spelling = added->display;
         } else if (!tok_vocab_spelling(&tokenizer->bpe.vocab, ids[i], &spelling)) {
             continue;
         }
-        if (added != NULL && added->special && skip_special) {
+        if (added != NULL && added->skipped && skip_special) {
             continue;
         }
         if (tokenizer->decoder == NULL && strings->count > 0) {

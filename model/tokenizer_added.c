@@ -13,6 +13,7 @@ void tok_added_fini(struct tok_added *added)
 {
     for (size_t i = 0; i < added->count; i++) {
         free((char *)added->tokens[i].content.data);
+        free((char *)added->tokens[i].display.data);
     }
     free(added->tokens);
     free(added->by_id);
@@ -193,7 +194,7 @@ static rl_status index_build(struct tok_added *added, const struct tok_where *wh
 static rl_status pattern_add(struct tok_added *added, size_t index, const struct tok_where *where,
                              const struct tok_normalizer *normalizer)
 {
-    const struct tok_added_token *token = &added->tokens[index];
+    struct tok_added_token *token = &added->tokens[index];
     struct tok_trie *trie = token->normalized ? &added->normalized : &added->raw;
     struct tok_text pattern = {0};
     struct tok_text scratch = {0};
@@ -210,6 +211,8 @@ static rl_status pattern_add(struct tok_added *added, size_t index, const struct
         goto done;
     }
     trie->has_special = trie->has_special || token->special;
+    RL_TRY_GOTO(tok_view_copy((struct tok_view){pattern.data, pattern.bytes}, &token->display),
+                status, done);
     status = trie_add(trie, pattern.data, pattern.bytes, (int32_t)index);
 done:
     tok_text_fini(&pattern);
@@ -234,6 +237,10 @@ rl_status tok_added_init(struct tok_added *added, const json_t *array,
                 RL_TRY(pattern_add(added, i, where, normalizer));
             }
         }
+    }
+    for (size_t i = 0; i < added->count; i++) {
+        const struct tok_added_token *same = tok_added_by_content(added, added->tokens[i].display);
+        added->tokens[i].skipped = same != NULL && same->special;
     }
     if (!single_word) {
         return RL_OK;

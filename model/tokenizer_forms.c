@@ -46,7 +46,10 @@ static rl_status run_reserve(struct code_run *run, size_t extra)
 
 static int combining_class(utf8proc_int32_t code)
 {
-    return code < 0x300 ? 0 : (int)utf8proc_get_property(code)->combining_class;
+    if (code < 0x300 || tok_unicode_late((uint32_t)code, TOK_LATE_COMBINING)) {
+        return 0;
+    }
+    return (int)utf8proc_get_property(code)->combining_class;
 }
 
 /* Stable counting sort of one run of marks by combining class (1..255). */
@@ -111,30 +114,59 @@ static rl_status decompose(utf8proc_int32_t code, unsigned char mark, int option
     return RL_OK;
 }
 
-/* Marks survive by place: exact where nothing composes; a composed character takes the mark of the
- * place it ends up at within its own stretch, which is all that callers ask (see tok_mark). */
-static rl_status flush(struct code_run *run, bool compose, struct tok_text *out)
+/* One character for two adjacent ones; false if they do not compose. */
+static bool compose_pair(utf8proc_int32_t first, utf8proc_int32_t second, utf8proc_int32_t *out)
 {
-    RL_TRY(order_marks(run));
-    size_t count = run->count;
-    unsigned char first = count > 0 ? run->marks[0] : 0;
-    unsigned char any = 0;
-    for (size_t i = 0; i < count; i++) {
-        any |= run->marks[i];
+    utf8proc_int32_t pair[2] = {first, second};
+    utf8proc_ssize_t left =
+        utf8proc_normalize_utf32(pair, 2, (utf8proc_option_t)(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
+    if (left != 1) {
+        return false;
     }
-    if (compose && count > 0) {
-        utf8proc_ssize_t left =
-            utf8proc_normalize_utf32(run->codes, (utf8proc_ssize_t)count,
-                                     (utf8proc_option_t)(UTF8PROC_STABLE | UTF8PROC_COMPOSE));
-        if (left < 0) {
-            return rl_fail(RL_INTERNAL, "tokenizer: composition failed");
+    *out = pair[0];
+    return true;
+}
+
+/* Canonical composition in place, by the classes of combining_class() above. A composed character
+ * has the marks of all that it is made of. */
+static void compose(struct code_run *run)
+{
+    size_t kept = 0;
+    size_t starter = SIZE_MAX;
+    int last_class = -1; /* of what was kept since the starter; -1: nothing */
+    for (size_t i = 0; i < run->count; i++) {
+        int class = combining_class(run->codes[i]);
+        bool open = starter != SIZE_MAX && last_class < class;
+        if (open && compose_pair(run->codes[starter], run->codes[i], &run->codes[starter])) {
+            run->marks[starter] |= run->marks[i] & TOK_MARK_PLAIN;
+            continue;
         }
-        count = (size_t)left;
+        run->codes[kept] = run->codes[i];
+        run->marks[kept] = run->marks[i];
+        if (class == 0) {
+            starter = kept;
+            last_class = -1;
+        } else {
+            last_class = class;
+        }
+        kept++;
     }
-    for (size_t i = 0; i < count; i++) {
-        unsigned char mark = i == 0 ? first : (unsigned char)(run->marks[i] & TOK_MARK_ORIGIN);
-        mark |= any & TOK_MARK_PLAIN;
-        RL_TRY(tok_text_put(out, (uint32_t)run->codes[i], mark));
+    run->count = kept;
+}
+
+/* A stretch whose marks were put in order carries the mark of data throughout if any part did. */
+static rl_status flush(struct code_run *run, bool composed, struct tok_text *out)
+{
+    unsigned char any = 0;
+    for (size_t i = 0; i < run->count; i++) {
+        any |= run->marks[i] & TOK_MARK_PLAIN;
+    }
+    RL_TRY(order_marks(run));
+    if (composed) {
+        compose(run);
+    }
+    for (size_t i = 0; i < run->count; i++) {
+        RL_TRY(tok_text_put(out, (uint32_t)run->codes[i], run->marks[i] | any));
     }
     run->count = 0;
     return RL_OK;
@@ -194,7 +226,7 @@ static rl_status form_stretch(const struct tok_text *text, size_t *at, int optio
 static rl_status form_write(enum tok_form form, const struct tok_text *text, struct code_run *run,
                             struct tok_text *out)
 {
-    bool compose = form == TOK_FORM_NFC || form == TOK_FORM_NFKC;
+    bool composed = form == TOK_FORM_NFC || form == TOK_FORM_NFKC;
     bool compat = form == TOK_FORM_NFKC || form == TOK_FORM_NFKD;
     int options = UTF8PROC_STABLE | UTF8PROC_DECOMPOSE | (compat ? UTF8PROC_COMPAT : 0);
     uint32_t limit = stable_limit(form);
@@ -210,7 +242,7 @@ static rl_status form_write(enum tok_form form, const struct tok_text *text, str
             break;
         }
         RL_TRY(form_stretch(text, &at, options, limit, run));
-        RL_TRY(flush(run, compose, out));
+        RL_TRY(flush(run, composed, out));
     }
     return RL_OK;
 }

@@ -84,6 +84,22 @@ bool tok_unicode_space(uint32_t code);
 /* Category in L, M, N, P, S ... by its letter. */
 bool tok_unicode_major(uint32_t code, char major);
 
+/* Is the character too new for the reference's own tables, as far as one of `flags` goes? */
+enum tok_late {
+    TOK_LATE_ACCENT = 1,
+    TOK_LATE_BERT_ACCENT = 2,
+    TOK_LATE_PUNCTUATION = 4,
+    TOK_LATE_CONTROL = 8,
+    TOK_LATE_COMBINING = 16,
+    TOK_LATE_CANONICAL = 32,
+    TOK_LATE_COMPATIBILITY = 64
+};
+bool tok_unicode_late(uint32_t code, unsigned flags);
+
+/* Numbers and punctuation as the reference's pre-tokenizers see them. */
+bool tok_unicode_number(uint32_t code);
+bool tok_unicode_punctuation(uint32_t code);
+
 /* Append the code points that `property` (a category as "L" or "Lu", a script, "Alphabetic",
  * "Uppercase", "Lowercase", or "" for all) gained after Unicode 14, as ranges of a character class
  * (\x{..}-\x{..}). Errors: RL_NO_MEMORY. */
@@ -382,6 +398,8 @@ rl_status tok_buffer_push(struct token_buffer *buffer, int32_t id);
 
 struct tok_added_token {
     struct tok_view content;
+    struct tok_view display; /* what decoding gives: the normalized content of a normalized token */
+    bool skipped;            /* by decoding without special tokens: display is a special token */
     int32_t id;
     bool single_word;
     bool lstrip;

@@ -199,13 +199,17 @@ static rl_status map_lower(uint32_t code, unsigned char mark, struct tok_text *o
 
 static rl_status map_strip_marks(uint32_t code, unsigned char mark, struct tok_text *out)
 {
-    return tok_unicode_major(code, 'M') ? RL_OK : tok_text_put(out, code, mark);
+    bool accent = (tok_unicode_major(code, 'M') && !tok_unicode_late(code, TOK_LATE_ACCENT)) ||
+                  code == 0x1CF2 || code == 0x1CF3; /* were marks in older versions */
+    return accent ? RL_OK : tok_text_put(out, code, mark);
 }
 
 static rl_status map_strip_nonspacing(uint32_t code, unsigned char mark, struct tok_text *out)
 {
-    return tok_unicode_category(code) == UTF8PROC_CATEGORY_MN ? RL_OK
-                                                              : tok_text_put(out, code, mark);
+    bool accent = (tok_unicode_category(code) == UTF8PROC_CATEGORY_MN &&
+                   !tok_unicode_late(code, TOK_LATE_BERT_ACCENT)) ||
+                  code == 0x1734;
+    return accent ? RL_OK : tok_text_put(out, code, mark);
 }
 
 static rl_status map_nmt(uint32_t code, unsigned char mark, struct tok_text *out)
@@ -224,7 +228,8 @@ static rl_status map_clean(uint32_t code, unsigned char mark, struct tok_text *o
     int category = tok_unicode_category(code);
     bool control = !(code == '\t' || code == '\n' || code == '\r') &&
                    (category == UTF8PROC_CATEGORY_CC || category == UTF8PROC_CATEGORY_CF ||
-                    category == UTF8PROC_CATEGORY_CO || category == UTF8PROC_CATEGORY_CN);
+                    category == UTF8PROC_CATEGORY_CO) &&
+                   !tok_unicode_late(code, TOK_LATE_CONTROL);
     if (code == 0 || code == 0xFFFD || control) {
         return RL_OK;
     }

@@ -291,20 +291,14 @@ static rl_status regex_piece(struct pre_run *run, const struct tok_text *text, s
     return status == RL_END ? tok_splitter_finish(&run->splitter, bytes) : status;
 }
 
-static bool is_ascii_punctuation(uint32_t code)
-{
-    return (code >= '!' && code <= '/') || (code >= ':' && code <= '@') ||
-           (code >= '[' && code <= '`') || (code >= '{' && code <= '~');
-}
-
 static bool character_matches(const struct pre_step *step, uint32_t code)
 {
     size_t length;
     switch (step->kind) {
     case PRE_DIGITS:
-        return code < 0x80 ? code >= '0' && code <= '9' : tok_unicode_major(code, 'N');
+        return code < 0x80 ? code >= '0' && code <= '9' : tok_unicode_number(code);
     case PRE_PUNCTUATION:
-        return is_ascii_punctuation(code) || tok_unicode_major(code, 'P');
+        return tok_unicode_punctuation(code);
     case PRE_DELIMITER:
     case PRE_METASPACE:
         return code == tok_utf8_get(step->character, &length);
@@ -338,7 +332,7 @@ static rl_status bert_piece(struct pre_run *run, const struct tok_piece *piece)
         size_t length;
         uint32_t code = tok_utf8_get(data + at, &length);
         bool space = tok_unicode_space(code);
-        bool mark = is_ascii_punctuation(code) || tok_unicode_major(code, 'P');
+        bool mark = tok_unicode_punctuation(code);
         if (space || mark) {
             RL_TRY(tok_pieces_add(out, piece->start + word, at - word, -1));
             RL_TRY(tok_pieces_add(out, piece->start + at, mark ? length : 0, -1));

@@ -23,6 +23,20 @@ static const struct newer_range newer_ranges[] = {
 
 enum { NEWER_COUNT = sizeof(newer_ranges) / sizeof(newer_ranges[0]) };
 
+struct late_range {
+    uint32_t first;
+    uint32_t last;
+    unsigned flags;
+};
+
+static const struct late_range late_ranges[] = {
+#define X(first, last, flags) {first, last, flags},
+#include "model/tokenizer_unicode_late.def"
+#undef X
+};
+
+enum { LATE_COUNT = sizeof(late_ranges) / sizeof(late_ranges[0]) };
+
 static const char *const category_names[] = {
     "Cn", "Lu", "Ll", "Lt", "Lm", "Lo", "Mn", "Mc", "Me", "Nd", "Nl", "No", "Pc", "Pd", "Ps",
     "Pe", "Pi", "Pf", "Po", "Sm", "Sc", "Sk", "So", "Zs", "Zl", "Zp", "Cc", "Cf", "Cs", "Co"};
@@ -59,6 +73,47 @@ bool tok_unicode_space(uint32_t code)
     }
     return code == 0x85 || code == 0xA0 || code == 0x1680 || (code >= 0x2000 && code <= 0x200A) ||
            code == 0x2028 || code == 0x2029 || code == 0x202F || code == 0x205F || code == 0x3000;
+}
+
+bool tok_unicode_late(uint32_t code, unsigned flags)
+{
+    int low = 0;
+    int high = LATE_COUNT;
+    if (code < 0x300) {
+        return false;
+    }
+    while (low < high) {
+        int middle = (low + high) / 2;
+        if (code > late_ranges[middle].last) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    if (low < LATE_COUNT && code >= late_ranges[low].first &&
+        (late_ranges[low].flags & flags) != 0) {
+        return true;
+    }
+    return newer_find(code) != NULL;
+}
+
+bool tok_unicode_number(uint32_t code)
+{
+    /* the language of the reference is a version ahead of its regular expressions */
+    return tok_unicode_major(code, 'N') || (code >= 0x11DE0 && code <= 0x11DE9) ||
+           (code >= 0x16FF4 && code <= 0x16FF6);
+}
+
+bool tok_unicode_punctuation(uint32_t code)
+{
+    if (code < 0x80) {
+        return (code >= '!' && code <= '/') || (code >= ':' && code <= '@') ||
+               (code >= '[' && code <= '`') || (code >= '{' && code <= '~');
+    }
+    if (code == 0x166D || code == 0x111C9) { /* were punctuation in older versions */
+        return true;
+    }
+    return tok_unicode_major(code, 'P') && !tok_unicode_late(code, TOK_LATE_PUNCTUATION);
 }
 
 bool tok_unicode_major(uint32_t code, char major)
@@ -102,6 +157,19 @@ rl_status tok_unicode_newer(struct tok_text *out, const char *property)
     return RL_OK;
 }
 
+/* Capitals of Unicode 15 to 17: first, last, distance to the small letter. */
+static const struct {
+    uint32_t first;
+    uint32_t last;
+    int32_t distance;
+} newer_capitals[] = {
+    {0x1C89, 0x1C89, 1},      {0xA7CB, 0xA7CB, 0x264 - 0xA7CB},
+    {0xA7CC, 0xA7CC, 1},      {0xA7CE, 0xA7CE, 1},
+    {0xA7D2, 0xA7D2, 1},      {0xA7D4, 0xA7D4, 1},
+    {0xA7DA, 0xA7DA, 1},      {0xA7DC, 0xA7DC, 0x19B - 0xA7DC},
+    {0x10D50, 0x10D65, 0x20}, {0x16EA0, 0x16EB8, 0x1B},
+};
+
 int tok_unicode_lower(uint32_t code, uint32_t out[3])
 {
     if (code == 0x130) { /* the one letter whose lower case is two */
@@ -110,5 +178,11 @@ int tok_unicode_lower(uint32_t code, uint32_t out[3])
         return 2;
     }
     out[0] = (uint32_t)utf8proc_tolower((utf8proc_int32_t)code);
+    for (size_t i = 0; code >= 0x1C89 && i < sizeof(newer_capitals) / sizeof(*newer_capitals);
+         i++) {
+        if (code >= newer_capitals[i].first && code <= newer_capitals[i].last) {
+            out[0] = (uint32_t)((int32_t)code + newer_capitals[i].distance);
+        }
+    }
     return 1;
 }
