@@ -107,6 +107,7 @@ rl_status sampler_take(struct sampler *sampler, struct trajectory_group **group)
     rl_status status = sampler->pool != NULL ? reward_pool_take(sampler->pool, group)
                                              : rollout_generator_take(sampler->generator, group);
     if (status == RL_OK) {
+        (*group)->finished_s = rl_clock_now_s(NULL);
         sampler->pending--;
     }
     return status;

@@ -120,6 +120,9 @@ static rl_status follow_batch(struct learner *learner, const struct follow_heade
     if (status == RL_OK) {
         status = learner_step(learner, groups, (uint32_t)header->count, header->step, &report);
     }
+    if (status == RL_OK) {
+        status = learner_publish(learner, &report);
+    }
     for (uint64_t i = 0; i < header->count; i++) {
         trajectory_group_destroy(groups[i]);
     }

@@ -51,6 +51,7 @@ struct learner_rank {
     rl_status compute_status;
     atomic_bool finished; /* the compute thread is done */
     bool completed;
+    bool stepping; /* a step has begun and not ended: the masters are no step's */
 };
 
 static void fail_service(struct learner_rank *l, rl_status status)
@@ -85,6 +86,7 @@ static void lose_peer(struct learner_rank *l, int rank)
     }
     l->seats[rank].alive = false;
     l->dead_workers++;
+    l->probe.issued = l->probe.taken; /* the rest of the probe is asked for again */
     uint32_t tickets =
         l->run.dispatcher != NULL ? dispatcher_worker_lost(l->run.dispatcher, rank) : 0;
     if (l->run.arena != NULL) {
@@ -351,9 +353,11 @@ static rl_status one_step(struct learner_rank *l, struct feed_marks *marks)
     marks->busy_s += feed.generation_s;
     marks->dead = l->dead_workers;
     pthread_mutex_unlock(&l->mutex);
+    l->stepping = true;
     rl_status status = train_run_step(&l->run, &batch, &feed);
     admission_batch_fini(&batch);
     RL_TRY(status);
+    l->stepping = false;
     return train_run_checkpoint_due(&l->run) ? save(l, false) : RL_OK;
 }
 
@@ -391,6 +395,17 @@ static rl_status run_probe(struct learner_rank *l)
     return RL_OK;
 }
 
+static double workers_cpu_s(struct learner_rank *l)
+{
+    double cpu = 0;
+    pthread_mutex_lock(&l->mutex);
+    for (int rank = 0; rank < world_size(l->world); rank++) {
+        cpu += l->seats[rank].status.cpu_s;
+    }
+    pthread_mutex_unlock(&l->mutex);
+    return cpu;
+}
+
 static rl_status train_loop(struct learner_rank *l)
 {
     struct feed_marks marks = {0};
@@ -404,15 +419,13 @@ static rl_status train_loop(struct learner_rank *l)
     pthread_mutex_unlock(&l->mutex);
     if (status == RL_OK) {
         status = run_probe(l);
-    } else if (status == RL_INTERRUPTED || status == RL_PEER_LOST || status == RL_TIMEOUT) {
+    } else if (!l->stepping &&
+               (status == RL_INTERRUPTED || status == RL_PEER_LOST || status == RL_TIMEOUT)) {
         rl_log(RL_LOG_INFO, "stopping after step %llu with a checkpoint",
                (unsigned long long)l->run.step);
         RL_TRY(save(l, true));
-        l->run.worker_cpu_s = 0;
     }
-    for (int rank = 0; rank < world_size(l->world); rank++) {
-        l->run.worker_cpu_s += l->seats[rank].status.cpu_s;
-    }
+    l->run.worker_cpu_s = workers_cpu_s(l);
     if (status == RL_OK || status == RL_INTERRUPTED) {
         status = train_run_finish(&l->run, l->completed);
     }
@@ -429,13 +442,16 @@ static rl_status lead(struct learner_rank *l)
                                   .shared_arena = true,
                                   .readers = world_size(l->world),
                                   .mutex = &l->mutex};
-    RL_TRY(train_run_open(&args, &l->run));
-    pthread_mutex_lock(&l->mutex);
-    rl_status status = greet_workers(l);
-    l->serving = status == RL_OK;
-    pthread_mutex_unlock(&l->mutex);
-    RL_TRY(status);
-    status = train_loop(l);
+    rl_status status = train_run_open(&args, &l->run);
+    if (status == RL_OK) {
+        pthread_mutex_lock(&l->mutex);
+        status = greet_workers(l);
+        l->serving = status == RL_OK;
+        pthread_mutex_unlock(&l->mutex);
+    }
+    if (status == RL_OK) {
+        status = train_loop(l);
+    }
     (void)train_follow_stop(l->collective);
     return status;
 }
@@ -553,6 +569,8 @@ rl_status train_learner_rank(const struct rl_config *config, struct world *world
         status = l.compute_status;
         if (world_rank(world) == 0) {
             stop_workers(&l);
+        } else if (status != RL_OK) {
+            world_note_torn(world); /* a follower alone cannot tell the others */
         }
     }
     close_rank(&l);

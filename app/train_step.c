@@ -157,14 +157,19 @@ static void print_line(const struct train_run *run)
     fflush(stdout);
 }
 
-/* The batch was trained on: its tickets are, and the version moves on. */
+/* The batch was trained on: its tickets are, and the version moves on. All in one go: a group with
+ * tokens of a version that the dispatcher does not know yet would be thrown away, and a ticket
+ * issued before its version is published could be served with the one before. */
 static rl_status settle_tickets(struct train_run *run, const struct admission_batch *batch,
-                                uint32_t version)
+                                const struct learner_report *report)
 {
     train_run_lock(run);
     rl_status status = admission_trained(run->admission, batch);
     if (status == RL_OK) {
-        status = dispatcher_set_version(run->dispatcher, version);
+        status = dispatcher_set_version(run->dispatcher, report->version);
+    }
+    if (status == RL_OK) {
+        status = learner_publish(run->learner, report);
     }
     run->step++;
     train_run_unlock(run);
@@ -178,7 +183,7 @@ rl_status train_run_step(struct train_run *run, struct admission_batch *batch,
     RL_TRY(train_follow_batch(run->collective, batch->groups, batch->count, run->step + 1));
     RL_TRY(learner_step(run->learner, batch->groups, batch->count, run->step + 1, &report));
     double now = rl_clock_now_s(NULL);
-    RL_TRY(settle_tickets(run, batch, report.version));
+    RL_TRY(settle_tickets(run, batch, &report));
     step_metrics(run, batch, &report, feed, now - run->step_started_s);
     run->step_started_s = now;
     print_line(run);

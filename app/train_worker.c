@@ -185,6 +185,9 @@ rl_status train_worker_rank(const struct rl_config *config, struct world *world)
         (void)channel_mpi_pump(w.channel, NULL, flushed, w.channel, flush_timeout_s);
         status = w.compute_status;
     }
+    if (status != RL_OK) {
+        world_note_torn(world); /* leave at once: the others have no reason to come to the end */
+    }
     close_rank(&w);
     return status;
 }

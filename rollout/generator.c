@@ -3,6 +3,7 @@
  */
 #include "rollout/generator.h"
 
+#include "core/clock.h"
 #include "core/log.h"
 #include "rollout/scheduler.h"
 #include "rollout/stop_rules.h"
@@ -412,6 +413,9 @@ static rl_status take_token(struct rollout_generator *g, int32_t row)
     }
     int32_t group = rollout_scheduler_group_of(g->scheduler, slot);
     bool group_done = false;
+    if (g->works[group].group->started_s <= 0) {
+        g->works[group].group->started_s = rl_clock_now_s(NULL);
+    }
     if (finish != RL_FINISH_NONE) {
         RL_TRY(file_sample(g, slot, finish));
         g->completion_count[slot] = 0;

@@ -160,8 +160,8 @@ static rl_status move_groups(struct worker *w, bool *moved)
         *moved = true;
     }
     for (;;) {
-        if (w->to_send == NULL) {
-            (void)args->scorer.take(args->scorer.arg, &w->to_send);
+        if (w->to_send == NULL && args->scorer.take(args->scorer.arg, &w->to_send) == RL_OK) {
+            w->to_send->finished_s = rl_clock_now_s(NULL);
         }
         if (w->to_send == NULL) {
             return RL_OK;

@@ -168,12 +168,15 @@ static rl_status refresh_image(struct learner *l)
     return RL_OK;
 }
 
-static rl_status publish(struct learner *l, uint32_t version, uint64_t *hash)
+static uint64_t hash_image(const struct learner *l)
 {
-    *hash = 0;
+    return l->args.arena != NULL ? model_image_hash(l->args.layout, l->image) : 0;
+}
+
+static rl_status publish(struct learner *l, uint32_t version, uint64_t hash)
+{
     if (l->args.arena != NULL) {
-        *hash = model_image_hash(l->args.layout, l->image);
-        RL_TRY(weight_arena_publish(l->args.arena, l->slot, version, *hash));
+        RL_TRY(weight_arena_publish(l->args.arena, l->slot, version, hash));
         l->slot = -1;
     }
     l->version = version;
@@ -182,9 +185,20 @@ static rl_status publish(struct learner *l, uint32_t version, uint64_t *hash)
 
 rl_status learner_publish_first(struct learner *learner, uint32_t version)
 {
-    uint64_t hash = 0;
     RL_TRY(refresh_image(learner));
-    return publish(learner, version, &hash);
+    return publish(learner, version, hash_image(learner));
+}
+
+rl_status learner_publish(struct learner *learner, const struct learner_report *report)
+{
+    if (report->updates == 0) {
+        return RL_OK;
+    }
+    if (report->version != learner->version + 1) {
+        return rl_fail(RL_INVALID, "learner: version %u cannot follow %u", report->version,
+                       learner->version);
+    }
+    return publish(learner, report->version, report->hash);
 }
 
 /* --- memory of a step
@@ -447,10 +461,10 @@ static rl_status finish(struct learner *l, struct learner_report *report)
 {
     double start = rl_clock_now_s(NULL);
     if (report->updates > 0) {
-        RL_TRY(publish(l, l->version + 1, &report->hash));
+        report->version = l->version + 1;
+        report->hash = hash_image(l);
     }
     l->skipped_in_a_row = report->skipped > 0 && report->updates == 0 ? l->skipped_in_a_row + 1 : 0;
-    report->version = l->version;
     report->publish_s = rl_clock_now_s(NULL) - start;
     if (l->skipped_in_a_row >= LEARNER_SKIPS_MAX) {
         return rl_fail(RL_NONFINITE, "learner: %d steps in a row without one finite gradient",

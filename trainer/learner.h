@@ -1,7 +1,8 @@
 /* One learner rank: the master weights, the optimizer, and the step that turns admitted groups into
  * a new weight version. A step is: advantages -> plan -> (log-probs of the old and reference
- * policies) -> for each minibatch forward, objective, backward, reduce, update, new image ->
- * publish. It knows neither tickets nor where groups come from.
+ * policies) -> for each minibatch forward, objective, backward, reduce, update, new image. Its
+ * weights are published by a call of their own, so that whoever counts versions can move on first.
+ * It knows neither tickets nor where groups come from.
  *
  * Forward passes read the very image that workers decode from: on the publishing rank the slot of
  * the weight arena itself, on the other learners a private copy made from equal masters. */
@@ -42,8 +43,8 @@ struct learner_report {
     int64_t updates, skipped;         /* minibatches that moved the weights, and that did not */
     int64_t tokens;                   /* fed through the model by all ranks, once a minibatch */
     double prepare_s, forward_backward_s, update_s, publish_s;
-    uint32_t version; /* after the step */
-    uint64_t hash;    /* of the published image; publishing rank only */
+    uint32_t version; /* to be published after the step */
+    uint64_t hash;    /* of its image; publishing rank only */
 };
 
 /* Takes args->master also on failure. Caller owns *out. Errors: RL_INVALID, RL_NO_MEMORY. */
@@ -55,11 +56,15 @@ void learner_destroy(struct learner *learner);
 rl_status learner_publish_first(struct learner *learner, uint32_t version);
 
 /* Train on groups [count] (the same on every learner, in the same order) as step `step`.
- * `version` is what the groups were admitted against; it grows by one unless every update was
- * skipped. Collective among the learners. Errors: RL_NONFINITE after three skipped steps in a row,
- * RL_PEER_LOST, RL_TIMEOUT, RL_NO_MEMORY. */
+ * The version that report names is one more than before unless every update was skipped; it must
+ * be given to learner_publish before the next step. Collective among the learners. Errors:
+ * RL_NONFINITE after three skipped steps in a row, RL_PEER_LOST, RL_TIMEOUT, RL_NO_MEMORY. */
 rl_status learner_step(struct learner *learner, struct trajectory_group *const *groups,
                        uint32_t count, uint64_t step, struct learner_report *report);
+
+/* Make the step's weights the current version and, on the publishing rank, show them to readers.
+ * Quick: may be called with a mutex held. Errors: RL_INVALID (no such step was made). */
+rl_status learner_publish(struct learner *learner, const struct learner_report *report);
 
 /* Current weight version, masters and optimizer, for checkpoints. Borrowed. */
 uint32_t learner_version(const struct learner *learner);
