@@ -291,10 +291,10 @@ static rl_status load_files(struct loader *loader, const char *paths)
         if (path == NULL) {
             return rl_fail(RL_NO_MEMORY, "path of a data file");
         }
-        rl_status status = trimmed > 0
-                               ? load_file(loader, path)
-                               : rl_fail(RL_INVALID, "data.train or data.eval \"%s\": a path is empty",
-                                         paths);
+        rl_status status =
+            trimmed > 0
+                ? load_file(loader, path)
+                : rl_fail(RL_INVALID, "data.train or data.eval \"%s\": a path is empty", paths);
         free(path);
         RL_TRY(status);
         if (at[bytes] == '\0') {
