@@ -1,0 +1,102 @@
+# Shared by the whole-program training tests: a tiny model and task in $work/base and $work/task, a
+# configuration, and helpers. The caller sets $foresight; every path below $work goes away at exit.
+set -u
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+failed=0
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_odls_base_sigkill_timeout=20
+export OMPI_MCA_mpi_yield_when_idle=1 OMPI_MCA_hwloc_base_binding_policy=none
+
+fail() {
+    echo "FAIL: $*"
+    failed=1
+}
+
+# A base model that knows a little, so that rewards differ within groups.
+make_base() {
+    mkdir -p "$work/init"
+    cat >"$work/init/config.json" <<'JSON'
+{"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "vocab_size": 32,
+ "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+ "num_key_value_heads": 2, "head_dim": 8, "hidden_act": "silu", "max_position_embeddings": 128,
+ "rms_norm_eps": 1e-06, "rope_theta": 10000.0, "tie_word_embeddings": true,
+ "attention_bias": false, "initializer_range": 0.02, "eos_token_id": 0, "pad_token_id": 1}
+JSON
+    "$foresight" task chain "$work/task" --train 300 --eval 20 --sft 12000 --operands-max 4 \
+        >"$work/task.log" 2>&1 &&
+        cp "$work"/task/tokenizer*.json "$work/init/" &&
+        "$foresight" sft run.threads=2 run.name=sft run.dir="$work" model.path="$work/init" \
+            data.max_prompt_length=16 rollout.max_completion_length=24 \
+            sft.data="$work/task/sft.jsonl" sft.epochs=2 sft.batch_tokens=2048 sft.output="$work/base" \
+            optimizer.learning_rate=3e-3 >"$work/sft.log" 2>&1 ||
+        { cat "$work/task.log" "$work/sft.log"; echo "FAIL: no base model"; exit 1; }
+    cat >"$work/config.yaml" <<YAML
+run: {dir: $work/runs, steps: 6, seed: 3}
+model: {path: $work/base}
+data: {train: $work/task/train.jsonl, max_prompt_length: 16}
+rollout: {prompts_per_step: 6, samples_per_prompt: 4, max_completion_length: 24, max_running: 16}
+rewards: {functions: numeric}
+async: {max_staleness: 2, heartbeat_ms: 100, dead_after_ms: 8000, wait_timeout_ms: 40000}
+optimizer: {learning_rate: 1e-3, updates_per_step: 2, max_tokens_per_microbatch: 256}
+checkpoint: {every: 2}
+YAML
+}
+
+# train NAME [KEY=VALUE...]: one process, to the end
+train() {
+    local name=$1
+    shift
+    timeout 120 "$foresight" train "$work/config.yaml" async.enabled=false run.name="$name" "$@" \
+        >>"$work/$name.log" 2>&1 || { fail "train $name"; tail -5 "$work/$name.log"; }
+}
+
+# train_ranks N NAME [KEY=VALUE...]: under mpirun, to the end
+train_ranks() {
+    local ranks=$1 name=$2
+    shift 2
+    timeout 120 mpirun -n "$ranks" "$foresight" train "$work/config.yaml" run.name="$name" "$@" \
+        >>"$work/$name.log" 2>&1 || { fail "train $name on $ranks ranks"; tail -5 "$work/$name.log"; }
+}
+
+# The newest checkpoint folder of a run
+last_checkpoint() { ls -d "$work/runs/$1"/checkpoints/step_* | tail -n 1; }
+
+# The program that compares what runs left behind
+run_files() { "$(dirname -- "$foresight")/check_run_files" "$@"; }
+
+# same_bits A B: weights, moments and counters of the last checkpoints of two runs are equal
+same_bits() {
+    run_files state "$(last_checkpoint "$1")" "$(last_checkpoint "$2")" >/dev/null ||
+        fail "the last checkpoints of $1 and $2 differ"
+}
+
+# summary NAME PYTHON-EXPRESSION: over the run's summary `s`
+summary() {
+    python3 - "$work/runs/$1/summary.json" "$2" <<'PY' || fail "$1: not $2"
+import json, sys
+s = json.load(open(sys.argv[1]))
+if not eval(sys.argv[2]):
+    sys.exit(f"{sys.argv[2]} is false of {s}")
+PY
+}
+
+# every_step NAME N: metrics.jsonl has the steps 1 .. N once each, in order
+every_step() {
+    python3 - "$work/runs/$1/metrics.jsonl" "$2" <<'PY' || fail "$1: metrics.jsonl"
+import json, sys
+steps = [json.loads(line)["step"] for line in open(sys.argv[1])]
+if steps != list(range(1, int(sys.argv[2]) + 1)):
+    sys.exit(f"steps {steps}")
+PY
+}
+
+# wait_for SECONDS COMMAND...: until it succeeds
+wait_for() {
+    local limit=$(($(date +%s) + $1))
+    shift
+    until "$@" >/dev/null 2>&1; do
+        [ "$(date +%s)" -lt $limit ] || return 1
+        sleep 0.02
+    done
+}
