@@ -21,3 +21,22 @@ foreach(script ${script_tests})
   add_test(NAME ${name} COMMAND bash ${script} $<TARGET_FILE:foresight> WORKING_DIRECTORY ${CMAKE_BINARY_DIR})
   set_tests_properties(${name} PROPERTIES TIMEOUT 900)
 endforeach()
+
+# Where time matters (deadlines between ranks, whole asynchronous runs), tests run alone.
+foreach(name test_transport_mpi test_rewards_pool test_fuzz_smoke)
+  if(TEST ${name})
+    set_tests_properties(${name} PROPERTIES RUN_SERIAL TRUE)
+  endif()
+endforeach()
+foreach(script ${script_tests})
+  get_filename_component(name ${script} NAME_WE)
+  if(name MATCHES "^script_train")
+    set_tests_properties(${name} PROPERTIES RUN_SERIAL TRUE)
+  endif()
+endforeach()
+
+# scripts/fuzz: endless fuzzing, no test.
+add_executable(fuzz_inputs EXCLUDE_FROM_ALL ${CMAKE_SOURCE_DIR}/tests/fuzz_inputs.c)
+target_link_libraries(fuzz_inputs PRIVATE fs_trainer fs_rewards fs_rollout fs_model fs_transport
+                      fs_kernels fs_core dep_jansson dep_mpi Threads::Threads m)
+foresight_flags(fuzz_inputs)
