@@ -11,7 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
-static const double close_timeout_s = 30;
+static const double close_timeout_s = 10;
 
 /* Without run.name the configuration file's base name is taken. */
 static rl_status name_run(struct rl_config *config, int argc, char **argv)

@@ -18,7 +18,7 @@
 #include <string.h>
 
 enum { PROBE_SAMPLES = 64 };
-static const double stop_timeout_s = 20;
+static const double stop_timeout_s = 10;
 
 struct worker_seat {
     bool alive;
@@ -87,9 +87,9 @@ static void lose_peer(struct learner_rank *l, int rank)
     l->seats[rank].alive = false;
     l->dead_workers++;
     l->probe.issued = l->probe.taken; /* the rest of the probe is asked for again */
-    uint32_t tickets =
-        l->run.dispatcher != NULL ? dispatcher_worker_lost(l->run.dispatcher, rank) : 0;
-    if (l->run.arena != NULL) {
+    uint32_t tickets = 0;
+    if (l->serving) { /* before that the compute thread has the run to itself */
+        tickets = dispatcher_worker_lost(l->run.dispatcher, rank);
         weight_arena_clear_reader(l->run.arena, rank);
     }
     rl_log(RL_LOG_WARN, "rollout rank %d is lost; its %u tickets will be issued again", rank,
@@ -130,6 +130,7 @@ static rl_status handle_message(struct learner_rank *l, const struct channel_mes
             l->seats[message->peer].status = status;
         }
         return RL_OK;
+    case WIRE_STOP: /* it has failed and leaves */
     case CHANNEL_PEER_LOST:
         lose_peer(l, message->peer);
         return RL_OK;
@@ -513,6 +514,9 @@ static void stop_workers(struct learner_rank *l)
         }
     }
     (void)channel_mpi_pump(l->channel, l->collective, flushed, l->channel, stop_timeout_s);
+    if (l->compute_status != RL_OK) {
+        world_note_torn(l->world); /* who fails waits for nobody */
+    }
 }
 
 static rl_status open_rank(struct learner_rank *l)

@@ -17,7 +17,7 @@
 
 enum { LEARNER_RANK = 0 };
 static const double status_every_s = 0.25;
-static const double flush_timeout_s = 20;
+static const double flush_timeout_s = 10;
 
 struct worker_rank {
     const struct rl_config *config;
@@ -32,6 +32,7 @@ struct worker_rank {
     struct weight_arena *arena;
     struct rollout_generator *generator;
     atomic_bool cancel;
+    bool run_failed; /* the learner said so when it stopped us */
     rl_status compute_status;
     atomic_bool finished;
 };
@@ -80,6 +81,7 @@ static rl_status attach(struct worker_rank *w, const struct channel_message *mes
 /* Wait until learner 0 has published its first weights and says where. */
 static rl_status wait_for_greeting(struct worker_rank *w, bool *stopped)
 {
+    struct wire_stop stop;
     double deadline = rl_clock_now_s(NULL) + (double)w->config->async.wait_timeout_ms / 1000.0;
     struct rl_wait wait = rl_wait_begin(w->waits, "worker waits for the learner's greeting");
     rl_status status = RL_AGAIN;
@@ -91,6 +93,8 @@ static rl_status wait_for_greeting(struct worker_rank *w, bool *stopped)
             status = attach(w, &message);
         } else if (status == RL_OK && message.kind == WIRE_STOP) {
             *stopped = true;
+            status = wire_decode_stop(&message, &stop);
+            w->run_failed = status == RL_OK && stop.reason == WIRE_STOP_FAILED;
         } else if (status == RL_OK && message.kind == CHANNEL_PEER_LOST &&
                    message.peer == LEARNER_RANK) {
             status =
@@ -128,7 +132,9 @@ static rl_status work(struct worker_rank *w)
         .waits = w->waits,
         .cancel = &w->cancel,
         .status_every_s = status_every_s};
-    return rollout_worker_run(&args, &stop);
+    rl_status status = rollout_worker_run(&args, &stop);
+    w->run_failed = status == RL_OK && stop.reason == WIRE_STOP_FAILED;
+    return status;
 }
 
 static void *compute(void *arg)
@@ -164,6 +170,18 @@ static void close_rank(struct worker_rank *w)
     rl_waits_destroy(w->waits);
 }
 
+/* A rank that fails says so, rather than be missed after async.dead_after_ms. */
+static void announce_failure(struct worker_rank *w)
+{
+    struct wire_stop stop = {.reason = WIRE_STOP_FAILED, .exit_code = 1};
+    struct channel_message message = {0};
+    if (wire_encode_stop(&stop, &message) == RL_OK) {
+        message.peer = LEARNER_RANK;
+        (void)channel_send(w->channel, &message);
+        channel_message_fini(&message);
+    }
+}
+
 static bool flushed(void *arg)
 {
     return channel_mpi_flushed(arg);
@@ -182,11 +200,14 @@ rl_status train_worker_rank(const struct rl_config *config, struct world *world)
             channel_mpi_idle(w.channel, channel_mpi_pump_once(w.channel, NULL));
         }
         pthread_join(thread, NULL);
-        (void)channel_mpi_pump(w.channel, NULL, flushed, w.channel, flush_timeout_s);
         status = w.compute_status;
+        if (status != RL_OK) {
+            announce_failure(&w);
+        }
+        (void)channel_mpi_pump(w.channel, NULL, flushed, w.channel, flush_timeout_s);
     }
-    if (status != RL_OK) {
-        world_note_torn(world); /* leave at once: the others have no reason to come to the end */
+    if (status != RL_OK || w.run_failed) {
+        world_note_torn(world); /* the others have no reason to come to the end together */
     }
     close_rank(&w);
     return status;

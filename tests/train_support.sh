@@ -5,7 +5,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 failed=0
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
-export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_odls_base_sigkill_timeout=20
+export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_MCA_odls_base_sigkill_timeout=3
 export OMPI_MCA_mpi_yield_when_idle=1 OMPI_MCA_hwloc_base_binding_policy=none
 
 fail() {
@@ -99,4 +99,45 @@ wait_for() {
         [ "$(date +%s)" -lt $limit ] || return 1
         sleep 0.02
     done
+}
+
+# start_ranks N NAME [KEY=VALUE...]: in the background; mpirun's process id in $pid
+start_ranks() {
+    local ranks=$1 name=$2
+    shift 2
+    mpirun -n "$ranks" ${mpirun_flags-} "$foresight" train "$work/config.yaml" run.name="$name" \
+        "$@" >>"$work/$name.log" 2>&1 &
+    pid=$!
+}
+
+# Process ids of mpirun's ranks; of rank $1 if given
+ranks_of() {
+    local process rank=${1-}
+    for process in $(cat "/proc/$pid/task/$pid/children" 2>/dev/null); do
+        if [ -z "$rank" ] ||
+            tr '\0' '\n' <"/proc/$process/environ" 2>/dev/null | grep -qx "OMPI_COMM_WORLD_RANK=$rank"; then
+            echo "$process"
+        fi
+    done
+}
+
+kill_job() {
+    local processes
+    processes="$pid $(ranks_of)"
+    kill -KILL $processes 2>/dev/null
+    wait "$pid" 2>/dev/null
+}
+lines() { wc -l <"$work/runs/$1/metrics.jsonl"; }
+has_lines() { [ "$(lines "$1")" -ge "$2" ]; }
+
+# sound NAME ETA STEPS: what holds of every run that finished
+sound() {
+    summary "$1" 's["completed"] and s["logprob_mismatch"]["max"] == 0'
+    summary "$1" 's["logprob_mismatch"]["tokens"] > 0'
+    summary "$1" "s['staleness']['max'] <= $2"
+    summary "$1" 's["tickets"]["created"] == s["tickets"]["trained"] + sum(s["tickets"]["dropped"].values())'
+    summary "$1" "s['tickets']['live'] == 0 and s['tickets']['trained'] == 6 * $3"
+    summary "$1" 's["tickets"]["dropped"]["rejected"] == 0 and s["tickets"]["dropped"]["unscorable"] == 0'
+    every_step "$1" "$3"
+    [ "$(run_files once "$work/runs/$1")" = $((6 * $3)) ] || fail "$1: groups in segments"
 }

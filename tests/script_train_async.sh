@@ -1,0 +1,46 @@
+#!/bin/bash
+# Asynchronous training from outside, under mpirun: exact log-probs, bounded staleness, every ticket
+# accounted for; the same samples whoever makes them; several learners.
+foresight=$1
+. "$(dirname -- "$0")/train_support.sh"
+command -v mpirun >/dev/null || { echo "FAIL: no mpirun"; exit 1; }
+make_base
+
+# --- two and four ranks, without and with a bound on staleness
+for ranks in 2 4; do
+    train_ranks $ranks ranks_$ranks run.steps=60 checkpoint.every=9
+    sound ranks_$ranks 2 60
+done
+[ "$(run_files spread "$work/runs/ranks_4")" = 3 ] || fail "not every rollout rank took part"
+summary ranks_4 's["staleness"]["max"] > 0'
+train_ranks 3 recompute run.steps=30 rollout.kv_on_update=recompute loss.dynamic_sampling=true
+summary recompute 's["completed"] and s["logprob_mismatch"]["max"] == 0 and s["tickets"]["live"] == 0'
+
+# --- staleness 0: the very bits of the synchronous run, for any number of rollout ranks
+train sync run.steps=40 checkpoint.every=9
+for ranks in 2 4; do
+    train_ranks $ranks eta_0_$ranks run.steps=40 checkpoint.every=9 async.max_staleness=0
+    sound eta_0_$ranks 0 40
+    same_bits sync eta_0_$ranks
+    [ "$(run_files samples "$work/runs/sync" "$work/runs/eta_0_$ranks")" = 960 ] ||
+        fail "eta_0_$ranks: other samples"
+done
+
+# --- the same samples from one and from three rollout ranks at fixed weights
+for ranks in 2 4; do
+    train_ranks $ranks fixed_$ranks run.steps=20 optimizer.learning_rate=0
+done
+common=$(run_files samples "$work/runs/fixed_2" "$work/runs/fixed_4") && [ "$common" -ge 400 ] ||
+    fail "1 and 3 rollout ranks: other samples, or only $common in common"
+
+# --- two learners: deterministic at staleness 0
+for name in pair pair_again; do
+    train_ranks 3 $name run.steps=20 cluster.learners=2 async.max_staleness=0
+    sound $name 0 20
+done
+same_bits pair pair_again
+train_ranks 4 pair_async run.steps=20 cluster.learners=2 loss.beta=0.01
+sound pair_async 2 20
+
+[ $failed -eq 0 ] && echo "script_train_async: all as expected"
+exit $failed
