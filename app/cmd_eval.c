@@ -71,18 +71,20 @@ static json_t *to_json(const struct evaluation *e, const struct sample_set *set)
     snprintf(pass_n, sizeof(pass_n), "pass@%u", e->samples);
     snprintf(pass_n_ci, sizeof(pass_n_ci), "pass@%u_ci95", e->samples);
     snprintf(avg_n, sizeof(avg_n), "avg@%u", e->samples);
-    json_t *object = json_pack(
-        "{s:f, s:[f,f], s:f, s:I, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f}", "pass@1",
-        e->pass_at_1.mean, "pass@1_ci95", e->pass_at_1.low, e->pass_at_1.high, avg_n,
-        e->pass_at_1.mean, "problems", (json_int_t)e->problems, "samples", (json_int_t)e->samples,
-        "unscorable", (json_int_t)e->unscorable, "reward", e->reward, "mean_length", e->length,
-        "truncated", e->truncated, "tokens_per_second", e->tokens_per_second, "wall_seconds",
-        set->wall_s, "cpu_seconds", set->cpu_s);
+    json_t *object = json_pack("{s:f, s:[f,f], s:f}", "pass@1", e->pass_at_1.mean, "pass@1_ci95",
+                               e->pass_at_1.low, e->pass_at_1.high, avg_n, e->pass_at_1.mean);
+    json_t *rest = json_pack(
+        "{s:I, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f}", "problems", (json_int_t)e->problems,
+        "samples", (json_int_t)e->samples, "unscorable", (json_int_t)e->unscorable, "reward",
+        e->reward, "mean_length", e->length, "truncated", e->truncated, "tokens_per_second",
+        e->tokens_per_second, "wall_seconds", set->wall_s, "cpu_seconds", set->cpu_s);
     if (object != NULL && e->samples > 1) {
         json_object_set_new(object, pass_n, json_real(e->pass_at_n.mean));
         json_object_set_new(object, pass_n_ci,
                             json_pack("[f,f]", e->pass_at_n.low, e->pass_at_n.high));
     }
+    json_object_update(object, rest);
+    json_decref(rest);
     return object;
 }
 

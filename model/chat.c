@@ -362,7 +362,7 @@ static rl_status parse_list(const char *text, const char *what, json_t **out)
 
 static rl_status message_fill(const struct chat_message *message, json_t *object)
 {
-    json_t *calls;
+    json_t *calls = NULL;
     RL_TRY(set_member(object, "role", lossy_string(message->role)));
     RL_TRY(set_member(object, "content",
                       message->content != NULL ? lossy_string(message->content) : json_null()));

@@ -454,7 +454,7 @@ done:
 rl_status chat_slice_of(struct chat_run *run, const struct chat_value *of,
                         const struct chat_value bounds[3], struct chat_value *out)
 {
-    struct slice_range range;
+    struct slice_range range = {0};
     if (of->kind == CHAT_STRING) {
         RL_TRY(slice_range(run, bounds, (int64_t)chat_string_length(&of->as.string), &range));
         return slice_string(run, &of->as.string, &range, out);
