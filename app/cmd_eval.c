@@ -138,7 +138,7 @@ static rl_status write_rows(const char *path, const struct session *session,
         json_t *row = json_pack("{s:s, s:s, s:i, s:i, s:o}", "prompt", prompt->text, "ground_truth",
                                 prompt->ground_truth, "n", (int)group->sample_count, "c",
                                 (int)correct, "completions", completions);
-        ok = ok && row != NULL && json_dumpf(row, memory, JSON_COMPACT) == 0 &&
+        ok = ok && row != NULL && json_dumpf(row, memory, JSON_COMPACT | JSON_ENSURE_ASCII) == 0 &&
              fputc('\n', memory) != EOF;
         json_decref(row);
     }

@@ -28,7 +28,7 @@ static rl_status write_prompt_file(const char *prompt, char *path, size_t path_b
              folder != NULL && folder[0] != '\0' ? folder : "/tmp");
     int fd = mkstemp(path);
     json_t *row = json_pack("{s:s}", "prompt", prompt);
-    char *text = row != NULL ? json_dumps(row, JSON_COMPACT) : NULL;
+    char *text = row != NULL ? json_dumps(row, JSON_COMPACT | JSON_ENSURE_ASCII) : NULL;
     json_decref(row);
     bool ok = fd >= 0 && text != NULL && write(fd, text, strlen(text)) == (ssize_t)strlen(text);
     free(text);
@@ -54,7 +54,7 @@ static rl_status print_groups(const struct session *session, const struct prompt
                 json_t *row = json_pack("{s:s, s:i, s:s, s:i, s:s}", "prompt", prompt, "sample",
                                         (int)s, "completion", text, "tokens",
                                         (int)sample->completion_count, "finish", finish);
-                char *line = row != NULL ? json_dumps(row, JSON_COMPACT) : NULL;
+                char *line = row != NULL ? json_dumps(row, JSON_COMPACT | JSON_ENSURE_ASCII) : NULL;
                 printf("%s\n", line != NULL ? line : "{}");
                 free(line);
                 json_decref(row);

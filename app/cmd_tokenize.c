@@ -84,7 +84,7 @@ static rl_status print_text(const struct tokenize_job *job, const char *name, co
                             size_t bytes)
 {
     json_t *value = json_stringn(text, bytes);
-    char *printed = value != NULL ? json_dumps(value, JSON_ENCODE_ANY) : NULL;
+    char *printed = value != NULL ? json_dumps(value, JSON_ENCODE_ANY | JSON_ENSURE_ASCII) : NULL;
     json_decref(value);
     if (printed == NULL) {
         return rl_fail(RL_NO_MEMORY, "line %lld: no memory to print %zu bytes", job->line, bytes);
