@@ -356,6 +356,9 @@ static rl_status match_emit(const struct tok_added_scan *scan, const struct tok_
     if (token->rstrip) {
         match.end = spaces_behind(scan, match.end);
     }
+    if (match.start >= match.end) { /* its spaces went to the token before */
+        return RL_OK;
+    }
     if (*done < match.start) {
         RL_TRY(tok_pieces_add(out, scan->start + *done, match.start - *done, -1));
     }

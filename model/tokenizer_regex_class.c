@@ -79,8 +79,11 @@ static const struct property_alias property_aliases[] = {
     {"lowercase", "\\p{Lowercase}", "Lowercase"},
     {"space", tok_regex_space_items, NULL},
     {"whitespace", tok_regex_space_items, NULL},
-    {"punct", "\\p{P}\\p{S}", "P S"},
-    {"word", "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}", "Alphabetic M Nd"},
+    {"punct", "\\p{P}", "P"},
+    {"word", "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}\\x{B2}\\x{B3}\\x{B9}\\x{BC}-\\x{BE}",
+     "Alphabetic M Nd"},
+    {":punct", "\\p{P}\\p{S}", "P S"}, /* in brackets these two mean something else */
+    {":word", "\\p{Alphabetic}\\p{M}\\p{Nd}\\p{Pc}", "Alphabetic M Nd"},
     {"xdigit", "0-9a-fA-F", NULL},
     {"cntrl", "\\x00-\\x1F\\x7F-\\x{9F}", NULL},
     {"blank", "\\x09\\x20\\x{A0}\\x{1680}\\x{2000}-\\x{200A}\\x{202F}\\x{205F}\\x{3000}", NULL},
@@ -356,7 +359,10 @@ static rl_status class_posix(struct tok_regex_parser *parser, struct class_secti
         return tok_regex_refuse(parser, "[: in a class");
     }
     struct tok_text items = {0};
-    rl_status status = property_items(parser, name, (size_t)(stop - name), &items);
+    bool apart = strncmp(name, "punct:", 6) == 0 || strncmp(name, "word:", 5) == 0;
+    const char *wanted = !apart ? name : *name == 'p' ? ":punct" : ":word";
+    size_t length = apart ? strlen(wanted) : (size_t)(stop - name);
+    rl_status status = property_items(parser, wanted, length, &items);
     if (status == RL_OK) {
         status = section_set(section, negated, &items);
     }

@@ -134,9 +134,23 @@ static bool newer_has(const struct newer_range *range, const char *property)
            (strcmp(property, "Lowercase") == 0 && (range->flags & 4) != 0);
 }
 
+/* Characters that were assigned before and gained a property since. */
+static const char *gained_ranges(const char *property)
+{
+    if (strcmp(property, "Alphabetic") == 0) {
+        return "\\x{363}-\\x{36F}\\x{C04}\\x{F82}\\x{F83}\\x{1DD3}-\\x{1DE6}\\x{11080}\\x{11081}";
+    }
+    if (strcmp(property, "Lowercase") == 0) {
+        return "\\x{10FC}\\x{A7F2}-\\x{A7F4}\\x{AB69}";
+    }
+    return strcmp(property, "Mc") == 0 ? "\\x{1171E}" : "";
+}
+
 rl_status tok_unicode_newer(struct tok_text *out, const char *property)
 {
     int at = 0;
+    const char *gained = gained_ranges(property);
+    RL_TRY(tok_text_append(out, gained, strlen(gained), 0));
     while (at < NEWER_COUNT) {
         if (!newer_has(&newer_ranges[at], property)) {
             at++;
