@@ -55,9 +55,9 @@ static void print_text(const struct arithmetic *a, const struct session *session
         "run         %lld steps = %lld updates = %lld completions = %.3f epochs of %llu prompts\n",
         (long long)a->steps, (long long)a->updates, (long long)(a->steps * a->completions),
         (double)a->epochs_milli / 1000.0, (unsigned long long)prompts);
-    printf("memory      learner %.2f GiB (weights, gradients, moments%s), activations up to %.2f "
+    printf("memory      learner %.2f GiB (weights, gradients, moments), activations up to %.2f "
            "GiB a micro-batch,\n            weight slots %.2f GiB a node, rollout rank %.2f GiB\n",
-           a->learner_gib, "", a->activation_gib, a->arena_gib, a->worker_gib);
+           a->learner_gib, a->activation_gib, a->arena_gib, a->worker_gib);
 }
 
 static void print_json(const struct arithmetic *a, const struct session *session, uint64_t prompts)
