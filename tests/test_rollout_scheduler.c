@@ -1,0 +1,288 @@
+/* The scheduler under random programs. The test keeps what a KV cache would hold: for every place
+ * of every page, which group, sample, position and weight version was written there last. Each
+ * segment must then find all its earlier positions as they should be. */
+#include "core/rng.h"
+#include "kernels/kernels.h"
+#include "rollout/scheduler.h"
+
+#include <check.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { PROGRAMS = 200, GROUPS = 24, GROUPS_INSIDE_MAX = 12, NOBODY = -1 };
+
+struct place {
+    int32_t uid, sample, position; /* sample NOBODY: part of the prompt */
+    int32_t version;
+};
+
+struct live_group {
+    int32_t uid, prompt_count, max_new, samples, finished;
+};
+
+struct world {
+    struct rollout_scheduler_limits limits;
+    struct rollout_scheduler *scheduler;
+    struct rl_rng rng;
+    struct place *places;                        /* [pages * 16] */
+    struct live_group groups[GROUPS_INSIDE_MAX]; /* by the scheduler's index */
+    int32_t added, finished, version;
+    bool recompute;  /* of every switch of this program */
+    int broken_line; /* of the first expectation that failed; 0: none */
+};
+
+static int32_t draw(struct world *w, int32_t low, int32_t high)
+{
+    return low + (int32_t)rl_rng_next_below(&w->rng, (uint64_t)(high - low + 1));
+}
+
+/* Check's own assertions write to a pipe each time: far too slow for every place of every pass. */
+static void expect(struct world *w, bool holds, int line)
+{
+    if (!holds && w->broken_line == 0) {
+        w->broken_line = line;
+    }
+}
+
+static struct place *place_of(struct world *w, const int32_t *pages, int32_t position)
+{
+    int32_t page = pages[position / KERNEL_PAGE_TOKENS];
+    expect(w, page >= 0, __LINE__);
+    expect(w, page < rollout_scheduler_page_count(w->scheduler), __LINE__);
+    return &w->places[page * KERNEL_PAGE_TOKENS + position % KERNEL_PAGE_TOKENS];
+}
+
+static void world_create(struct world *w, uint64_t seed)
+{
+    *w = (struct world){.rng = rl_rng_make(seed, 5)};
+    w->limits = (struct rollout_scheduler_limits){.max_running = draw(w, 1, 9),
+                                                  .max_groups = draw(w, 1, GROUPS_INSIDE_MAX),
+                                                  .max_length = draw(w, 2, 90),
+                                                  .prefill_chunk = draw(w, 1, 40)};
+    w->recompute = draw(w, 0, 1) == 1;
+    ck_assert_int_eq(rollout_scheduler_create(&w->limits, &w->scheduler), RL_OK);
+    size_t places = (size_t)rollout_scheduler_page_count(w->scheduler) * KERNEL_PAGE_TOKENS;
+    w->places = malloc(places * sizeof(*w->places));
+    ck_assert_ptr_nonnull(w->places);
+    for (size_t i = 0; i < places; i++) {
+        w->places[i] = (struct place){NOBODY, NOBODY, NOBODY, NOBODY};
+    }
+}
+
+static void world_destroy(struct world *w)
+{
+    rollout_scheduler_destroy(w->scheduler);
+    free(w->places);
+}
+
+static void add_group(struct world *w)
+{
+    int32_t max_new = draw(w, 1, w->limits.max_length - 1);
+    struct live_group group = {.uid = w->added,
+                               .prompt_count = draw(w, 1, w->limits.max_length - max_new),
+                               .max_new = max_new,
+                               .samples = draw(w, 1, 6)};
+    int32_t index = NOBODY;
+    int32_t inside = rollout_scheduler_groups(w->scheduler);
+    rl_status status = rollout_scheduler_add(w->scheduler, group.prompt_count, group.max_new,
+                                             group.samples, &index);
+    expect(w, status == (inside == w->limits.max_groups ? RL_AGAIN : RL_OK), __LINE__);
+    if (status == RL_OK) {
+        w->groups[index] = group;
+        w->added++;
+    }
+}
+
+static void run_copies(struct world *w, const struct rollout_plan *plan)
+{
+    for (int32_t i = 0; i < plan->copy_count; i++) {
+        memcpy(w->places + plan->copies[i].to * KERNEL_PAGE_TOKENS,
+               w->places + plan->copies[i].from * KERNEL_PAGE_TOKENS,
+               KERNEL_PAGE_TOKENS * sizeof(*w->places));
+    }
+}
+
+/* Write the segment's own positions. */
+static void write_segment(struct world *w, const struct rollout_segment *segment)
+{
+    int32_t index =
+        segment->prefix ? segment->index : rollout_scheduler_group_of(w->scheduler, segment->index);
+    int32_t sample =
+        segment->prefix ? NOBODY : rollout_scheduler_sample_of(w->scheduler, segment->index);
+    const struct live_group *group = &w->groups[index];
+    const int32_t *pages = rollout_scheduler_pages(w->scheduler, segment);
+    for (int32_t p = segment->first; p < segment->first + segment->count; p++) {
+        *place_of(w, pages, p) = (struct place){.uid = group->uid,
+                                                .sample = p < group->prompt_count ? NOBODY : sample,
+                                                .position = p,
+                                                .version = w->version};
+    }
+}
+
+/* Everything that the segment attends to is what it should be. */
+static void read_segment(struct world *w, const struct rollout_segment *segment)
+{
+    int32_t index =
+        segment->prefix ? segment->index : rollout_scheduler_group_of(w->scheduler, segment->index);
+    const struct live_group *group = &w->groups[index];
+    const int32_t *pages = rollout_scheduler_pages(w->scheduler, segment);
+    bool starts = !segment->prefix && segment->first == group->prompt_count - 1;
+    for (int32_t p = 0; p < segment->first + segment->count; p++) {
+        const struct place *place = place_of(w, pages, p);
+        expect(w, place->uid == group->uid, __LINE__);
+        expect(w, place->position == p, __LINE__);
+        if (p >= group->prompt_count) {
+            expect(w, place->sample == rollout_scheduler_sample_of(w->scheduler, segment->index),
+                   __LINE__);
+        }
+        if (w->recompute || segment->prefix || starts) {
+            expect(w, place->version == w->version, __LINE__);
+        }
+    }
+}
+
+static void append_tokens(struct world *w, const struct rollout_plan *plan, int32_t *length_of_slot)
+{
+    for (int32_t i = 0; i < plan->segment_count; i++) {
+        const struct rollout_segment *segment = &plan->segments[i];
+        if (segment->prefix || !segment->sample) {
+            continue;
+        }
+        struct live_group *group =
+            &w->groups[rollout_scheduler_group_of(w->scheduler, segment->index)];
+        int32_t length = segment->first + segment->count + 1 - group->prompt_count;
+        bool finished = length == group->max_new || draw(w, 0, 9) == 0;
+        bool group_done = false;
+        expect(w, length > length_of_slot[segment->index], __LINE__);
+        length_of_slot[segment->index] = finished ? 0 : length;
+        rollout_scheduler_append(w->scheduler, segment->index, finished, &group_done);
+        group->finished += finished;
+        expect(w, group_done == (finished && group->finished == group->samples), __LINE__);
+        w->finished += group_done;
+    }
+}
+
+static bool run_pass(struct world *w, int32_t *length_of_slot)
+{
+    struct rollout_plan plan;
+    int32_t tokens = 0;
+    int32_t prefill = 0;
+    rollout_scheduler_plan(w->scheduler, &plan);
+    expect(w, rollout_scheduler_check(w->scheduler) == RL_OK, __LINE__);
+    expect(w, plan.segment_count <= w->limits.max_running + w->limits.max_groups, __LINE__);
+    run_copies(w, &plan);
+    for (int32_t i = 0; i < plan.segment_count; i++) {
+        expect(w, plan.segments[i].count > 0, __LINE__);
+        tokens += plan.segments[i].count;
+        prefill +=
+            plan.segments[i].prefix || plan.segments[i].count > 1 ? plan.segments[i].count : 0;
+        write_segment(w, &plan.segments[i]);
+    }
+    expect(w, tokens == plan.token_count, __LINE__);
+    expect(w, prefill <= w->limits.prefill_chunk, __LINE__);
+    for (int32_t i = 0; i < plan.segment_count; i++) {
+        read_segment(w, &plan.segments[i]);
+    }
+    rollout_scheduler_commit(w->scheduler, &plan);
+    append_tokens(w, &plan, length_of_slot);
+    expect(w, rollout_scheduler_check(w->scheduler) == RL_OK, __LINE__);
+    return plan.segment_count > 0;
+}
+
+static void run_program(uint64_t seed)
+{
+    struct world w;
+    int32_t length_of_slot[16] = {0};
+    int32_t passes = 0;
+    world_create(&w, seed);
+    while (w.finished < GROUPS) {
+        if (w.added < GROUPS && draw(&w, 0, 2) == 0) {
+            add_group(&w);
+        }
+        if (w.version < 12 && draw(&w, 0, 6) == 0) { /* without end, nothing would ever finish */
+            w.version++;
+            rollout_scheduler_switch(w.scheduler, w.recompute);
+        }
+        bool busy = run_pass(&w, length_of_slot);
+        expect(&w, busy || rollout_scheduler_groups(w.scheduler) == 0, __LINE__);
+        expect(&w, ++passes < 100000, __LINE__);
+        if (w.broken_line != 0) {
+            ck_abort_msg("program %llu, pass %d: line %d", (unsigned long long)seed, passes,
+                         w.broken_line);
+        }
+    }
+    ck_assert_int_eq(rollout_scheduler_groups(w.scheduler), 0);
+    ck_assert_int_eq(rollout_scheduler_running(w.scheduler), 0);
+    ck_assert_int_eq(rollout_scheduler_free_pages(w.scheduler),
+                     rollout_scheduler_page_count(w.scheduler));
+    world_destroy(&w);
+}
+
+START_TEST(random_programs_finish_and_keep_the_cache_right)
+{
+    for (uint64_t seed = 1; seed <= PROGRAMS; seed++) {
+        run_program(seed);
+    }
+}
+END_TEST
+
+START_TEST(limits_are_checked)
+{
+    struct rollout_scheduler_limits limits = {
+        .max_running = 0, .max_groups = 1, .max_length = 8, .prefill_chunk = 4};
+    struct rollout_scheduler *scheduler = NULL;
+    int32_t group = 0;
+    ck_assert_int_eq(rollout_scheduler_create(&limits, &scheduler), RL_INVALID);
+    limits.max_running = INT32_MAX;
+    ck_assert_int_eq(rollout_scheduler_create(&limits, &scheduler), RL_INVALID);
+    limits.max_running = 2;
+    ck_assert_int_eq(rollout_scheduler_create(&limits, &scheduler), RL_OK);
+    ck_assert_int_eq(rollout_scheduler_add(scheduler, 5, 4, 1, &group), RL_TOO_LONG);
+    ck_assert_int_eq(rollout_scheduler_add(scheduler, 4, 4, 1, &group), RL_OK);
+    ck_assert_int_eq(rollout_scheduler_add(scheduler, 4, 4, 1, &group), RL_AGAIN);
+    rollout_scheduler_destroy(scheduler);
+    rollout_scheduler_destroy(NULL);
+}
+END_TEST
+
+START_TEST(a_prefix_is_computed_once)
+{
+    struct rollout_scheduler_limits limits = {
+        .max_running = 8, .max_groups = 2, .max_length = 64, .prefill_chunk = 64};
+    struct rollout_scheduler *scheduler = NULL;
+    struct rollout_plan plan;
+    int32_t group = 0;
+    ck_assert_int_eq(rollout_scheduler_create(&limits, &scheduler), RL_OK);
+    ck_assert_int_eq(rollout_scheduler_add(scheduler, 40, 8, 8, &group), RL_OK);
+    rollout_scheduler_plan(scheduler, &plan);
+    ck_assert_int_eq(plan.segment_count, 1);
+    ck_assert(plan.segments[0].prefix);
+    ck_assert_int_eq(plan.token_count, 39);
+    rollout_scheduler_commit(scheduler, &plan);
+    rollout_scheduler_plan(scheduler, &plan);
+    ck_assert_int_eq(plan.segment_count, 8);
+    ck_assert_int_eq(plan.token_count, 8);
+    ck_assert_int_eq(plan.copy_count, 8); /* positions 32 .. 38 are a partial page */
+    const int32_t *first = rollout_scheduler_pages(scheduler, &plan.segments[0]);
+    const int32_t *last = rollout_scheduler_pages(scheduler, &plan.segments[7]);
+    ck_assert_int_eq(first[0], last[0]);
+    ck_assert_int_eq(first[1], last[1]);
+    ck_assert_int_ne(first[2], last[2]);
+    rollout_scheduler_destroy(scheduler);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("rollout_scheduler");
+    TCase *tests = tcase_create("scheduler");
+    tcase_add_test(tests, random_programs_finish_and_keep_the_cache_right);
+    tcase_add_test(tests, limits_are_checked);
+    tcase_add_test(tests, a_prefix_is_computed_once);
+    suite_add_tcase(suite, tests);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_NORMAL);
+    int failures = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failures == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}
