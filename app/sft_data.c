@@ -10,7 +10,6 @@
 struct reader {
     const struct session *session;
     struct chat_options chat;
-    bool trust;
     int32_t eos;
     int64_t max_length;
     struct sft_data *data;
@@ -48,7 +47,7 @@ static rl_status add_example(struct reader *r, const int32_t *tokens, size_t cou
 static rl_status add_completion(struct reader *r, const struct prompt *prompt, const char *text)
 {
     struct token_buffer ids = {0};
-    unsigned flags = r->trust ? 0 : TOKENIZER_PLAIN_TEXT;
+    unsigned flags = r->chat.trust_content ? 0 : TOKENIZER_PLAIN_TEXT;
     rl_status status = tokenizer_encode(r->session->tokenizer, text, strlen(text), flags, &ids);
     size_t count = prompt->token_count + ids.count + (r->eos >= 0);
     int32_t *tokens = status == RL_OK ? malloc(count * sizeof(int32_t)) : NULL;
@@ -77,12 +76,12 @@ static rl_status encode_dialogue(struct reader *r, const struct chat_message *me
     struct token_buffer whole = {0};
     struct token_buffer prompt = {0};
     struct chat_options options = r->chat;
-    rl_status status = chat_encode(r->session->chat, r->session->tokenizer, messages, count,
-                                   &options, r->trust, &whole);
+    rl_status status =
+        chat_encode(r->session->chat, r->session->tokenizer, messages, count, &options, &whole);
     options.add_generation_prompt = true;
     if (status == RL_OK) {
         status = chat_encode(r->session->chat, r->session->tokenizer, messages, count - 1, &options,
-                             r->trust, &prompt);
+                             &prompt);
     }
     if (status == RL_OK && (prompt.count >= whole.count ||
                             memcmp(prompt.ids, whole.ids, prompt.count * sizeof(int32_t)) != 0)) {
@@ -152,13 +151,14 @@ rl_status sft_data_load(const struct session *session, const char *paths, int64_
     struct sft_data data = {0};
     const struct model_architecture *arch = &session->layout->arch;
     int32_t eos = tokenizer_eos_id(session->tokenizer);
-    struct reader reader = {.session = session,
-                            .chat = {.enable_thinking = session->config->data.enable_thinking},
-                            .trust = session->config->data.special_tokens_in_text ==
-                                     CONFIG_SPECIAL_ALLOW,
-                            .eos = eos >= 0 ? eos : (arch->eos_count > 0 ? arch->eos_ids[0] : -1),
-                            .max_length = max_length,
-                            .data = &data};
+    struct reader reader = {
+        .session = session,
+        .chat = {.enable_thinking = session->config->data.enable_thinking,
+                 .trust_content =
+                     session->config->data.special_tokens_in_text == CONFIG_SPECIAL_ALLOW},
+        .eos = eos >= 0 ? eos : (arch->eos_count > 0 ? arch->eos_ids[0] : -1),
+        .max_length = max_length,
+        .data = &data};
     RL_TRY(prompts_load(paths, session->config, session->tokenizer, session->chat, &prompts));
     rl_status status = RL_OK;
     for (uint64_t i = 0; i < prompts_count(prompts) && status == RL_OK; i++) {

@@ -444,10 +444,9 @@ rl_status chat_render(const struct chat_template *chat, const struct chat_messag
 
 rl_status chat_encode(const struct chat_template *chat, const struct tokenizer *tokenizer,
                       const struct chat_message *messages, size_t count,
-                      const struct chat_options *options, bool trust_content,
-                      struct token_buffer *out)
+                      const struct chat_options *options, struct token_buffer *out)
 {
-    struct chat_call_input call = {messages, count, options, trust_content};
+    struct chat_call_input call = {messages, count, options, options->trust_content};
     struct chat_result result = {.ids = out};
     return call_run(chat, tokenizer, &call, &result);
 }

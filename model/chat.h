@@ -19,6 +19,7 @@ struct chat_options {
     const char *tools_json;     /* JSON array or NULL */
     bool add_generation_prompt; /* end with the assistant's header */
     int enable_thinking;        /* -1: not passed to the template, else 0 or 1 */
+    bool trust_content;         /* chat_encode: special tokens' spellings in contents are tokens */
 };
 
 /* Choose the template: `name` is "auto" (the tokenizer folder's own, if all of it is in the subset
@@ -29,19 +30,19 @@ struct chat_options {
 rl_status chat_template_create(const struct tokenizer *tokenizer, const char *name,
                                struct chat_template **out);
 
+/* Takes NULL. */
 void chat_template_destroy(struct chat_template *chat);
 
 /* Render to text. Caller frees *text. Errors: RL_INVALID (a role the template refuses). */
 rl_status chat_render(const struct chat_template *chat, const struct chat_message *messages,
                       size_t count, const struct chat_options *options, char **text);
 
-/* Render and encode. `trust_content`: special tokens' spellings inside contents become the tokens
- * (what the library does with the rendered text); false: they stay ordinary text, and for contents
- * without such spellings the ids are the same as with true. Appends to `out`. */
+/* Render and encode. options->trust_content: special tokens' spellings inside contents become the
+ * tokens (what the library does with the rendered text); false: they stay ordinary text, and for
+ * contents without such spellings the ids are the same as with true. Appends to `out`. */
 rl_status chat_encode(const struct chat_template *chat, const struct tokenizer *tokenizer,
                       const struct chat_message *messages, size_t count,
-                      const struct chat_options *options, bool trust_content,
-                      struct token_buffer *out);
+                      const struct chat_options *options, struct token_buffer *out);
 
 /* One JSON object {"messages": [...], "tools": [...] or null, "add_generation_prompt": bool,
  * "vars": {...}}: all members of messages reach the template, `vars` are further variables of it.

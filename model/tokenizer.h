@@ -19,6 +19,7 @@ struct token_buffer {
     size_t capacity;
 };
 
+/* Free the ids and zero the buffer. Takes a zeroed one. */
 void token_buffer_fini(struct token_buffer *buffer);
 
 enum tokenizer_encode_flags {
@@ -31,6 +32,7 @@ enum tokenizer_encode_flags {
  * Errors: RL_IO, RL_INVALID (names file and key), RL_UNSUPPORTED (names the part), RL_NO_MEMORY. */
 rl_status tokenizer_load(const char *dir, struct tokenizer **out);
 
+/* Takes NULL. */
 void tokenizer_destroy(struct tokenizer *tokenizer);
 
 /* Append the ids of `text` (`bytes` long, UTF-8; invalid sequences are replaced by U+FFFD as the

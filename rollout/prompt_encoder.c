@@ -218,9 +218,10 @@ static rl_status encode_chat(const struct prompt_encoder *encoder, const struct 
     size_t count = 0;
     RL_TRY(gather_messages(encoder, row, &messages, &count));
     struct chat_options options = {.add_generation_prompt = true,
-                                   .enable_thinking = encoder->config->data.enable_thinking};
-    rl_status status = chat_encode(encoder->chat, encoder->tokenizer, messages, count, &options,
-                                   !content_is_plain(encoder), ids);
+                                   .enable_thinking = encoder->config->data.enable_thinking,
+                                   .trust_content = !content_is_plain(encoder)};
+    rl_status status =
+        chat_encode(encoder->chat, encoder->tokenizer, messages, count, &options, ids);
     free(messages);
     return status;
 }
