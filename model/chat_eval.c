@@ -57,6 +57,9 @@ static void lookup(const struct chat_run *run, const char *name, struct chat_val
 static rl_status assign(struct chat_run *run, const struct chat_node *target,
                         struct chat_value value)
 {
+    if (value.kind == CHAT_DICT && value.as.dict->is_loop) {
+        return chat_error(run, "the variable loop cannot be kept");
+    }
     if (target->kind == CHAT_NODE_NAME) {
         return chat_dict_put(run, &run->scope->names, target->name, value);
     }
@@ -330,14 +333,14 @@ rl_status chat_iterate(struct chat_run *run, const struct chat_value *over, stru
     return RL_OK;
 }
 
-static rl_status loop_variable(struct chat_run *run, const struct chat_list *items, size_t index)
+/* `loop` and the loop's own scope are made once and filled anew for each item. */
+static rl_status loop_variable(struct chat_run *run, const struct chat_list *items, size_t index,
+                               struct chat_value loop)
 {
-    struct chat_value loop;
+    struct chat_dict *dict = loop.as.dict;
     int64_t at = (int64_t)index;
     int64_t count = (int64_t)items->count;
-    RL_TRY(chat_dict_new(run, &loop));
-    struct chat_dict *dict = loop.as.dict;
-    dict->is_loop = true;
+    dict->count = 0;
     RL_TRY(chat_dict_put(run, dict, "index0", chat_int(at)));
     RL_TRY(chat_dict_put(run, dict, "index", chat_int(at + 1)));
     RL_TRY(chat_dict_put(run, dict, "first", chat_bool(at == 0)));
@@ -364,9 +367,10 @@ static rl_status loop_filter(struct chat_run *run, const struct chat_node *node,
         return RL_OK;
     }
     RL_TRY(chat_list_new(run, &kept));
+    RL_TRY(scope_push(run, outer));
     for (size_t i = 0; i < (*items)->count; i++) {
         struct chat_value truth;
-        RL_TRY(scope_push(run, outer));
+        run->scope->names.count = 0;
         RL_TRY(assign(run, node->b, (*items)->items[i]));
         RL_TRY(chat_eval(run, node->c, &truth));
         if (chat_truth(&truth)) {
@@ -381,16 +385,20 @@ static rl_status loop_filter(struct chat_run *run, const struct chat_node *node,
 static rl_status run_for(struct chat_run *run, const struct chat_node *node)
 {
     struct chat_value over;
+    struct chat_value loop;
     struct chat_list *items;
     struct chat_scope *outer = run->scope;
     RL_TRY(chat_eval(run, node->a, &over));
     RL_TRY(chat_iterate(run, &over, &items));
     RL_TRY(loop_filter(run, node, &items));
+    RL_TRY(chat_dict_new(run, &loop));
+    loop.as.dict->is_loop = true;
+    RL_TRY(scope_push(run, outer));
     for (size_t i = 0; i < items->count; i++) {
         RL_TRY(count_step(run));
-        RL_TRY(scope_push(run, outer));
+        run->scope->names.count = 0;
         RL_TRY(assign(run, node->b, items->items[i]));
-        RL_TRY(loop_variable(run, items, i));
+        RL_TRY(loop_variable(run, items, i, loop));
         RL_TRY(chat_run_statements(run, node->list));
         run->skipped = false;
         if (run->broken) {

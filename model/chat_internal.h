@@ -10,13 +10,13 @@
 #include "model/tokenizer_internal.h"
 
 enum {
-    CHAT_SOURCE_LIMIT = 1 << 20,       /* bytes of a template */
-    CHAT_DEPTH_LIMIT = 100,            /* nesting of expressions, blocks and macro calls */
-    CHAT_STEP_LIMIT = 20 * 1000 * 1000 /* evaluations of one rendering */
+    CHAT_SOURCE_LIMIT = 1 << 20,      /* bytes of a template */
+    CHAT_DEPTH_LIMIT = 100,           /* nesting of expressions, blocks and macro calls */
+    CHAT_STEP_LIMIT = 5 * 1000 * 1000 /* evaluations of one rendering */
 };
 #define CHAT_TREE_BYTES ((size_t)256 << 20)
-#define CHAT_RUN_BYTES ((size_t)2 << 30)
-#define CHAT_OUTPUT_BYTES ((size_t)256 << 20)
+#define CHAT_RUN_BYTES ((size_t)1 << 30)
+#define CHAT_OUTPUT_BYTES ((size_t)64 << 20)
 
 /* ---- values (chat_value.c, chat_print.c) ---- */
 

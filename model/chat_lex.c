@@ -165,40 +165,55 @@ static rl_status lex_string(struct lexer *lexer)
     return RL_OK;
 }
 
+static bool is_name(char c, bool first)
+{
+    bool letter = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_';
+    return letter || (!first && c >= '0' && c <= '9');
+}
+
+static bool is_digit(const char *at, const char *end)
+{
+    return at < end && *at >= '0' && *at <= '9';
+}
+
+static const char *skip_digits(const char *at, const char *end)
+{
+    while (is_digit(at, end)) {
+        at++;
+    }
+    return at;
+}
+
+/* 12, 1.5, 1e-3; what else Python writes as a number is refused. */
 static rl_status lex_number(struct lexer *lexer)
 {
     char text[40];
-    size_t bytes = 0;
-    bool real = false;
-    const char *at = lexer->at;
-    while (at < lexer->end && bytes + 1 < sizeof(text)) {
-        bool digit = *at >= '0' && *at <= '9';
-        bool point = *at == '.' && !real && at + 1 < lexer->end && at[1] >= '0' && at[1] <= '9';
-        if (!digit && !point) {
-            break;
-        }
-        real = real || point;
-        text[bytes++] = *at++;
+    const char *at = skip_digits(lexer->at, lexer->end);
+    const char *whole = at;
+    if (at < lexer->end && *at == '.' && is_digit(at + 1, lexer->end)) {
+        at = skip_digits(at + 1, lexer->end);
     }
+    if (at < lexer->end && (*at | 0x20) == 'e') {
+        const char *exponent = at + 1;
+        exponent += exponent < lexer->end && (*exponent == '+' || *exponent == '-');
+        at = is_digit(exponent, lexer->end) ? skip_digits(exponent, lexer->end) : at;
+    }
+    size_t bytes = (size_t)(at - lexer->at);
+    struct chat_token token = {.kind = at > whole ? CHAT_TOKEN_REAL : CHAT_TOKEN_INT};
+    if (bytes >= sizeof(text) || (at < lexer->end && is_name(*at, false))) {
+        return lex_fail(lexer, "this number");
+    }
+    memcpy(text, lexer->at, bytes);
     text[bytes] = '\0';
-    bool more = at < lexer->end &&
-                (digit_value(*at) < 10 || (*at | 0x20) == 'e' || *at == '_' || (*at | 0x20) == 'x');
-    struct chat_token token = {.kind = real ? CHAT_TOKEN_REAL : CHAT_TOKEN_INT};
     errno = 0;
-    token.integer = strtoll(text, NULL, 10);
     token.real = strtod(text, NULL);
-    if (more || (!real && errno != 0)) {
+    token.integer = strtoll(text, NULL, 10);
+    if (token.kind == CHAT_TOKEN_INT && errno != 0) {
         return lex_fail(lexer, "this number");
     }
     RL_TRY(push(lexer, token));
     advance(lexer, bytes);
     return RL_OK;
-}
-
-static bool is_name(char c, bool first)
-{
-    bool letter = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_';
-    return letter || (!first && c >= '0' && c <= '9');
 }
 
 static rl_status lex_name(struct lexer *lexer)
