@@ -10,9 +10,9 @@ enum app_exit { APP_OK = 0, APP_FAILED = 1, APP_USAGE = 2, APP_INTERRUPTED = 3 }
 
 struct app_command {
     const char *name;
-    const char *usage;   /* after "foresight NAME" */
-    const char *summary; /* one line */
-    const char *details; /* more lines for `foresight NAME --help`, "" if none */
+    const char *usage;                 /* after "foresight NAME" */
+    const char *summary;               /* one line */
+    const char *details;               /* more lines for `foresight NAME --help`, "" if none */
     int (*run)(int argc, char **argv); /* argv[0] is the command's name; returns enum app_exit */
 };
 
