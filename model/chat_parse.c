@@ -66,10 +66,11 @@ rl_status chat_parser_expect(struct chat_parser *parser, enum chat_token_kind ki
     if (chat_parser_take(parser, kind, text)) {
         return RL_OK;
     }
+    const struct chat_token wanted = {.kind = kind, .data = "a name"};
     return rl_fail(RL_UNSUPPORTED,
                    "%s, line %d: expected %s, found \"%.60s\"; name another template in "
                    "data.chat_template",
-                   parser->where, parser->token->line, text != NULL ? text : "something else",
+                   parser->where, parser->token->line, text != NULL ? text : token_text(&wanted),
                    token_text(parser->token));
 }
 

@@ -17,6 +17,7 @@ void tok_added_fini(struct tok_added *added)
     }
     free(added->tokens);
     free(added->by_id);
+    free(added->contents.nodes);
     free(added->raw.nodes);
     free(added->normalized.nodes);
     tok_regex_destroy(added->word);
@@ -29,18 +30,6 @@ const struct tok_added_token *tok_added_by_id(const struct tok_added *added, int
         return NULL;
     }
     return &added->tokens[added->by_id[id]];
-}
-
-const struct tok_added_token *tok_added_by_content(const struct tok_added *added,
-                                                   struct tok_view content)
-{
-    for (size_t i = 0; i < added->count; i++) {
-        const struct tok_view *own = &added->tokens[i].content;
-        if (own->bytes == content.bytes && memcmp(own->data, content.data, own->bytes) == 0) {
-            return &added->tokens[i];
-        }
-    }
-    return NULL;
 }
 
 /* ---- trie ---- */
@@ -73,6 +62,18 @@ static int32_t trie_step(const struct tok_trie *trie, int32_t node, unsigned cha
         at = trie->nodes[at].sibling;
     }
     return at;
+}
+
+const struct tok_added_token *tok_added_by_content(const struct tok_added *added,
+                                                   struct tok_view content)
+{
+    const struct tok_trie *trie = &added->contents;
+    int32_t node = content.bytes > 0 ? trie->root[(unsigned char)content.data[0]] : -1;
+    for (size_t i = 1; i < content.bytes && node >= 0; i++) {
+        node = trie_step(trie, node, (unsigned char)content.data[i]);
+    }
+    return node >= 0 && trie->nodes[node].token >= 0 ? &added->tokens[trie->nodes[node].token]
+                                                     : NULL;
 }
 
 static rl_status trie_add(struct tok_trie *trie, const char *data, size_t bytes, int32_t token)
@@ -140,11 +141,9 @@ static rl_status token_check(const struct tok_added *added, const struct tok_add
         return rl_fail(RL_INVALID, "%s: %s: \"%.80s\" is there twice", where->file, where->key,
                        token->content.data);
     }
-    for (size_t i = 0; i < added->count; i++) {
-        if (added->tokens[i].id == token->id) {
-            return rl_fail(RL_INVALID, "%s: %s: id %d belongs to \"%.80s\" already", where->file,
-                           where->key, token->id, added->tokens[i].content.data);
-        }
+    if ((size_t)token->id < added->room && added->by_id[token->id] >= 0) {
+        return rl_fail(RL_INVALID, "%s: %s: id %d belongs to \"%.80s\" already", where->file,
+                       where->key, token->id, added->tokens[added->by_id[token->id]].content.data);
     }
     if (token->id != expected) {
         return rl_fail(RL_INVALID,
@@ -155,38 +154,42 @@ static rl_status token_check(const struct tok_added *added, const struct tok_add
     return RL_OK;
 }
 
+/* Check a token, whose content it takes over, and enter it. */
+static rl_status token_enter(struct tok_added *added, struct tok_added_token *token,
+                             const struct tok_vocab *vocab, const struct tok_where *where)
+{
+    rl_status status = token_check(added, token, vocab, where);
+    if (status == RL_OK) {
+        status = trie_add(&added->contents, token->content.data, token->content.bytes,
+                          (int32_t)added->count);
+    }
+    if (status != RL_OK) {
+        free((char *)token->content.data);
+        return status;
+    }
+    added->by_id[token->id] = (int32_t)added->count;
+    added->tokens[added->count++] = *token;
+    added->limit = token->id >= added->limit ? token->id + 1 : added->limit;
+    return RL_OK;
+}
+
 static rl_status tokens_read(struct tok_added *added, const json_t *array,
                              const struct tok_where *where, const struct tok_vocab *vocab)
 {
     size_t count = json_array_size(array);
     added->tokens = calloc(count + 1, sizeof(*added->tokens));
-    if (added->tokens == NULL) {
+    /* no token can be given an id beyond these */
+    added->room = (size_t)vocab->limit + vocab->count + count + 1;
+    added->by_id = malloc(added->room * sizeof(*added->by_id));
+    if (added->tokens == NULL || added->by_id == NULL) {
         return rl_fail(RL_NO_MEMORY, "%s: no memory for %zu added tokens", where->file, count);
     }
+    memset(added->by_id, 0xFF, added->room * sizeof(*added->by_id));
     for (size_t i = 0; i < count; i++) {
         struct tok_where here = tok_where_item(where, i);
         struct tok_added_token token = {0};
         RL_TRY(token_read(json_array_get(array, i), &here, &token));
-        rl_status status = token_check(added, &token, vocab, &here);
-        if (status != RL_OK) {
-            free((char *)token.content.data);
-            return status;
-        }
-        added->tokens[added->count++] = token;
-        added->limit = token.id >= added->limit ? token.id + 1 : added->limit;
-    }
-    return RL_OK;
-}
-
-static rl_status index_build(struct tok_added *added, const struct tok_where *where)
-{
-    added->by_id = malloc(((size_t)added->limit + 1) * sizeof(*added->by_id));
-    if (added->by_id == NULL) {
-        return rl_fail(RL_NO_MEMORY, "%s: no memory for added tokens", where->file);
-    }
-    memset(added->by_id, 0xFF, ((size_t)added->limit + 1) * sizeof(*added->by_id));
-    for (size_t i = 0; i < added->count; i++) {
-        added->by_id[added->tokens[i].id] = (int32_t)i;
+        RL_TRY(token_enter(added, &token, vocab, &here));
     }
     return RL_OK;
 }
@@ -226,10 +229,10 @@ rl_status tok_added_init(struct tok_added *added, const json_t *array,
 {
     static const char word_pattern[] = "[[:word:]\\x{200C}\\x{200D}]";
     bool single_word = false;
+    trie_init(&added->contents);
     trie_init(&added->raw);
     trie_init(&added->normalized);
     RL_TRY(tokens_read(added, array, where, vocab));
-    RL_TRY(index_build(added, where));
     for (int special = 1; special >= 0; special--) { /* special tokens come first */
         for (size_t i = 0; i < added->count; i++) {
             single_word = single_word || added->tokens[i].single_word;

@@ -427,8 +427,10 @@ struct tok_trie {
 struct tok_added {
     struct tok_added_token *tokens; /* [count] in file order */
     size_t count;
-    int32_t *by_id;             /* [limit] index of the token, -1: none */
+    int32_t *by_id; /* [room] index of the token, -1: none */
+    size_t room;
     int32_t limit;              /* one past the largest id */
+    struct tok_trie contents;   /* all, as the file spells them */
     struct tok_trie raw;        /* matched before normalization */
     struct tok_trie normalized; /* matched after it */
     struct tok_regex *word;     /* one word character, if a token is single_word */
