@@ -63,119 +63,35 @@ static bool content_is_plain(const struct prompt_encoder *encoder)
     return encoder->config->data.special_tokens_in_text == CONFIG_SPECIAL_PLAIN;
 }
 
-static rl_status append_ids(const int32_t *from, size_t count, struct token_buffer *ids)
-{
-    if (ids->count + count > ids->capacity) {
-        size_t capacity = (ids->count + count) * 2;
-        int32_t *grown = realloc(ids->ids, capacity * sizeof(*grown));
-        if (grown == NULL) {
-            return rl_fail(RL_NO_MEMORY, "prompt of %zu tokens", ids->count + count);
-        }
-        ids->ids = grown;
-        ids->capacity = capacity;
-    }
-    if (count > 0) {
-        memcpy(ids->ids + ids->count, from, count * sizeof(*from));
-        ids->count += count;
-    }
-    return RL_OK;
-}
-
-/* --- prompt template
- * ------------------------------------------------------------------------------ */
-
-/* True if the text holds the spelling of a special token, which plain encoding would leave alone.
+/* --- prompt template -----------------------------------------------------------------------------
  */
-static rl_status spells_special(const struct prompt_encoder *encoder, const char *text, bool *out)
-{
-    struct token_buffer plain = {0};
-    struct token_buffer special = {0};
-    size_t bytes = strlen(text);
-    rl_status status =
-        tokenizer_encode(encoder->tokenizer, text, bytes, TOKENIZER_PLAIN_TEXT, &plain);
-    if (status == RL_OK) {
-        status = tokenizer_encode(encoder->tokenizer, text, bytes, 0, &special);
-    }
-    if (status == RL_OK) {
-        *out = plain.count != special.count ||
-               (plain.count > 0 &&
-                memcmp(plain.ids, special.ids, plain.count * sizeof(*plain.ids)) != 0);
-    }
-    token_buffer_fini(&special);
-    token_buffer_fini(&plain);
-    return status;
-}
 
-/* How many ids the post-processor puts before and behind a text, found with a text of one letter.
- */
-static rl_status probe_specials(const struct prompt_encoder *encoder, struct token_buffer *with,
-                                size_t *before, size_t *behind)
-{
-    struct token_buffer bare = {0};
-    rl_status status = tokenizer_encode(encoder->tokenizer, "a", 1, 0, &bare);
-    if (status == RL_OK) {
-        status = tokenizer_encode(encoder->tokenizer, "a", 1, TOKENIZER_ADD_SPECIAL, with);
-    }
-    if (status == RL_OK) {
-        size_t at = 0;
-        while (at + bare.count < with->count && bare.count > 0 &&
-               memcmp(with->ids + at, bare.ids, bare.count * sizeof(*bare.ids)) != 0) {
-            at++;
-        }
-        *before = at;
-        *behind = with->count >= at + bare.count ? with->count - at - bare.count : 0;
-    }
-    token_buffer_fini(&bare);
-    return status;
-}
-
-/* The template's own text may name special tokens, the content may not: encode them apart. */
-static rl_status encode_parts(const struct prompt_encoder *encoder, const char *content,
-                              struct token_buffer *ids)
-{
-    struct token_buffer probe = {0};
-    const struct tokenizer *tokenizer = encoder->tokenizer;
-    size_t before = 0;
-    size_t behind = 0;
-    rl_status status;
-    RL_TRY_GOTO(probe_specials(encoder, &probe, &before, &behind), status, done);
-    RL_TRY_GOTO(append_ids(probe.ids, before, ids), status, done);
-    RL_TRY_GOTO(tokenizer_encode(tokenizer, encoder->head, encoder->head_bytes, 0, ids), status,
-                done);
-    RL_TRY_GOTO(tokenizer_encode(tokenizer, content, strlen(content), TOKENIZER_PLAIN_TEXT, ids),
-                status, done);
-    RL_TRY_GOTO(tokenizer_encode(tokenizer, encoder->tail, strlen(encoder->tail), 0, ids), status,
-                done);
-    status = append_ids(probe.ids + (probe.count - behind), behind, ids);
-done:
-    token_buffer_fini(&probe);
-    return status;
-}
-
-static rl_status encode_filled(const struct prompt_encoder *encoder, const char *content,
-                               struct token_buffer *ids)
-{
-    struct rl_text text;
-    rl_text_init(&text, TEXT_LIMIT_BYTES);
-    rl_status status;
-    RL_TRY_GOTO(rl_text_append(&text, encoder->head, encoder->head_bytes), status, done);
-    RL_TRY_GOTO(rl_text_append_str(&text, content), status, done);
-    RL_TRY_GOTO(rl_text_append_str(&text, encoder->tail), status, done);
-    status = tokenizer_encode(encoder->tokenizer, rl_text_str(&text), text.bytes,
-                              TOKENIZER_ADD_SPECIAL, ids);
-done:
-    rl_text_fini(&text);
-    return status;
-}
-
+/* The template's own text may name special tokens, the content may not, unless it is trusted. One
+ * encoding of the whole, so that tokens merge over the seams as in any other text. */
 static rl_status encode_template(const struct prompt_encoder *encoder, const char *content,
                                  struct token_buffer *ids)
 {
-    bool apart = false;
-    if (content_is_plain(encoder)) {
-        RL_TRY(spells_special(encoder, content, &apart));
+    struct rl_text text;
+    unsigned char *plain = NULL;
+    rl_status status;
+    rl_text_init(&text, TEXT_LIMIT_BYTES);
+    RL_TRY_GOTO(rl_text_append(&text, encoder->head, encoder->head_bytes), status, done);
+    RL_TRY_GOTO(rl_text_append_str(&text, content), status, done);
+    RL_TRY_GOTO(rl_text_append_str(&text, encoder->tail), status, done);
+    plain = calloc(text.bytes + 1, 1);
+    if (plain == NULL) {
+        status = rl_fail(RL_NO_MEMORY, "prompt of %zu bytes", text.bytes);
+        goto done;
     }
-    return apart ? encode_parts(encoder, content, ids) : encode_filled(encoder, content, ids);
+    if (content_is_plain(encoder)) {
+        memset(plain + encoder->head_bytes, 1, strlen(content));
+    }
+    status = tokenizer_encode_masked(encoder->tokenizer, rl_text_str(&text), text.bytes, plain,
+                                     TOKENIZER_ADD_SPECIAL, ids);
+done:
+    free(plain);
+    rl_text_fini(&text);
+    return status;
 }
 
 /* --- chat template
