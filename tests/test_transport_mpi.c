@@ -405,7 +405,8 @@ static int case_learner_death(void)
 }
 
 /* The last rank sleeps (SIGSTOP) for longer than allowed, wakes, and must learn that it is lost;
- * what it sends then must not be seen. */
+ * what it sends then must not be seen: its own pump throws it away if the news of the loss came
+ * first, and the receiver's does if the message did. */
 static void *sleeper_compute(void *arg)
 {
     struct rank *rank = arg;
@@ -447,9 +448,6 @@ static void *sleeper_compute(void *arg)
             rl_status status = channel_receive(rank->channel, 0.1, &message);
             RANK_CHECK(status != RL_OK || message.peer != last);
         }
-        struct channel_counters counters;
-        channel_counters(rank->channel, &counters);
-        RANK_CHECK(counters.dropped_messages >= 1);
     } else {
         rl_clock_sleep_s(NULL, 5.0);
     }

@@ -1,0 +1,69 @@
+/* What the threads of a learner rank share. The main thread pumps messages and serves the
+ * dispatcher (learner_service.c): tickets out, groups in, the dead noted. The compute thread waits
+ * for batches and trains (learner_loop.c). They share the run's tickets and admission under one
+ * mutex, held for moments only. Learners beside rank 0 only follow (train_follow.h). */
+#ifndef FORESIGHT_APP_LEARNER_RANK_H
+#define FORESIGHT_APP_LEARNER_RANK_H
+
+#include "app/train.h"
+#include "app/train_run.h"
+
+#include "transport/channel.h"
+#include "transport/wire.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+struct worker_seat {
+    bool alive;
+    struct wire_status status; /* newest */
+};
+
+struct probe {
+    uint32_t wanted, issued, taken;
+    struct trajectory_group **groups; /* [wanted] */
+};
+
+struct learner_rank {
+    const struct rl_config *config;
+    struct world *world;
+    struct channel *channel;
+    struct collective *collective;
+    struct rl_waits *waits;
+    struct session session;
+    struct prompts *prompts;
+    struct train_run run;
+    pthread_mutex_t mutex;       /* guards what is below, the run's tickets and its admission */
+    pthread_cond_t arrived;      /* a group was admitted or something is wrong */
+    bool serving;                /* weights are published: greet workers, issue tickets */
+    bool draining;               /* no more ordinary tickets */
+    struct worker_seat *seats;   /* [world size] */
+    struct channel_message held; /* a ticket that could not be sent yet */
+    struct probe probe;
+    rl_status service_status; /* first failure of the main thread's side */
+    uint64_t dead_workers;
+    rl_status compute_status;
+    atomic_bool finished; /* the compute thread is done */
+    bool completed;
+    bool stepping; /* a step has begun and not ended: the masters are no step's */
+};
+
+/* The first failure of the main thread's side ends the run: kept for the compute thread, which is
+ * woken. The mutex must be held. */
+void learner_service_fail(struct learner_rank *l, rl_status status);
+
+/* Rollout ranks not lost. The mutex must be held. */
+uint32_t learner_service_workers(const struct learner_rank *l);
+
+/* Tell every rollout rank where the weights are. The mutex must be held; once, after the first
+ * weights were published. */
+rl_status learner_service_greet(struct learner_rank *l);
+
+/* One round of the main thread beside the pump: messages in, tickets out. Takes the mutex for
+ * moments. Returns whether there was work. */
+bool learner_service_round(struct learner_rank *l);
+
+/* The compute thread of rank 0: open the run, train to its end, close nothing. */
+rl_status learner_loop_run(struct learner_rank *l);
+
+#endif

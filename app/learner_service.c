@@ -1,0 +1,221 @@
+/* See learner_rank.h: the main thread's side of learner rank 0, beside the pump. */
+#include "app/learner_rank.h"
+
+#include "core/log.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+void learner_service_fail(struct learner_rank *l, rl_status status)
+{
+    if (l->service_status == RL_OK) {
+        l->service_status = status;
+    }
+    pthread_cond_signal(&l->arrived);
+}
+
+uint32_t learner_service_workers(const struct learner_rank *l)
+{
+    uint32_t alive = 0;
+    for (int rank = 0; rank < world_size(l->world); rank++) {
+        alive += l->seats[rank].alive;
+    }
+    return alive;
+}
+
+/* --- main thread: messages in
+ * ----------------------------------------------------------------------------- */
+
+static void lose_peer(struct learner_rank *l, int rank)
+{
+    world_note_lost(l->world, rank);
+    if (world_role(l->world, rank) == WORLD_LEARNER) {
+        learner_service_fail(l, rl_fail(RL_PEER_LOST, "learner rank %d is lost", rank));
+        return;
+    }
+    if (!l->seats[rank].alive) {
+        return;
+    }
+    l->seats[rank].alive = false;
+    l->dead_workers++;
+    l->probe.issued = l->probe.taken; /* the rest of the probe is asked for again */
+    uint32_t tickets = 0;
+    if (l->serving) { /* before that the compute thread has the run to itself */
+        tickets = dispatcher_worker_lost(l->run.dispatcher, rank);
+        weight_arena_clear_reader(l->run.arena, rank);
+    }
+    rl_log(RL_LOG_WARN, "rollout rank %d is lost; its %u tickets will be issued again", rank,
+           tickets);
+    if (learner_service_workers(l) == 0) {
+        learner_service_fail(l, rl_fail(RL_PEER_LOST, "no rollout rank is left"));
+    }
+}
+
+static rl_status take_group(struct learner_rank *l, const struct channel_message *message)
+{
+    struct trajectory_group *group = NULL;
+    rl_status status = wire_decode_group(message, &group);
+    if (status != RL_OK) {
+        return status == RL_CORRUPT ? RL_OK : status; /* logged; its ticket stays issued */
+    }
+    if (group->ticket >= TRAIN_PROBE_TICKET) {
+        if (l->probe.taken < l->probe.wanted) {
+            l->probe.groups[l->probe.taken++] = group;
+        } else {
+            trajectory_group_destroy(group);
+        }
+    } else {
+        RL_TRY(admission_offer(l->run.admission, group));
+    }
+    pthread_cond_signal(&l->arrived);
+    return RL_OK;
+}
+
+static rl_status handle_message(struct learner_rank *l, const struct channel_message *message)
+{
+    struct wire_status status;
+    switch (message->kind) {
+    case WIRE_GROUP:
+        return l->serving ? take_group(l, message) : RL_OK;
+    case WIRE_STATUS:
+        if (wire_decode_status(message, &status) == RL_OK) {
+            l->seats[message->peer].status = status;
+        }
+        return RL_OK;
+    case WIRE_STOP: /* it has failed and leaves */
+    case CHANNEL_PEER_LOST:
+        lose_peer(l, message->peer);
+        return RL_OK;
+    default:
+        return RL_OK;
+    }
+}
+
+/* --- main thread: messages out
+ * ------------------------------------------------------------------------------ */
+
+rl_status learner_service_greet(struct learner_rank *l)
+{
+    struct wire_hello hello = {.rank = (uint32_t)world_rank(l->world),
+                               .world_size = (uint32_t)world_size(l->world),
+                               .config_hash = prompts_hash(l->prompts),
+                               .slot_bytes = l->session.layout->image_bytes};
+    snprintf(hello.arena_name, sizeof(hello.arena_name), "%s", weight_arena_name(l->run.arena));
+    snprintf(hello.host, sizeof(hello.host), "%s", world_host(l->world));
+    for (int rank = 0; rank < world_size(l->world); rank++) {
+        struct channel_message message = {.peer = rank};
+        if (!l->seats[rank].alive) {
+            continue;
+        }
+        RL_TRY(wire_encode_hello(&hello, &message));
+        rl_status status = channel_send(l->channel, &message);
+        channel_message_fini(&message);
+        if (status != RL_PEER_LOST) {
+            RL_TRY(status);
+        }
+    }
+    return RL_OK;
+}
+
+static rl_status encode_ticket(struct learner_rank *l, uint64_t number, uint64_t prompt_id,
+                               uint32_t epoch, int worker)
+{
+    struct wire_ticket ticket = {.ticket = number,
+                                 .prompt_id = prompt_id,
+                                 .epoch = epoch,
+                                 .sample_count = (uint32_t)l->config->rollout.samples_per_prompt,
+                                 .seed = (uint64_t)l->config->run.seed};
+    RL_TRY(wire_encode_ticket(&ticket, &l->held));
+    l->held.peer = worker;
+    return RL_OK;
+}
+
+/* Enough for a full engine and as much again in its queue, so that no worker runs dry. */
+static uint32_t tickets_per_worker(const struct learner_rank *l)
+{
+    int64_t samples = l->config->rollout.samples_per_prompt;
+    int64_t running = (l->config->rollout.max_running + samples - 1) / samples;
+    return (uint32_t)(2 * running + 1);
+}
+
+static int32_t pick_worker(struct learner_rank *l)
+{
+    int32_t best = -1;
+    uint32_t fewest = tickets_per_worker(l);
+    for (int rank = 0; rank < world_size(l->world); rank++) {
+        uint32_t outstanding = dispatcher_outstanding(l->run.dispatcher, rank);
+        if (l->seats[rank].alive && outstanding < fewest) {
+            fewest = outstanding;
+            best = rank;
+        }
+    }
+    return best;
+}
+
+/* Encode the next ticket into `held`; RL_AGAIN if there is none to issue. */
+static rl_status next_ticket(struct learner_rank *l)
+{
+    struct dispatcher_ticket ticket;
+    int32_t worker = pick_worker(l);
+    if (l->probe.issued < l->probe.wanted) {
+        for (worker = 0; !l->seats[worker].alive; worker++) {
+        }
+        uint32_t index = l->probe.issued++;
+        return encode_ticket(l, TRAIN_PROBE_TICKET + index, index % prompts_count(l->prompts),
+                             TRAIN_PROBE_EPOCH, worker);
+    }
+    if (l->draining || worker < 0 || !train_run_wants_tickets(&l->run)) {
+        return RL_AGAIN;
+    }
+    RL_TRY(dispatcher_issue(l->run.dispatcher, worker, tickets_per_worker(l), &ticket));
+    return encode_ticket(l, ticket.number, ticket.prompt_id, ticket.epoch, worker);
+}
+
+static rl_status issue_tickets(struct learner_rank *l)
+{
+    for (;;) {
+        rl_status status = RL_OK;
+        if (l->held.data == NULL) {
+            status = next_ticket(l);
+            if (status == RL_AGAIN) {
+                return RL_OK;
+            }
+            RL_TRY(status);
+        }
+        status = channel_send(l->channel, &l->held);
+        if (status == RL_AGAIN) {
+            return RL_OK;
+        }
+        if (status == RL_PEER_LOST) {
+            channel_message_fini(&l->held); /* its ticket goes back when the loss is announced */
+            return RL_OK;
+        }
+        RL_TRY(status);
+    }
+}
+
+/* One round of the main thread beside the pump. Returns whether there was work. */
+bool learner_service_round(struct learner_rank *l)
+{
+    struct channel_message message = {0};
+    bool worked = false;
+    while (channel_receive(l->channel, 0, &message) == RL_OK) {
+        pthread_mutex_lock(&l->mutex);
+        rl_status status = handle_message(l, &message);
+        if (status != RL_OK) {
+            learner_service_fail(l, status);
+        }
+        pthread_mutex_unlock(&l->mutex);
+        channel_message_fini(&message);
+        worked = true;
+    }
+    pthread_mutex_lock(&l->mutex);
+    if (l->serving && l->service_status == RL_OK) {
+        rl_status status = issue_tickets(l);
+        if (status != RL_OK) {
+            learner_service_fail(l, status);
+        }
+    }
+    pthread_mutex_unlock(&l->mutex);
+    return worked;
+}
