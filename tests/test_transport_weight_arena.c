@@ -102,6 +102,70 @@ START_TEST(protocol)
 }
 END_TEST
 
+/* Several versions held by one reader, one gone, one to come. */
+START_TEST(pins)
+{
+    struct weight_arena *arena = arena_make(_i == 1, 4, IMAGE_WORDS * 4, READERS);
+    struct weight_view first, second, other;
+    ck_assert_int_eq(weight_arena_pin(arena, 0, 0, &first), RL_AGAIN);
+    publish_filled(arena, 5, 0.0);
+    ck_assert_int_eq(weight_arena_pin(arena, 0, 5, &first), RL_OK);
+    ck_assert_int_eq(weight_arena_pin(arena, 0, 6, &second), RL_AGAIN);
+    ck_assert_int_eq(weight_arena_pin(arena, 0, 4, &second), RL_NOT_FOUND);
+    publish_filled(arena, 6, 0.0);
+    ck_assert_int_eq(weight_arena_pin(arena, 0, 6, &second), RL_OK);
+    ck_assert_int_eq(weight_arena_pin(arena, 0, 6, &second), RL_OK); /* does not count */
+    publish_filled(arena, 7, 0.0);
+    publish_filled(arena, 8, 0.0);
+    ck_assert_int_eq(weight_arena_pin(arena, 1, 7, &other), RL_OK);
+    ck_assert(view_is_whole(&first) && view_is_whole(&second) && view_is_whole(&other));
+    int slot = -1;
+    void *image = NULL;
+    ck_assert_int_eq(weight_arena_begin_write(arena, 0.02, &slot, &image), RL_TIMEOUT);
+    weight_arena_unpin(arena, 0, 6);
+    weight_arena_unpin(arena, 0, 6);
+    weight_arena_unpin(arena, 0, 1000);
+    publish_filled(arena, 9, 0.0);
+    ck_assert_int_eq(weight_arena_pin(arena, 0, 6, &second), RL_NOT_FOUND);
+    ck_assert(view_is_whole(&first) && view_is_whole(&other));
+    ck_assert_int_eq(weight_arena_acquire(arena, 1, &second), RL_OK);
+    weight_arena_release(arena, 1);
+    ck_assert_int_eq(weight_arena_pin(arena, 1, 7, &other), RL_OK); /* release left it alone */
+    weight_arena_clear_reader(arena, 1);
+    publish_filled(arena, 10, 0.0);
+    publish_filled(arena, 11, 0.0);
+    ck_assert(view_is_whole(&first));
+    ck_assert_int_eq(weight_arena_pin(arena, READERS, 11, &other), RL_INVALID);
+    weight_arena_close(arena);
+}
+END_TEST
+
+/* A window of versions stays though nobody pins it. */
+START_TEST(kept_window)
+{
+    enum { WINDOW = 3 };
+    struct weight_arena *arena = arena_make(false, WINDOW + 2, IMAGE_WORDS * 4, 1);
+    struct weight_view view;
+    for (uint32_t version = 0; version < 40; version++) {
+        uint32_t first = version < WINDOW ? 0 : version - WINDOW;
+        weight_arena_keep_from(arena, first);
+        publish_filled(arena, version, 0.0);
+        for (uint32_t kept = first; kept <= version; kept++) {
+            ck_assert_int_eq(weight_arena_pin(arena, 0, kept, &view), RL_OK);
+            ck_assert(view_is_whole(&view));
+            weight_arena_unpin(arena, 0, kept);
+        }
+    }
+    int slot = -1;
+    void *image = NULL;
+    ck_assert_int_eq(weight_arena_begin_write(arena, 0.0, &slot, &image), RL_OK);
+    ck_assert_int_eq(weight_arena_publish(arena, slot, 40, 0), RL_OK);
+    ck_assert_int_eq(weight_arena_begin_write(arena, 0.02, &slot, &image), RL_TIMEOUT);
+    ck_assert_ptr_nonnull(strstr(rl_log_last_error(), "window"));
+    weight_arena_close(arena);
+}
+END_TEST
+
 START_TEST(bad_requests)
 {
     struct weight_arena *arena = NULL;
@@ -156,21 +220,56 @@ static void *stress_read(void *arg)
     return NULL;
 }
 
+/* Hold the newest two or three by pin, among them ones that the writer is about to take. */
+static void *stress_pin(void *arg)
+{
+    enum { HELD = 3 };
+    struct stress *stress = arg;
+    struct weight_view held[HELD] = {0};
+    bool has[HELD] = {false};
+    for (uint64_t turn = 0; !atomic_load(stress->stop); turn++) {
+        size_t at = turn % HELD;
+        uint32_t newest = 0;
+        if (has[at]) {
+            stress->failed = stress->failed || !view_is_whole(&held[at]);
+            weight_arena_unpin(stress->arena, stress->reader, held[at].version);
+            for (size_t i = 0; i < HELD; i++) { /* it does not count: it was the others' too */
+                has[i] = has[i] && held[i].version != held[at].version;
+            }
+        }
+        if (!weight_arena_latest(stress->arena, &newest)) {
+            continue;
+        }
+        uint32_t wanted = newest - (uint32_t)(turn / HELD % 3 < newest ? turn / HELD % 3 : 0);
+        rl_status status = weight_arena_pin(stress->arena, stress->reader, wanted, &held[at]);
+        has[at] = status == RL_OK;
+        stress->failed = stress->failed || (has[at] && held[at].version != wanted) ||
+                         (status != RL_OK && status != RL_AGAIN && status != RL_NOT_FOUND);
+        stress->views += has[at] ? 1 : 0;
+    }
+    weight_arena_clear_reader(stress->arena, stress->reader);
+    return NULL;
+}
+
 START_TEST(stress_threads)
 {
+    bool pinning = _i == 2;
     struct weight_arena *arena = arena_make(false, 2 + _i, IMAGE_WORDS * 4, READERS);
     atomic_bool stop = false;
     struct stress stress[READERS];
     pthread_t threads[READERS];
     for (int i = 0; i < READERS; i++) {
         stress[i] = (struct stress){.arena = arena, .reader = i, .stop = &stop};
-        ck_assert_int_eq(pthread_create(&threads[i], NULL, stress_read, &stress[i]), 0);
+        ck_assert_int_eq(pthread_create(&threads[i], NULL,
+                                        pinning && i > 0 ? stress_pin : stress_read, &stress[i]),
+                         0);
     }
     publish_for(arena, stress_s);
     atomic_store(&stop, true);
     for (int i = 0; i < READERS; i++) {
         pthread_join(threads[i], NULL);
         ck_assert(!stress[i].failed);
+        ck_assert_uint_gt(stress[i].views, 0);
     }
     weight_arena_close(arena);
 }
@@ -238,7 +337,8 @@ START_TEST(dead_reader)
         struct weight_view view;
         bool fine =
             weight_arena_attach(weight_arena_name(arena), IMAGE_WORDS * 4, &mine) == RL_OK &&
-            weight_arena_acquire(mine, 2, &view) == RL_OK;
+            weight_arena_acquire(mine, 2, &view) == RL_OK &&
+            weight_arena_pin(mine, 2, 1, &view) == RL_OK;
         ssize_t written = write(ready[1], fine ? "y" : "n", 1);
         pause();
         _exit(written == 1 ? 0 : 1);
@@ -305,7 +405,9 @@ int main(void)
     tcase_set_timeout(tests, 120);
     tcase_add_loop_test(tests, protocol, 0, 2);
     tcase_add_test(tests, bad_requests);
-    tcase_add_loop_test(tests, stress_threads, 0, 2);
+    tcase_add_loop_test(tests, pins, 0, 2);
+    tcase_add_test(tests, kept_window);
+    tcase_add_loop_test(tests, stress_threads, 0, 3);
     tcase_add_test(tests, stress_processes);
     tcase_add_test(tests, dead_reader);
     tcase_add_test(tests, stale_arenas);

@@ -1,76 +1,23 @@
-/* Weight slots. Owns the mapping, the header in it and the pin protocol.
+/* The pin protocol of weight slots: what may be written, what is being read. The mapping itself is
+ * made in weight_arena_map.c.
  *
- * `newest` is one atomic word (valid bit, version, slot). A reader announces the slot in its own
- * pin and then looks at `newest` again: unchanged means that the writer, which publishes first and
- * scans the pins afterwards, must see the pin before it could choose that slot. Both sides use
- * sequentially consistent order, since each writes one word and reads the other's. Versions only
- * grow, so an equal word means that nothing happened in between.
+ * `newest` is one atomic word (valid bit, version, slot). acquire announces the slot in the
+ * reader's own pin and then looks at `newest` again: unchanged means that the writer, which
+ * publishes first and scans the pins afterwards, must see the pin before it could choose that slot.
+ * Versions only grow, so an equal word means that nothing happened in between.
  *
- * Stale arenas: everybody who maps one holds a shared flock on it; one whose creator is gone and
- * that can be locked exclusively belongs to nobody. */
-#include "transport/weight_arena.h"
+ * pin does the same with the slot's own version word: the writer marks it as closing before it
+ * looks for pins, so one of the two sees the other. A reader that finds the mark cannot know who
+ * was first and says RL_AGAIN; the writer takes the mark away if it found a pin. All of this is in
+ * sequentially consistent order, since each side writes one word and reads the other's. */
+#include "transport/weight_arena_internal.h"
 
 #include "core/clock.h"
 #include "core/log.h"
 
-#include <dirent.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
-#include <signal.h>
-#include <stdatomic.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <sys/statvfs.h>
-#include <unistd.h>
-
-#define ARENA_MAGIC UINT64_C(0x3154485752534646)
-#define ARENA_VALID (UINT64_C(1) << 63)
-#define ARENA_PREFIX "foresight-"
-#define ARENA_FOLDER "/dev/shm"
-
-enum {
-    ARENA_FORMAT = 1,
-    ARENA_PAGE = 4096,
-    ARENA_HUGE = 2 * 1024 * 1024,
-    ARENA_READERS_MAX = 1000000,
-    ARENA_NAMES_MAX = 1000
-};
-
-/* One cache line a reader, so that polling readers do not disturb one another. */
-struct arena_pin {
-    _Alignas(64) _Atomic uint32_t slot; /* slot + 1; 0: nothing pinned */
-};
-
-/* Start of the mapping; the pins follow, then the slots at slot_offset. */
-struct arena_header {
-    uint64_t magic;
-    uint32_t format;
-    uint32_t slots;
-    uint64_t slot_bytes;
-    uint64_t slot_stride;
-    uint64_t slot_offset;
-    uint32_t readers;
-    uint32_t reserved;
-    _Alignas(64) _Atomic uint64_t newest;
-    _Alignas(64) _Atomic uint64_t hash[WEIGHT_ARENA_SLOTS_MAX];
-    struct arena_pin pins[];
-};
-
-struct weight_arena {
-    struct arena_header *header;
-    unsigned char *mapping;
-    size_t mapping_bytes;
-    int fd; /* -1: private */
-    bool creator;
-    bool named;  /* the name still exists */
-    int writing; /* slot between begin_write and publish; -1: none */
-    char name[WEIGHT_ARENA_NAME_MAX];
-};
 
 static uint64_t newest_pack(uint32_t version, int slot)
 {
@@ -87,350 +34,46 @@ static int newest_slot(uint64_t newest)
     return (int)(newest & 0xff);
 }
 
-static uint64_t round_up(uint64_t value, uint64_t unit)
-{
-    return (value + unit - 1) / unit * unit;
-}
-
 static unsigned char *slot_image(const struct weight_arena *arena, int slot)
 {
     const struct arena_header *header = arena->header;
     return arena->mapping + header->slot_offset + (uint64_t)slot * header->slot_stride;
 }
 
-/* Sizes of an arena with these options; slots of some size start on huge pages. */
-static rl_status arena_plan(const struct weight_arena_options *options, struct arena_header *plan,
-                            size_t *total_bytes)
+static bool slot_is_pinned(struct arena_header *header, uint32_t slot)
 {
-    if (options->slots < 2 || options->slots > WEIGHT_ARENA_SLOTS_MAX || options->readers < 1 ||
-        options->readers > ARENA_READERS_MAX || options->slot_bytes == 0 ||
-        options->slot_bytes > SIZE_MAX / 64) {
-        return rl_fail(RL_INVALID,
-                       "weight arena of %d slots (2 to %d) of %zu bytes with %d readers (1 to %d)",
-                       options->slots, WEIGHT_ARENA_SLOTS_MAX, options->slot_bytes,
-                       options->readers, ARENA_READERS_MAX);
-    }
-    uint64_t unit = options->slot_bytes >= ARENA_HUGE ? ARENA_HUGE : ARENA_PAGE;
-    *plan = (struct arena_header){.magic = ARENA_MAGIC,
-                                  .format = ARENA_FORMAT,
-                                  .slots = (uint32_t)options->slots,
-                                  .slot_bytes = options->slot_bytes,
-                                  .readers = (uint32_t)options->readers};
-    plan->slot_stride = round_up(options->slot_bytes, unit);
-    plan->slot_offset =
-        round_up(sizeof *plan + (uint64_t)options->readers * sizeof(struct arena_pin), unit);
-    *total_bytes = plan->slot_offset + plan->slot_stride * plan->slots;
-    return RL_OK;
-}
-
-/* The plan's plain members; the atomics are zero in fresh memory. */
-static void arena_fill_header(struct arena_header *header, const struct arena_header *plan)
-{
-    header->format = plan->format;
-    header->slots = plan->slots;
-    header->slot_bytes = plan->slot_bytes;
-    header->slot_stride = plan->slot_stride;
-    header->slot_offset = plan->slot_offset;
-    header->readers = plan->readers;
-    header->magic = plan->magic;
-}
-
-/* Reserve the pages, so that a full file system shows here and not as a SIGBUS in the writer. */
-static rl_status arena_reserve(const struct weight_arena *arena, size_t total_bytes)
-{
-    int error = posix_fallocate(arena->fd, 0, (off_t)total_bytes);
-    if (error == 0) {
-        return RL_OK;
-    }
-    struct statvfs space;
-    uint64_t free_bytes = 0;
-    if (statvfs(ARENA_FOLDER, &space) == 0) {
-        free_bytes = (uint64_t)space.f_bavail * space.f_frsize;
-    }
-    return rl_fail(RL_IO,
-                   "shared memory for the weights: %zu bytes are needed in %s, %" PRIu64
-                   " are free there: %s",
-                   total_bytes, ARENA_FOLDER, free_bytes, strerror(error));
-}
-
-static rl_status arena_open_name(struct weight_arena *arena)
-{
-    for (int i = 0; i < ARENA_NAMES_MAX; i++) {
-        snprintf(arena->name, sizeof arena->name, "/" ARENA_PREFIX "%ld-%d", (long)getpid(), i);
-        arena->fd = shm_open(arena->name, O_RDWR | O_CREAT | O_EXCL, 0600);
-        if (arena->fd >= 0) {
-            arena->named = true;
-            break;
-        }
-        if (errno != EEXIST) {
-            break;
+    for (uint32_t i = 0; i < header->readers; i++) {
+        struct arena_pin *pin = &header->pins[i];
+        if (atomic_load(&pin->newest) == slot + 1 || (atomic_load(&pin->held) >> slot & 1) != 0) {
+            return true;
         }
     }
-    if (arena->fd < 0) {
-        return rl_fail(RL_IO, "%s: cannot make shared memory: %s", arena->name, strerror(errno));
-    }
-    if (flock(arena->fd, LOCK_SH | LOCK_NB) != 0) {
-        return rl_fail(RL_IO, "%s: cannot lock: %s", arena->name, strerror(errno));
-    }
-    return RL_OK;
+    return false;
 }
 
-static rl_status arena_map_shared(struct weight_arena *arena, size_t total_bytes)
+/* Take an unpinned slot away from readers; false if it is pinned or its version must stay. */
+static bool slot_close(const struct weight_arena *arena, uint32_t slot)
 {
-    void *mapping = mmap(NULL, total_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, arena->fd, 0);
-    if (mapping == MAP_FAILED) {
-        return rl_fail(RL_NO_MEMORY, "%s: cannot map %zu bytes: %s", arena->name, total_bytes,
-                       strerror(errno));
-    }
-    arena->mapping = mapping;
-    arena->mapping_bytes = total_bytes;
-    arena->header = mapping;
-    return RL_OK;
-}
-
-/* Anonymous memory aligned to huge pages: map too much and return the ends. */
-static rl_status arena_map_private(struct weight_arena *arena, size_t total_bytes)
-{
-    size_t wanted = round_up(total_bytes, ARENA_PAGE);
-    size_t bytes = wanted + ARENA_HUGE;
-    unsigned char *raw =
-        mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (raw == MAP_FAILED) {
-        return rl_fail(RL_NO_MEMORY, "no memory for %zu bytes of weights: %s", total_bytes,
-                       strerror(errno));
-    }
-    size_t head = (ARENA_HUGE - (uintptr_t)raw % ARENA_HUGE) % ARENA_HUGE;
-    if (head > 0) {
-        munmap(raw, head);
-    }
-    munmap(raw + head + wanted, bytes - head - wanted);
-    arena->mapping = raw + head;
-    arena->mapping_bytes = wanted;
-    arena->header = (struct arena_header *)(void *)arena->mapping;
-    madvise(arena->mapping, wanted, MADV_HUGEPAGE); /* a wish; no harm if refused */
-    return RL_OK;
-}
-
-static rl_status arena_build(struct weight_arena *arena, const struct weight_arena_options *options)
-{
-    struct arena_header plan;
-    size_t total_bytes = 0;
-    RL_TRY(arena_plan(options, &plan, &total_bytes));
-    if (options->shared) {
-        weight_arena_remove_stale();
-        RL_TRY(arena_open_name(arena));
-        RL_TRY(arena_reserve(arena, total_bytes));
-        RL_TRY(arena_map_shared(arena, total_bytes));
-    } else {
-        RL_TRY(arena_map_private(arena, total_bytes));
-    }
-    arena_fill_header(arena->header, &plan);
-    return RL_OK;
-}
-
-static struct weight_arena *arena_alloc(bool creator)
-{
-    struct weight_arena *arena = calloc(1, sizeof *arena);
-    if (arena != NULL) {
-        arena->fd = -1;
-        arena->writing = -1;
-        arena->creator = creator;
-    }
-    return arena;
-}
-
-rl_status weight_arena_create(const struct weight_arena_options *options, struct weight_arena **out)
-{
-    struct weight_arena *arena = arena_alloc(true);
-    if (arena == NULL) {
-        return rl_fail(RL_NO_MEMORY, "no memory for a weight arena");
-    }
-    rl_status status = arena_build(arena, options);
-    if (status != RL_OK) {
-        weight_arena_close(arena);
-        return status;
-    }
-    *out = arena;
-    return RL_OK;
-}
-
-static rl_status attach_open(struct weight_arena *arena, const char *name, size_t *bytes)
-{
-    if (strlen(name) >= sizeof arena->name ||
-        strncmp(name, "/" ARENA_PREFIX, strlen("/" ARENA_PREFIX)) != 0) {
-        return rl_fail(RL_NOT_FOUND, "\"%s\" is not the name of a weight arena", name);
-    }
-    snprintf(arena->name, sizeof arena->name, "%s", name);
-    arena->fd = shm_open(name, O_RDWR, 0);
-    if (arena->fd < 0) {
-        return rl_fail(errno == ENOENT ? RL_NOT_FOUND : RL_IO, "%s: cannot open: %s", name,
-                       strerror(errno));
-    }
-    struct stat info;
-    if (flock(arena->fd, LOCK_SH | LOCK_NB) != 0 || fstat(arena->fd, &info) != 0) {
-        return rl_fail(RL_IO, "%s: cannot lock or stat: %s", name, strerror(errno));
-    }
-    if (info.st_size < (off_t)sizeof(struct arena_header)) {
-        return rl_fail(RL_CORRUPT, "%s: %lld bytes are too few for a weight arena", name,
-                       (long long)info.st_size);
-    }
-    *bytes = (size_t)info.st_size;
-    return RL_OK;
-}
-
-/* The header must be exactly what this build would have made for its own counts. */
-static rl_status attach_check(const struct weight_arena *arena, size_t slot_bytes)
-{
-    const struct arena_header *header = arena->header;
-    if (header->magic != ARENA_MAGIC || header->format != ARENA_FORMAT) {
-        return rl_fail(RL_CORRUPT, "%s: not a weight arena of this build", arena->name);
-    }
-    if (header->slot_bytes != slot_bytes) {
-        return rl_fail(RL_INVALID, "%s: slots of %" PRIu64 " bytes, this model's weights take %zu",
-                       arena->name, header->slot_bytes, slot_bytes);
-    }
-    if (header->slots > WEIGHT_ARENA_SLOTS_MAX || header->readers > ARENA_READERS_MAX) {
-        return rl_fail(RL_CORRUPT, "%s: %u slots, %u readers", arena->name, header->slots,
-                       header->readers);
-    }
-    struct weight_arena_options options = {.shared = true,
-                                           .slots = (int)header->slots,
-                                           .slot_bytes = slot_bytes,
-                                           .readers = (int)header->readers};
-    struct arena_header plan;
-    size_t total_bytes = 0;
-    RL_TRY(arena_plan(&options, &plan, &total_bytes));
-    if (plan.slot_offset != header->slot_offset || plan.slot_stride != header->slot_stride ||
-        total_bytes != arena->mapping_bytes) {
-        return rl_fail(RL_CORRUPT, "%s: its sizes do not fit together", arena->name);
-    }
-    return RL_OK;
-}
-
-static rl_status attach_build(struct weight_arena *arena, const char *name, size_t slot_bytes)
-{
-    size_t bytes = 0;
-    RL_TRY(attach_open(arena, name, &bytes));
-    RL_TRY(arena_map_shared(arena, bytes));
-    RL_TRY(attach_check(arena, slot_bytes));
-    /* Only the creator writes images: a stray store of a reader must not reach the others. */
-    size_t offset = arena->header->slot_offset;
-    if (mprotect(arena->mapping + offset, bytes - offset, PROT_READ) != 0) {
-        return rl_fail(RL_IO, "%s: cannot protect the slots: %s", name, strerror(errno));
-    }
-    return RL_OK;
-}
-
-rl_status weight_arena_attach(const char *name, size_t slot_bytes, struct weight_arena **out)
-{
-    struct weight_arena *arena = arena_alloc(false);
-    if (arena == NULL) {
-        return rl_fail(RL_NO_MEMORY, "no memory for a weight arena");
-    }
-    rl_status status = attach_build(arena, name, slot_bytes);
-    if (status != RL_OK) {
-        weight_arena_close(arena);
-        return status;
-    }
-    *out = arena;
-    return RL_OK;
-}
-
-const char *weight_arena_name(const struct weight_arena *arena)
-{
-    return arena->name;
-}
-
-void weight_arena_unlink(struct weight_arena *arena)
-{
-    if (arena->creator && arena->named) {
-        shm_unlink(arena->name);
-        arena->named = false;
-    }
-}
-
-void weight_arena_close(struct weight_arena *arena)
-{
-    if (arena == NULL) {
-        return;
-    }
-    weight_arena_unlink(arena);
-    if (arena->mapping != NULL) {
-        munmap(arena->mapping, arena->mapping_bytes);
-    }
-    if (arena->fd >= 0) {
-        close(arena->fd);
-    }
-    free(arena);
-}
-
-/* Pid in "foresight-PID-N", 0 if the name is not of that form. */
-static long stale_pid(const char *name)
-{
-    size_t prefix = strlen(ARENA_PREFIX);
-    if (strncmp(name, ARENA_PREFIX, prefix) != 0) {
-        return 0;
-    }
-    char *end = NULL;
-    errno = 0;
-    long pid = strtol(name + prefix, &end, 10);
-    return errno == 0 && pid > 0 && *end == '-' ? pid : 0;
-}
-
-static bool stale_remove(const char *entry)
-{
-    long pid = stale_pid(entry);
-    if (pid == 0 || kill((pid_t)pid, 0) == 0 || errno != ESRCH) {
+    struct arena_header *header = arena->header;
+    uint64_t word = atomic_load(&header->version[slot]);
+    bool kept = (word & ARENA_VALID) != 0 && (uint32_t)word >= arena->keep_from;
+    if (kept || slot_is_pinned(header, slot)) {
         return false;
     }
-    char name[WEIGHT_ARENA_NAME_MAX];
-    if (snprintf(name, sizeof name, "/%s", entry) >= (int)sizeof name) {
-        return false;
-    }
-    int fd = shm_open(name, O_RDWR, 0);
-    if (fd < 0) {
-        return false;
-    }
-    bool free_of_users = flock(fd, LOCK_EX | LOCK_NB) == 0;
-    bool removed = free_of_users && shm_unlink(name) == 0;
-    close(fd);
-    if (removed) {
-        rl_log(RL_LOG_INFO, "removed the shared weights %s that a dead process left", name);
-    }
-    return removed;
+    atomic_store(&header->version[slot], word | ARENA_CLOSING);
+    bool pinned = slot_is_pinned(header, slot);
+    atomic_store(&header->version[slot], pinned ? word : 0);
+    return !pinned;
 }
 
-int weight_arena_remove_stale(void)
-{
-    DIR *folder = opendir(ARENA_FOLDER);
-    if (folder == NULL) {
-        return 0;
-    }
-    int removed = 0;
-    for (struct dirent *entry = readdir(folder); entry != NULL; entry = readdir(folder)) {
-        removed += stale_remove(entry->d_name) ? 1 : 0;
-    }
-    closedir(folder);
-    return removed;
-}
-
-/* A slot that is neither newest nor pinned, -1 if there is none. */
+/* A slot that is neither newest nor pinned nor kept, -1 if there is none. */
 static int arena_find_free(struct weight_arena *arena)
 {
     struct arena_header *header = arena->header;
     uint64_t newest = atomic_load(&header->newest);
-    bool taken[WEIGHT_ARENA_SLOTS_MAX] = {false};
-    if ((newest & ARENA_VALID) != 0) {
-        taken[newest_slot(newest) % WEIGHT_ARENA_SLOTS_MAX] = true;
-    }
-    for (uint32_t i = 0; i < header->readers; i++) {
-        uint32_t pin = atomic_load(&header->pins[i].slot);
-        if (pin > 0 && pin <= WEIGHT_ARENA_SLOTS_MAX) {
-            taken[pin - 1] = true;
-        }
-    }
     for (uint32_t slot = 0; slot < header->slots; slot++) {
-        if (!taken[slot]) {
+        bool is_newest = (newest & ARENA_VALID) != 0 && (uint32_t)newest_slot(newest) == slot;
+        if (!is_newest && slot_close(arena, slot)) {
             return (int)slot;
         }
     }
@@ -442,16 +85,26 @@ static rl_status arena_fail_busy(struct weight_arena *arena, double waited_s)
     struct arena_header *header = arena->header;
     char holders[160] = "";
     size_t used = 0;
-    for (uint32_t i = 0; i < header->readers && used + 16 < sizeof holders; i++) {
-        uint32_t pin = atomic_load(&header->pins[i].slot);
-        if (pin > 0) {
-            int length =
-                snprintf(holders + used, sizeof holders - used, " %u(slot %u)", i, pin - 1);
-            used += length > 0 ? (size_t)length : 0;
+    for (uint32_t i = 0; i < header->readers; i++) {
+        for (uint32_t slot = 0; slot < header->slots && used + 16 < sizeof holders; slot++) {
+            struct arena_pin *pin = &header->pins[i];
+            if (atomic_load(&pin->newest) == slot + 1 ||
+                (atomic_load(&pin->held) >> slot & 1) != 0) {
+                int length =
+                    snprintf(holders + used, sizeof holders - used, " %u(slot %u)", i, slot);
+                used += length > 0 ? (size_t)length : 0;
+            }
         }
     }
-    return rl_fail(RL_TIMEOUT, "no free weight slot of %u for %.1f s; readers that hold one:%s",
-                   header->slots, waited_s, holders);
+    return rl_fail(RL_TIMEOUT, "no free weight slot of %u for %.1f s%s; readers that hold one:%s",
+                   header->slots, waited_s,
+                   arena->keep_from <= UINT32_MAX ? " (a window of versions is kept)" : "",
+                   holders);
+}
+
+void weight_arena_keep_from(struct weight_arena *arena, uint32_t version)
+{
+    arena->keep_from = version;
 }
 
 rl_status weight_arena_begin_write(struct weight_arena *arena, double timeout_s, int *slot,
@@ -491,6 +144,7 @@ rl_status weight_arena_publish(struct weight_arena *arena, int slot, uint32_t ve
                        newest_version(newest));
     }
     atomic_store(&header->hash[slot], hash);
+    atomic_store(&header->version[slot], ARENA_VALID | version);
     atomic_store(&header->newest, newest_pack(version, slot));
     arena->writing = -1;
     return RL_OK;
@@ -532,6 +186,15 @@ static rl_status arena_check_reader(const struct weight_arena *arena, int reader
     return RL_OK;
 }
 
+static void fill_view(const struct weight_arena *arena, uint32_t slot, uint32_t version,
+                      struct weight_view *out)
+{
+    out->image = slot_image(arena, (int)slot);
+    out->bytes = arena->header->slot_bytes;
+    out->version = version;
+    out->hash = atomic_load(&arena->header->hash[slot]);
+}
+
 rl_status weight_arena_acquire(struct weight_arena *arena, int reader, struct weight_view *out)
 {
     RL_TRY(arena_check_reader(arena, reader));
@@ -541,7 +204,7 @@ rl_status weight_arena_acquire(struct weight_arena *arena, int reader, struct we
         if ((newest & ARENA_VALID) == 0) {
             return RL_AGAIN;
         }
-        atomic_store(&header->pins[reader].slot, (uint32_t)newest_slot(newest) + 1);
+        atomic_store(&header->pins[reader].newest, (uint32_t)newest_slot(newest) + 1);
         uint64_t again = atomic_load(&header->newest);
         if (again == newest) {
             break;
@@ -552,21 +215,67 @@ rl_status weight_arena_acquire(struct weight_arena *arena, int reader, struct we
     if ((uint32_t)slot >= header->slots) {
         return rl_fail(RL_CORRUPT, "%s: newest slot is %d of %u", arena->name, slot, header->slots);
     }
-    out->image = slot_image(arena, slot);
-    out->bytes = header->slot_bytes;
-    out->version = newest_version(newest);
-    out->hash = atomic_load(&header->hash[slot]);
+    fill_view(arena, (uint32_t)slot, newest_version(newest), out);
     return RL_OK;
 }
 
 void weight_arena_release(struct weight_arena *arena, int reader)
 {
     if (arena_check_reader(arena, reader) == RL_OK) {
-        atomic_store(&arena->header->pins[reader].slot, 0);
+        atomic_store(&arena->header->pins[reader].newest, 0);
+    }
+}
+
+/* The slot that holds `version`, being closed or not; -1: none. */
+static int find_version(struct arena_header *header, uint32_t version)
+{
+    for (uint32_t slot = 0; slot < header->slots; slot++) {
+        if ((atomic_load(&header->version[slot]) & ~ARENA_CLOSING) == (ARENA_VALID | version)) {
+            return (int)slot;
+        }
+    }
+    return -1;
+}
+
+rl_status weight_arena_pin(struct weight_arena *arena, int reader, uint32_t version,
+                           struct weight_view *out)
+{
+    RL_TRY(arena_check_reader(arena, reader));
+    struct arena_header *header = arena->header;
+    uint64_t newest = atomic_load(&header->newest); /* before the slots: they are marked earlier */
+    if ((newest & ARENA_VALID) == 0 || newest_version(newest) < version) {
+        return RL_AGAIN;
+    }
+    uint64_t word = 0;
+    int slot = find_version(header, version);
+    if (slot >= 0) {
+        uint64_t bit = UINT64_C(1) << slot;
+        uint64_t before = atomic_fetch_or(&header->pins[reader].held, bit);
+        word = atomic_load(&header->version[slot]);
+        if ((before & bit) != 0 || word == (ARENA_VALID | version)) {
+            fill_view(arena, (uint32_t)slot, version, out);
+            return RL_OK;
+        }
+        atomic_fetch_and(&header->pins[reader].held, ~bit);
+    }
+    return word == (ARENA_VALID | ARENA_CLOSING | version) ? RL_AGAIN : RL_NOT_FOUND;
+}
+
+void weight_arena_unpin(struct weight_arena *arena, int reader, uint32_t version)
+{
+    if (arena_check_reader(arena, reader) != RL_OK) {
+        return;
+    }
+    int slot = find_version(arena->header, version);
+    if (slot >= 0) {
+        atomic_fetch_and(&arena->header->pins[reader].held, ~(UINT64_C(1) << slot));
     }
 }
 
 void weight_arena_clear_reader(struct weight_arena *arena, int reader)
 {
     weight_arena_release(arena, reader);
+    if (arena_check_reader(arena, reader) == RL_OK) {
+        atomic_store(&arena->header->pins[reader].held, 0);
+    }
 }

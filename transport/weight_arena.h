@@ -2,7 +2,8 @@
  * (a learner) fills a free slot and publishes it; any number of readers pin the newest slot and
  * read it in place. Invariant: a slot that is newest or pinned is never written. Readers take no
  * lock and never wait; the writer waits only for a slot, with a deadline. Versions coalesce: a
- * reader sees the newest, not each. A dead reader's pin is cleared by its rank. */
+ * reader of the newest does not see each; a writer that must not skip any keeps a window of them.
+ * A dead reader's pins are cleared by its rank. */
 #ifndef FORESIGHT_TRANSPORT_WEIGHT_ARENA_H
 #define FORESIGHT_TRANSPORT_WEIGHT_ARENA_H
 
@@ -12,20 +13,20 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { WEIGHT_ARENA_SLOTS_MAX = 16, WEIGHT_ARENA_NAME_MAX = 96 };
+enum { WEIGHT_ARENA_SLOTS_MAX = 64, WEIGHT_ARENA_NAME_MAX = 96 };
 
 struct weight_arena;
 
 struct weight_arena_options {
     bool shared;       /* POSIX shared memory; false: private memory of this process */
-    int slots;         /* >= 2; 3 where readers are other processes */
+    int slots;         /* >= 2; 3 where readers are other processes; see keep_from */
     size_t slot_bytes; /* bytes of an image */
     int readers;       /* pins: reader indices 0 .. readers-1, by convention world ranks */
 };
 
 /* What a reader has pinned. */
 struct weight_view {
-    const void *image; /* [bytes], 4096-aligned; valid until the reader's next acquire or release */
+    const void *image; /* [bytes], 4096-aligned; valid while it is pinned */
     size_t bytes;
     uint32_t version;
     uint64_t hash; /* as given to publish */
@@ -54,9 +55,13 @@ void weight_arena_unlink(struct weight_arena *arena);
 /* Remove shared arenas whose creator is dead and that nobody has mapped. Returns how many. */
 int weight_arena_remove_stale(void);
 
-/* Get a slot that is neither newest nor pinned; waits up to timeout_s. *image [slot_bytes] may be
- * written until publish; begin_write before that gives the same slot again.
- * Creator only, one thread. Errors: RL_INVALID, RL_TIMEOUT (names the readers that hold slots). */
+/* Versions >= `version` are not overwritten from here on (nothing is kept before the first call).
+ * A window of n versions needs n + 2 slots. Creator only, begin_write's thread. */
+void weight_arena_keep_from(struct weight_arena *arena, uint32_t version);
+
+/* Get a slot that is neither newest nor pinned nor kept; waits up to timeout_s. *image [slot_bytes]
+ * may be written until publish; begin_write before that gives the same slot again. Creator only,
+ * one thread. Errors: RL_INVALID, RL_TIMEOUT (names the readers that hold slots). */
 rl_status weight_arena_begin_write(struct weight_arena *arena, double timeout_s, int *slot,
                                    void **image);
 
@@ -75,10 +80,20 @@ rl_status weight_arena_wait(const struct weight_arena *arena, uint32_t version, 
  * index. Errors: RL_AGAIN (nothing published; not logged), RL_INVALID (reader index). */
 rl_status weight_arena_acquire(struct weight_arena *arena, int reader, struct weight_view *out);
 
-/* Unpin. The view is invalid from here on. */
+/* Unpin what acquire pinned. The view is invalid from here on, unless pin holds the version too. */
 void weight_arena_release(struct weight_arena *arena, int reader);
 
-/* Forget the pin of a reader whose process is dead. */
+/* Pin exactly `version` for `reader`, beside what else it holds; a reader may hold as many versions
+ * as there are slots. Pins do not count: twice pinned is once. Lock-free. One thread per reader
+ * index. Not logged, both are answers: RL_AGAIN (not published yet, or the writer is looking at
+ * that very slot: ask again), RL_NOT_FOUND (gone, or never published). Errors: RL_INVALID. */
+rl_status weight_arena_pin(struct weight_arena *arena, int reader, uint32_t version,
+                           struct weight_view *out);
+
+/* Undo weight_arena_pin; nothing happens if `version` is not pinned. */
+void weight_arena_unpin(struct weight_arena *arena, int reader, uint32_t version);
+
+/* Forget all pins of a reader whose process is dead. */
 void weight_arena_clear_reader(struct weight_arena *arena, int reader);
 
 #endif

@@ -1,0 +1,47 @@
+/* What weight_arena.c (the pin protocol) and weight_arena_map.c (the mapping) share. */
+#ifndef FORESIGHT_TRANSPORT_WEIGHT_ARENA_INTERNAL_H
+#define FORESIGHT_TRANSPORT_WEIGHT_ARENA_INTERNAL_H
+
+#include "transport/weight_arena.h"
+
+#include <stdatomic.h>
+
+#define ARENA_VALID (UINT64_C(1) << 63)
+#define ARENA_CLOSING (UINT64_C(1) << 62)
+
+/* What a reader holds; one cache line each, so that polling readers do not disturb one another. */
+struct arena_pin {
+    _Alignas(64) _Atomic uint32_t newest; /* acquire: slot + 1; 0: none */
+    _Atomic uint64_t held;                /* pin: one bit a slot */
+};
+
+/* Start of the mapping; the pins follow, then the slots at slot_offset. */
+struct arena_header {
+    uint64_t magic;
+    uint32_t format;
+    uint32_t slots;
+    uint64_t slot_bytes;
+    uint64_t slot_stride;
+    uint64_t slot_offset;
+    uint32_t readers;
+    uint32_t reserved;
+    _Alignas(64) _Atomic uint64_t newest; /* ARENA_VALID | version << 8 | slot */
+    /* ARENA_VALID | version; ARENA_CLOSING beside it while the writer looks for pins; 0: empty. */
+    _Alignas(64) _Atomic uint64_t version[WEIGHT_ARENA_SLOTS_MAX];
+    _Alignas(64) _Atomic uint64_t hash[WEIGHT_ARENA_SLOTS_MAX];
+    struct arena_pin pins[];
+};
+
+struct weight_arena {
+    struct arena_header *header;
+    unsigned char *mapping;
+    size_t mapping_bytes;
+    int fd; /* -1: private */
+    bool creator;
+    bool named;         /* the name still exists */
+    int writing;        /* slot between begin_write and publish; -1: none */
+    uint64_t keep_from; /* versions from here on are not overwritten */
+    char name[WEIGHT_ARENA_NAME_MAX];
+};
+
+#endif
