@@ -1,11 +1,10 @@
 /* See learner.h. learner_step is a list of named phases; each fills its part of the report. */
-#include "trainer/learner.h"
+#include "trainer/learner_internal.h"
 
 #include "core/clock.h"
 #include "core/log.h"
 #include "kernels/device.h"
 #include "kernels/sampling.h"
-#include "trainer/batcher.h"
 
 #include <assert.h>
 #include <math.h>
@@ -14,41 +13,6 @@
 
 enum { LEARNER_SKIPS_MAX = 3 };
 static const double publish_timeout_s = 60;
-
-/* Arrays over all completion tokens of this rank's step, micro-batch after micro-batch. */
-struct step_rows {
-    float *old, *reference; /* [capacity]; NULL where not needed */
-    size_t *base;           /* [microbatch_count] first row of each micro-batch */
-    size_t capacity, base_capacity;
-};
-
-struct learner {
-    struct learner_args args;
-    struct model_context context;
-    struct objective_options objective;
-    struct advantage_options advantage;
-    struct batcher_options batcher;
-    struct optimizer *optimizer;
-    float *grad;       /* [master_count] */
-    void *own_image;   /* [image_bytes] learners that do not publish */
-    const void *image; /* what forward passes read */
-    int slot;          /* arena slot being written; -1: none */
-    uint32_t version;
-    float inv_temperature;
-    bool recompute_old, kl_in_reward;
-    int64_t skipped_in_a_row;
-    /* activations of one micro-batch, grown to the largest seen */
-    struct model_workspace *workspace;
-    struct model_kv kv;
-    int64_t workspace_tokens, kv_pages;
-    struct batcher_arrays arrays;
-    float *logprob, *entropy, *g_logprob, *g_entropy; /* [row_capacity] */
-    uint32_t row_capacity;
-    struct step_rows rows;
-    float *sample_advantage; /* [sample_capacity] */
-    double *sample_penalty;  /* [sample_capacity] */
-    size_t sample_capacity;
-};
 
 /* --- life cycle
  * ------------------------------------------------------------------------------------- */
@@ -111,30 +75,12 @@ fail:
     return status;
 }
 
-static void free_rows(struct learner *l)
-{
-    free(l->logprob);
-    free(l->entropy);
-    free(l->g_logprob);
-    free(l->g_entropy);
-    l->logprob = l->entropy = l->g_logprob = l->g_entropy = NULL;
-    l->row_capacity = 0;
-}
-
 void learner_destroy(struct learner *learner)
 {
     if (learner == NULL) {
         return;
     }
-    free_rows(learner);
-    free(learner->rows.old);
-    free(learner->rows.reference);
-    free(learner->rows.base);
-    free(learner->sample_advantage);
-    free(learner->sample_penalty);
-    batcher_arrays_fini(&learner->arrays);
-    model_workspace_destroy(learner->workspace);
-    model_kv_fini(&learner->kv);
+    learner_free_memory(learner);
     optimizer_destroy(learner->optimizer);
     device_free(learner->own_image);
     device_free(learner->grad);
@@ -201,124 +147,20 @@ rl_status learner_publish(struct learner *learner, const struct learner_report *
     return publish(learner, report->version, report->hash);
 }
 
-/* --- memory of a step
- * ------------------------------------------------------------------------------- */
-
-static rl_status grow_rows(struct learner *l, uint32_t rows)
-{
-    if (rows <= l->row_capacity) {
-        return RL_OK;
-    }
-    free_rows(l);
-    l->logprob = calloc(rows, sizeof(float));
-    l->entropy = calloc(rows, sizeof(float));
-    l->g_logprob = calloc(rows, sizeof(float));
-    l->g_entropy = calloc(rows, sizeof(float));
-    if (!l->logprob || !l->entropy || !l->g_logprob || !l->g_entropy) {
-        free_rows(l);
-        return rl_fail(RL_NO_MEMORY, "learner: out of memory for %u token rows", rows);
-    }
-    l->row_capacity = rows;
-    return RL_OK;
-}
-
-static rl_status grow_activations(struct learner *l, const struct batcher_plan *plan)
-{
-    if ((int64_t)plan->max_tokens > l->workspace_tokens) {
-        model_workspace_destroy(l->workspace);
-        l->workspace = NULL;
-        l->workspace_tokens = 0;
-        RL_TRY(model_workspace_create(l->args.layout, plan->max_tokens, true, &l->workspace));
-        l->workspace_tokens = plan->max_tokens;
-    }
-    if ((int64_t)plan->max_pages > l->kv_pages) {
-        model_kv_fini(&l->kv);
-        l->kv = (struct model_kv){0};
-        l->kv_pages = 0;
-        RL_TRY(model_kv_create(l->args.layout, (int32_t)plan->max_pages, &l->kv));
-        l->kv_pages = plan->max_pages;
-    }
-    return grow_rows(l, plan->max_rows);
-}
-
-static bool grow_floats(float **array, size_t count)
-{
-    float *grown = realloc(*array, (count == 0 ? 1 : count) * sizeof(float));
-    if (grown == NULL) {
-        return false;
-    }
-    *array = grown;
-    return true;
-}
-
-static rl_status grow_step_rows(struct learner *l, const struct batcher_plan *plan)
-{
-    struct step_rows *rows = &l->rows;
-    size_t *base = realloc(rows->base, (plan->microbatch_count + 1) * sizeof(*base));
-    if (base == NULL) {
-        return rl_fail(RL_NO_MEMORY, "learner: out of memory for a plan");
-    }
-    rows->base = base;
-    size_t total = 0;
-    for (uint32_t i = 0; i < plan->microbatch_count; i++) {
-        base[i] = total;
-        total += plan->microbatches[i].row_count;
-    }
-    bool ok = true;
-    if (l->recompute_old || l->kl_in_reward) {
-        ok = grow_floats(&rows->old, total);
-    }
-    if (l->args.reference_image != NULL) {
-        ok = ok && grow_floats(&rows->reference, total);
-    }
-    return ok ? RL_OK : rl_fail(RL_NO_MEMORY, "learner: out of memory for %zu log-probs", total);
-}
-
-static rl_status grow_samples(struct learner *l, size_t samples)
-{
-    if (samples <= l->sample_capacity) {
-        return RL_OK;
-    }
-    free(l->sample_advantage);
-    free(l->sample_penalty);
-    l->sample_capacity = 0;
-    l->sample_advantage = calloc(samples, sizeof(float));
-    l->sample_penalty = calloc(samples, sizeof(double));
-    if (l->sample_advantage == NULL || l->sample_penalty == NULL) {
-        return rl_fail(RL_NO_MEMORY, "learner: out of memory for %zu samples", samples);
-    }
-    l->sample_capacity = samples;
-    return RL_OK;
-}
-
 /* --- passes
  * ------------------------------------------------------------------------------------------- */
-
-/* Log-probs (and entropies, may be NULL) of micro-batch `index` under `image`. */
-static rl_status forward_microbatch(struct learner *l, const struct batcher_plan *plan,
-                                    uint32_t index, const void *image, float *logprob,
-                                    float *entropy)
-{
-    const float *hidden = NULL;
-    RL_TRY(batcher_arrays_fill(&l->arrays, plan, index));
-    model_forward(&l->context, image, &l->kv, &l->arrays.batch, l->workspace, &hidden);
-    model_head_forward(&l->context, image, l->workspace,
-                       &(struct model_head_args){l->arrays.hidden_rows, l->arrays.targets,
-                                                 l->arrays.row_count, l->inv_temperature, logprob,
-                                                 entropy});
-    return RL_OK;
-}
 
 /* Log-probs that stay fixed during the step: of the policy at its start and of the reference. */
 static rl_status fixed_logprobs(struct learner *l, const struct batcher_plan *plan)
 {
     for (uint32_t i = 0; i < plan->microbatch_count; i++) {
         if (l->rows.old != NULL) {
-            RL_TRY(forward_microbatch(l, plan, i, l->image, l->rows.old + l->rows.base[i], NULL));
+            RL_TRY(learner_forward_microbatch(l, plan, i, l->image, l->rows.old + l->rows.base[i],
+                                              NULL));
         }
         if (l->args.reference_image != NULL) {
-            RL_TRY(forward_microbatch(l, plan, i, l->args.reference_image,
-                                      l->rows.reference + l->rows.base[i], NULL));
+            RL_TRY(learner_forward_microbatch(l, plan, i, l->args.reference_image,
+                                              l->rows.reference + l->rows.base[i], NULL));
         }
     }
     return RL_OK;
@@ -342,16 +184,6 @@ static rl_status penalties(struct learner *l, const struct batcher_plan *plan, s
     return collective_sum_double(l->args.collective, l->sample_penalty, (int64_t)samples);
 }
 
-static bool sampled_by(const struct trajectory *sample, uint32_t version)
-{
-    for (uint32_t i = 0; i < sample->completion_count; i++) {
-        if (sample->version[i] != version) {
-            return false;
-        }
-    }
-    return true;
-}
-
 /* Objective of every sequence of the micro-batch just forwarded: fills g_logprob and g_entropy. */
 static void objective_of_microbatch(struct learner *l, const struct batcher_plan *plan,
                                     uint32_t index, bool first, struct objective_stats *stats)
@@ -371,7 +203,7 @@ static void objective_of_microbatch(struct learner *l, const struct batcher_plan
             .advantage = l->sample_advantage[sequence->index],
             .version = l->arrays.version + row,
             .version_now = l->version,
-            .on_version = first && sampled_by(sequence->sample, l->version)};
+            .on_version = first && learner_sampled_by(sequence->sample, l->version)};
         objective_sequence(&l->objective, &input, l->g_logprob + row, l->g_entropy + row, stats);
     }
 }
@@ -412,7 +244,7 @@ static rl_status run_minibatch(struct learner *l, const struct batcher_plan *pla
     memset(l->grad, 0, (size_t)l->args.layout->master_count * sizeof(float));
     for (uint32_t i = 0; i < mini->microbatch_count; i++) {
         uint32_t micro = mini->first_microbatch + i;
-        RL_TRY(forward_microbatch(l, plan, micro, l->image, l->logprob, l->entropy));
+        RL_TRY(learner_forward_microbatch(l, plan, micro, l->image, l->logprob, l->entropy));
         objective_of_microbatch(l, plan, micro, index == 0, &stats);
         model_backward(
             &l->context, l->image, &l->kv, &l->arrays.batch, l->workspace,
@@ -445,9 +277,9 @@ static rl_status prepare(struct learner *l, struct trajectory_group *const *grou
             }
         }
     }
-    RL_TRY(grow_activations(l, plan));
-    RL_TRY(grow_step_rows(l, plan));
-    RL_TRY(grow_samples(l, samples));
+    RL_TRY(learner_grow_activations(l, plan));
+    RL_TRY(learner_grow_step_rows(l, plan));
+    RL_TRY(learner_grow_samples(l, samples));
     RL_TRY(fixed_logprobs(l, plan));
     if (l->kl_in_reward) {
         RL_TRY(penalties(l, plan, samples));
@@ -510,53 +342,4 @@ float *learner_master(struct learner *learner)
 struct optimizer_state *learner_optimizer(struct learner *learner)
 {
     return optimizer_state(learner->optimizer);
-}
-
-/* --- probe
- * --------------------------------------------------------------------------------------------- */
-
-static rl_status probe_microbatch(struct learner *l, const struct batcher_plan *plan,
-                                  uint32_t index, double *largest, uint64_t *tokens)
-{
-    const struct batcher_microbatch *micro = &plan->microbatches[index];
-    RL_TRY(forward_microbatch(l, plan, index, l->image, l->logprob, NULL));
-    for (uint32_t s = 0; s < micro->sequence_count; s++) {
-        const struct trajectory *sample = plan->sequences[micro->first_sequence + s].sample;
-        const float *logprob = l->logprob + l->arrays.row_start[s];
-        if (!sampled_by(sample, l->version)) {
-            continue;
-        }
-        for (uint32_t i = 0; i < sample->completion_count; i++) {
-            double gap = fabs((double)logprob[i] - (double)sample->logprob[i]);
-            if (!isfinite(gap)) {
-                return rl_fail(RL_NONFINITE, "probe: a log-prob is not finite");
-            }
-            *largest = gap > *largest ? gap : *largest;
-        }
-        *tokens += sample->completion_count;
-    }
-    return RL_OK;
-}
-
-rl_status learner_probe(struct learner *learner, struct trajectory_group *const *groups,
-                        uint32_t count, double *largest, uint64_t *tokens)
-{
-    struct batcher_options options = learner->batcher;
-    struct batcher_plan *plan = NULL;
-    rl_status status = RL_OK;
-    double most = 0;
-    uint64_t seen = 0;
-    options.ranks = 1;
-    options.rank = 0;
-    options.mask_truncated = false;
-    RL_TRY(batcher_plan_create(&options, groups, count, &plan));
-    RL_TRY_GOTO(grow_activations(learner, plan), status, done);
-    for (uint32_t i = 0; i < plan->microbatch_count; i++) {
-        RL_TRY_GOTO(probe_microbatch(learner, plan, i, &most, &seen), status, done);
-    }
-    *largest = most;
-    *tokens = seen;
-done:
-    batcher_plan_destroy(plan);
-    return status;
 }
