@@ -66,7 +66,9 @@ static rl_status open_tickets(struct train_run *run)
     struct admission_options admission;
     struct dispatcher_options dispatcher = {
         .prompts_per_step = (uint32_t)config->rollout.prompts_per_step,
-        .max_staleness = config->async.enabled ? (uint32_t)config->async.max_staleness : 0,
+        .max_staleness = rl_config_first_staleness(config),
+        .order =
+            config->async.enabled ? (enum dispatcher_order)config->async.order : DISPATCHER_READY,
         .next = next_prompt};
     RL_TRY(prompt_order_create(prompts_count(run->prompts), (uint64_t)config->run.seed,
                                config->data.shuffle, &run->order));
@@ -228,11 +230,15 @@ static rl_status start_or_resume(struct train_run *run)
 static rl_status open_metrics(struct train_run *run)
 {
     char path[CHECKPOINT_PATH_MAX + 32];
+    struct dispatcher_counters counters;
+    dispatcher_count(run->dispatcher, &counters);
     snprintf(path, sizeof(path), "%s/metrics.jsonl", run->dir);
     RL_TRY(rl_metrics_open(run->metrics, path, run->step > 0 ? (int64_t)run->step : -1));
     rl_metrics_restore_counter(run->metrics, RL_METRIC_NUM_TOKENS, run->totals.learner_tokens);
     rl_metrics_restore_counter(run->metrics, RL_METRIC_SKIPPED_UPDATES,
                                run->totals.skipped_updates);
+    rl_metrics_restore_counter(run->metrics, RL_METRIC_STALENESS_DROPPED,
+                               (double)counters.dropped[DISPATCHER_STALE]);
     rl_metrics_restore_counter(run->metrics, RL_METRIC_DEAD_WORKERS, run->totals.dead_workers);
     rl_metrics_restore_counter(run->metrics, RL_METRIC_UPDATES,
                                (double)learner_optimizer(run->learner)->step);
@@ -272,6 +278,7 @@ rl_status train_run_open(const struct train_run_args *args, struct train_run *ru
     RL_TRY(session_load_master(args->session, args->config->model.path, &master));
     RL_TRY(open_learner(run, args, &master));
     RL_TRY(start_or_resume(run));
+    RL_TRY(train_run_open_staleness(run));
     RL_TRY(open_metrics(run));
     RL_TRY(write_config(run));
     RL_TRY(open_checkpoints(run));

@@ -12,6 +12,7 @@
 #include "trainer/checkpoint_writer.h"
 #include "trainer/dispatcher.h"
 #include "trainer/learner.h"
+#include "trainer/staleness_control.h"
 #include "transport/collective.h"
 #include "transport/weight_arena.h"
 
@@ -26,8 +27,9 @@ struct train_totals {
     double mismatch_max, mismatch_tokens;
     double completion_tokens, learner_tokens;
     double skipped_updates, dead_workers;
+    struct staleness_control staleness; /* async.max_staleness auto */
 };
-enum { TRAIN_TOTALS_FORMAT = 1 };
+enum { TRAIN_TOTALS_FORMAT = 2 };
 
 struct train_run {
     const struct rl_config *config;
@@ -83,6 +85,10 @@ struct train_run_args {
  * first weights. Release with train_run_close (also after an error). */
 rl_status train_run_open(const struct train_run_args *args, struct train_run *run);
 void train_run_close(struct train_run *run);
+
+/* async.max_staleness auto: start the controller, or go on with the one that was restored. The
+ * mutex must be held. */
+rl_status train_run_open_staleness(struct train_run *run);
 
 /* Take and give back the run's mutex, if it has one. */
 void train_run_lock(struct train_run *run);

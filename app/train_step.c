@@ -103,6 +103,57 @@ static void add_totals(struct train_run *run, const struct learner_report *repor
     totals->dead_workers += (double)feed->dead_workers;
 }
 
+/* --- async.max_staleness auto
+ * ---------------------------------------------------------------------------------------- */
+
+static bool controls_staleness(const struct train_run *run)
+{
+    return run->config->async.enabled && run->config->async.max_staleness == CONFIG_AUTO;
+}
+
+static rl_status apply_staleness(struct train_run *run)
+{
+    admission_set_max_staleness(run->admission, run->totals.staleness.limit);
+    return dispatcher_set_max_staleness(run->dispatcher, run->totals.staleness.eta);
+}
+
+rl_status train_run_open_staleness(struct train_run *run)
+{
+    struct staleness_control *control = &run->totals.staleness;
+    if (!controls_staleness(run)) {
+        return RL_OK;
+    }
+    if (control->raise_patience == 0) { /* never started */
+        staleness_control_init(control, rl_config_first_staleness(run->config));
+    }
+    return apply_staleness(run);
+}
+
+/* After a step: which bound holds from now on, and what it was for the metrics. */
+static rl_status control_staleness(struct train_run *run, const struct train_feed *feed,
+                                   double step_s)
+{
+    struct staleness_control *control = &run->totals.staleness;
+    if (!controls_staleness(run)) {
+        rl_metrics_add(run->metrics, RL_METRIC_MAX_STALENESS,
+                       rl_config_first_staleness(run->config));
+        return RL_OK;
+    }
+    uint32_t before = control->eta;
+    uint32_t batches = feed->queue_depth / (uint32_t)run->config->rollout.prompts_per_step;
+    enum staleness_move move = staleness_control_step(control, step_s, feed->wait_s, batches);
+    rl_metrics_add(run->metrics, RL_METRIC_MAX_STALENESS, control->eta);
+    if (move != STALENESS_KEPT) {
+        rl_log(RL_LOG_INFO, "async.max_staleness auto: %u -> %u, %s (%.1f %% of the last %d steps)",
+               before, control->eta, staleness_control_reason(move), 100 * control->idle,
+               STALENESS_CONTROL_WINDOW);
+    }
+    train_run_lock(run);
+    rl_status status = apply_staleness(run);
+    train_run_unlock(run);
+    return status;
+}
+
 static void step_metrics(struct train_run *run, const struct admission_batch *batch,
                          const struct learner_report *report, const struct train_feed *feed,
                          double step_s)
@@ -122,6 +173,12 @@ static void step_metrics(struct train_run *run, const struct admission_batch *ba
     step_metrics_tickets(run->metrics, &counters);
     rl_metrics_set_waits(run->metrics, run->waits);
     rl_metrics_add(run->metrics, RL_METRIC_STALENESS_DROPPED, (double)batch->counts.stale);
+    if (run->config->loss.dynamic_sampling) {
+        rl_metrics_add(run->metrics, RL_METRIC_FILTERED_SOLVED,
+                       (double)batch->counts.filtered_solved);
+        rl_metrics_add(run->metrics, RL_METRIC_FILTERED_UNSOLVED,
+                       (double)batch->counts.filtered_unsolved);
+    }
     rl_metrics_add(run->metrics, RL_METRIC_STEP_TIME, step_s);
     rl_metrics_add(run->metrics, RL_METRIC_TIME_WAIT_FOR_BATCH, feed->wait_s);
     rl_metrics_add(run->metrics, RL_METRIC_TIME_GENERATION, feed->generation_s);
@@ -185,6 +242,7 @@ rl_status train_run_step(struct train_run *run, struct admission_batch *batch,
     double now = rl_clock_now_s(NULL);
     RL_TRY(settle_tickets(run, batch, &report));
     step_metrics(run, batch, &report, feed, now - run->step_started_s);
+    RL_TRY(control_staleness(run, feed, now - run->step_started_s));
     run->step_started_s = now;
     print_line(run);
     RL_TRY(rl_metrics_write(run->metrics, (int64_t)run->step));

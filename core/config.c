@@ -16,6 +16,7 @@ static rl_status config_set_default(struct rl_config *config, const struct confi
         *(bool *)member = row->def_number != 0.0;
         return RL_OK;
     case CONFIG_INT:
+    case CONFIG_AUTO_INT:
         *(int64_t *)member = (int64_t)row->def_number;
         return RL_OK;
     case CONFIG_REAL:

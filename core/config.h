@@ -30,15 +30,20 @@ enum config_advantage {
 enum config_lr_schedule { CONFIG_LR_CONSTANT, CONFIG_LR_LINEAR, CONFIG_LR_COSINE };
 enum config_resume { CONFIG_RESUME_AUTO, CONFIG_RESUME_NEVER, CONFIG_RESUME_MUST };
 enum config_kv_on_update { CONFIG_KV_KEEP, CONFIG_KV_RECOMPUTE };
+enum config_order { CONFIG_ORDER_READY, CONFIG_ORDER_TICKET, CONFIG_ORDER_FIXED_LAG };
 enum config_isa { CONFIG_ISA_AUTO, CONFIG_ISA_REF, CONFIG_ISA_AVX2, CONFIG_ISA_AVX512 };
 enum config_weights { CONFIG_WEIGHTS_FP32, CONFIG_WEIGHTS_BF16 };
 enum config_special_in_text { CONFIG_SPECIAL_PLAIN, CONFIG_SPECIAL_ALLOW };
 enum config_bad_rows { CONFIG_BAD_ROWS_ERROR, CONFIG_BAD_ROWS_SKIP };
 
+/* The word auto of an AUTO_INT; the largest async.max_staleness in the order fixed_lag. */
+enum { CONFIG_AUTO = -1, CONFIG_FIXED_LAG_MAX = 13 };
+
 /* One member struct per section, e.g. config->rollout.temperature:
- * BOOL bool, INT int64_t, REAL double, STR char * (owned, never NULL), ENUM int. */
+ * BOOL bool, INT and AUTO_INT int64_t, REAL double, STR char * (owned, never NULL), ENUM int. */
 #define CONFIG_FIELD_BOOL(name) bool name;
 #define CONFIG_FIELD_INT(name) int64_t name;
+#define CONFIG_FIELD_AUTO_INT(name) int64_t name;
 #define CONFIG_FIELD_REAL(name) double name;
 #define CONFIG_FIELD_STR(name) char *name;
 #define CONFIG_FIELD_ENUM(choices) CONFIG_FIELD_ENUM_NAMED
@@ -77,6 +82,9 @@ rl_status rl_config_validate(const struct rl_config *config);
  * and advantage, kl_type of a KL term in the reward. They count as given afterwards, so that a dump
  * of `config` means the same run when it is read again. Call once, after validation. */
 void rl_config_resolve(struct rl_config *config);
+
+/* eta at the beginning of a run: 0 if async.enabled is false, 1 with async.max_staleness auto. */
+uint32_t rl_config_first_staleness(const struct rl_config *config);
 
 /* True if the option "section.name" was set by a file or an override (not a default). */
 bool rl_config_is_set(const struct rl_config *config, const char *key);

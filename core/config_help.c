@@ -8,7 +8,8 @@ enum { CONFIG_HELP_BYTES = 1 << 16, CONFIG_RANGE_BYTES = 64 };
 
 static const char *config_type_name(enum config_type type)
 {
-    static const char *const names[] = {"true|false", "whole number", "number", "text", "choice"};
+    static const char *const names[] = {"true|false", "whole number", "whole number or auto",
+                                        "number",     "text",         "choice"};
     return names[type];
 }
 
@@ -17,11 +18,6 @@ static const char *config_default_text(const struct config_row *row, struct rl_t
 {
     rl_text_clear(buffer);
     return config_print_default(row, buffer) == RL_OK ? rl_text_str(buffer) : "?";
-}
-
-static bool config_has_range(const struct config_row *row)
-{
-    return row->type == CONFIG_INT || row->type == CONFIG_REAL;
 }
 
 /* Words of `text` in lines of at most 92 columns, each indented by 6. */
@@ -49,7 +45,7 @@ static void config_help_row(FILE *out, const struct config_row *row, struct rl_t
     fprintf(out, "  %s.%s = %s", row->section, row->name, config_default_text(row, buffer));
     if (row->type == CONFIG_ENUM) {
         fprintf(out, "  (%s)\n", row->choices);
-    } else if (config_has_range(row)) {
+    } else if (config_is_number(row)) {
         config_range_text(row, range, sizeof range);
         fprintf(out, "  (%s, %s%s%s)\n", config_type_name(row->type), range,
                 row->unit[0] != '\0' ? " " : "", row->unit);
@@ -100,7 +96,7 @@ static void config_markdown_row(FILE *out, const struct config_row *row, struct 
     fprintf(out, "| `%s` | ", row->name);
     if (row->type == CONFIG_ENUM) {
         config_markdown_text(out, row->choices);
-    } else if (config_has_range(row)) {
+    } else if (config_is_number(row)) {
         config_range_text(row, range, sizeof range);
         fputs(range, out);
     } else {

@@ -9,11 +9,13 @@
 
 #define CONFIG_TYPE_BOOL .type = CONFIG_BOOL
 #define CONFIG_TYPE_INT .type = CONFIG_INT
+#define CONFIG_TYPE_AUTO_INT .type = CONFIG_AUTO_INT
 #define CONFIG_TYPE_REAL .type = CONFIG_REAL
 #define CONFIG_TYPE_STR .type = CONFIG_STR
 #define CONFIG_TYPE_ENUM(names) .type = CONFIG_ENUM, .choices = names
 #define CONFIG_DEF_BOOL(value) .def_number = (value)
 #define CONFIG_DEF_INT(value) .def_number = (double)(value)
+#define CONFIG_DEF_AUTO_INT(value) .def_number = (double)(value)
 #define CONFIG_DEF_REAL(value) .def_number = (value)
 #define CONFIG_DEF_STR(value) .def_text = value
 #define CONFIG_DEF_ENUM(names) CONFIG_DEF_INT

@@ -8,7 +8,7 @@
 
 #include <stddef.h>
 
-enum config_type { CONFIG_BOOL, CONFIG_INT, CONFIG_REAL, CONFIG_STR, CONFIG_ENUM };
+enum config_type { CONFIG_BOOL, CONFIG_INT, CONFIG_AUTO_INT, CONFIG_REAL, CONFIG_STR, CONFIG_ENUM };
 
 /* Longest STR value. Templates and file lists fit; a whole file pasted by mistake does not. */
 enum { CONFIG_STR_BYTES = 1 << 16 };
@@ -72,7 +72,10 @@ rl_status config_set(struct rl_config *config, size_t index, const struct config
 rl_status config_check_range(const struct rl_config *config, const struct config_row *row,
                              const char *where);
 
-/* "min .. max" of an INT or REAL, copied into out [bytes]. */
+/* True of INT, AUTO_INT and REAL: has a range. */
+bool config_is_number(const struct config_row *row);
+
+/* "min .. max" of a number, copied into out [bytes]. */
 void config_range_text(const struct config_row *row, char *out, size_t bytes);
 
 /* Value as YAML text: strings quoted, reals in the shortest form that reads back to the same bits.

@@ -57,6 +57,14 @@ static void config_check_async(const struct rl_config *config, struct config_ver
     CONFIG_RULE(config->async.dead_after_ms >= 3 * config->async.heartbeat_ms,
                 "async.dead_after_ms (%lld) must be at least 3 x async.heartbeat_ms (%lld)",
                 (long long)config->async.dead_after_ms, (long long)config->async.heartbeat_ms);
+    CONFIG_RULE(config->async.order != CONFIG_ORDER_FIXED_LAG ||
+                    config->async.max_staleness != CONFIG_AUTO,
+                "async.order is fixed_lag, which needs a fixed async.max_staleness, not auto");
+    CONFIG_RULE(config->async.order != CONFIG_ORDER_FIXED_LAG ||
+                    config->async.max_staleness <= CONFIG_FIXED_LAG_MAX,
+                "async.order is fixed_lag, which keeps max_staleness + 3 versions of the weights: "
+                "async.max_staleness is %lld, at most %d",
+                (long long)config->async.max_staleness, CONFIG_FIXED_LAG_MAX);
     CONFIG_RULE(config->async.wait_timeout_ms >= config->async.dead_after_ms,
                 "async.wait_timeout_ms (%lld) is below async.dead_after_ms (%lld): the run would "
                 "stop before a dead rank is noticed",
@@ -98,6 +106,15 @@ rl_status rl_config_validate(const struct rl_config *config)
     config_check_clips(config, &verdict);
     config_check_kl(config, &verdict);
     return verdict.problems == 0 ? RL_OK : RL_INVALID;
+}
+
+uint32_t rl_config_first_staleness(const struct rl_config *config)
+{
+    int64_t staleness = config->async.max_staleness;
+    if (!config->async.enabled) {
+        return 0;
+    }
+    return staleness == CONFIG_AUTO ? 1 : (uint32_t)staleness;
 }
 
 static void config_mark(struct rl_config *config, const char *section, const char *name)

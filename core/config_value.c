@@ -76,6 +76,24 @@ static rl_status config_parse_int(const struct config_row *row, const struct con
     return RL_OK;
 }
 
+static rl_status config_parse_auto_int(const struct config_row *row,
+                                       const struct config_scalar *scalar, const char *where,
+                                       int64_t *out)
+{
+    if (strcmp(scalar->text, "auto") == 0) {
+        *out = CONFIG_AUTO;
+        return RL_OK;
+    }
+    int64_t value = 0;
+    RL_TRY(config_parse_int(row, scalar, where, &value));
+    if (value < 0) { /* -1 stands for the word, and is not another way to write it */
+        return CONFIG_BAD("%" PRId64 " is out of range, expected %.0f .. %.0f or auto", value,
+                          row->min, row->max);
+    }
+    *out = value;
+    return RL_OK;
+}
+
 static rl_status config_parse_enum(const struct config_row *row, const struct config_scalar *scalar,
                                    const char *where, int *out)
 {
@@ -145,11 +163,17 @@ static rl_status config_parse_str(const struct config_row *row, const struct con
 
 void config_range_text(const struct config_row *row, char *out, size_t bytes)
 {
-    if (row->type == CONFIG_INT) {
-        snprintf(out, bytes, "%.0f .. %.0f", row->min, row->max);
+    if (row->type == CONFIG_INT || row->type == CONFIG_AUTO_INT) {
+        snprintf(out, bytes, "%.0f .. %.0f%s", row->min, row->max,
+                 row->type == CONFIG_AUTO_INT ? " or auto" : "");
     } else {
         snprintf(out, bytes, "%.15g .. %.15g", row->min, row->max);
     }
+}
+
+bool config_is_number(const struct config_row *row)
+{
+    return row->type == CONFIG_INT || row->type == CONFIG_AUTO_INT || row->type == CONFIG_REAL;
 }
 
 rl_status config_check_range(const struct rl_config *config, const struct config_row *row,
@@ -163,11 +187,12 @@ rl_status config_check_range(const struct rl_config *config, const struct config
             return CONFIG_BAD("choice %d, expected one of %s", index, row->choices);
         }
     }
-    if (row->type != CONFIG_INT && row->type != CONFIG_REAL) {
+    if (!config_is_number(row) ||
+        (row->type == CONFIG_AUTO_INT && *(const int64_t *)member == CONFIG_AUTO)) {
         return RL_OK;
     }
     double value =
-        row->type == CONFIG_INT ? (double)*(const int64_t *)member : *(const double *)member;
+        row->type == CONFIG_REAL ? *(const double *)member : (double)*(const int64_t *)member;
     if (!(value >= row->min && value <= row->max)) {
         config_range_text(row, name, sizeof name);
         return CONFIG_BAD("%.15g is out of range, expected %s", value, name);
@@ -184,6 +209,8 @@ static rl_status config_store(struct rl_config *config, const struct config_row 
         return config_parse_bool(row, scalar, where, member);
     case CONFIG_INT:
         return config_parse_int(row, scalar, where, member);
+    case CONFIG_AUTO_INT:
+        return config_parse_auto_int(row, scalar, where, member);
     case CONFIG_REAL:
         return config_parse_real(row, scalar, where, member);
     case CONFIG_STR:
@@ -268,6 +295,10 @@ rl_status config_print_value(const struct rl_config *config, const struct config
         return rl_text_append_str(out, *(const bool *)member ? "true" : "false");
     case CONFIG_INT:
         return rl_text_printf(out, "%" PRId64, *(const int64_t *)member);
+    case CONFIG_AUTO_INT:
+        return *(const int64_t *)member == CONFIG_AUTO
+                   ? rl_text_append_str(out, "auto")
+                   : rl_text_printf(out, "%" PRId64, *(const int64_t *)member);
     case CONFIG_REAL:
         return config_print_real(*(const double *)member, out);
     case CONFIG_STR:
@@ -284,6 +315,7 @@ rl_status config_print_default(const struct config_row *row, struct rl_text *out
     case CONFIG_BOOL:
         return rl_text_append_str(out, row->def_number != 0.0 ? "true" : "false");
     case CONFIG_INT:
+    case CONFIG_AUTO_INT:
     case CONFIG_REAL:
         return config_print_real(row->def_number, out);
     case CONFIG_STR:

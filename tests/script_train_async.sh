@@ -16,6 +16,19 @@ summary ranks_4 's["staleness"]["max"] > 0'
 train_ranks 3 recompute run.steps=30 rollout.kv_on_update=recompute loss.dynamic_sampling=true
 summary recompute 's["completed"] and s["logprob_mismatch"]["max"] == 0 and s["tickets"]["live"] == 0'
 
+# --- batches in the order of the tickets, and a bound on staleness that finds itself
+train_ranks 4 ticket run.steps=60 async.order=ticket loss.dynamic_sampling=true
+summary ticket 's["completed"] and s["logprob_mismatch"]["max"] == 0 and s["tickets"]["live"] == 0'
+summary ticket 's["staleness"]["max"] <= 2 and s["tickets"]["trained"] == 360'
+train_ranks 3 auto run.steps=60 async.max_staleness=auto
+sound auto 16 60
+python3 - "$work/runs/auto/metrics.jsonl" <<'PY' || fail "auto: async/max_staleness"
+import json, sys
+bounds = [json.loads(line)["async/max_staleness"] for line in open(sys.argv[1])]
+if bounds[0] != 1 or max(abs(a - b) for a, b in zip(bounds, bounds[1:])) > 1:
+    sys.exit(f"bounds {bounds}")
+PY
+
 # --- staleness 0: the very bits of the synchronous run, for any number of rollout ranks
 train sync run.steps=40 checkpoint.every=9
 for ranks in 2 4; do

@@ -3,7 +3,9 @@
  * are slow, die, pause and come back to deliver what was given up; messages are late, overtake each
  * other or get lost; weights arrive late; the learner is killed and goes on from its last
  * checkpoint. After every event: counters add up, the admission rule holds, versions only grow. Of
- * everything trained: staleness within eta, no ticket twice. At the end: every ticket trained or
+ * everything trained: staleness within eta, no ticket twice; in the orders ticket and fixed_lag the
+ * batches are in order, and in fixed_lag each is the same tickets by the same versions as in a
+ * second run with other delays, losses, deaths and workers. At the end: every ticket trained or
  * dropped, none lost; and all along each step comes within a bounded time. */
 #include "core/rng.h"
 #include "tests/sim_async_events.h"
@@ -27,7 +29,17 @@
 #define SIM_LT(a, b) SIM_HOLDS((a) < (b))
 #define SIM_GE(a, b) SIM_HOLDS((a) >= (b))
 
-enum { SEEDS = 1000, WORKERS_MAX = 5, TICKETS_MAX = 20000, STEPS = 40, SAMPLES = 2, PROMPTS = 11 };
+enum {
+    SEEDS = 1000,
+    WORKERS_MAX = 5,
+    STEPS = 40,
+    ETA_MAX = 4,
+    REFILLS_MAX = 256, /* of a step */
+    NUMBERS_MAX = 20000,
+    TICKETS_MAX = NUMBERS_MAX + (STEPS + ETA_MAX + 1) * REFILLS_MAX,
+    SAMPLES = 2,
+    PROMPTS = 11
+};
 
 #define SIM_TICK_S 1.0
 #define SIM_STALL_S 4000.0 /* longest time a step may take */
@@ -42,6 +54,7 @@ struct sim_world {
     double loss, trouble;               /* probabilities of a message, per tick */
     double flat, unscorable, skip;      /* probabilities of a group, group, step */
     bool dynamic_sampling, killed;
+    enum dispatcher_order order;
 };
 
 struct sim_worker {
@@ -58,6 +71,7 @@ struct sim_checkpoint {
     size_t bytes;
     struct trajectory_group **waiting;
     uint32_t waiting_count, steps;
+    uint64_t last_key;
     uint8_t trained[TICKETS_MAX];
 };
 
@@ -74,6 +88,8 @@ struct sim {
     bool training;
     uint32_t learner_life, steps, version_seen;
     double step_began_s;
+    uint64_t last_key;            /* highest ticket trained, in order of consumption */
+    uint64_t batch_hash[STEPS];   /* fixed_lag: tickets and versions of each step, 0: not yet */
     uint8_t trained[TICKETS_MAX]; /* the book: how often each ticket was trained */
     double issued_s[TICKETS_MAX];
     struct sim_checkpoint checkpoint;
@@ -81,7 +97,8 @@ struct sim {
 
 /* What all seeds together met, so that a quiet simulation is a failure. */
 struct sim_totals {
-    uint64_t trained, stale, reissued, duplicates, resumed, zero_variance, unscorable;
+    uint64_t orders[3], refills, trained, stale, reissued, duplicates, resumed, zero_variance,
+        unscorable;
 };
 
 static double chance(struct sim *sim)
@@ -105,7 +122,7 @@ static void world_choose(struct sim *sim)
     struct sim_world *w = &sim->world;
     w->workers = between(sim, 1, WORKERS_MAX);
     w->prompts_per_step = between(sim, 1, 6);
-    w->eta = between(sim, 0, 4);
+    w->eta = between(sim, 0, ETA_MAX);
     w->max_outstanding = between(sim, 1, 8);
     w->delay_s = 0.01 + chance(sim);
     w->generate_s = 0.1 + 4 * chance(sim);
@@ -118,13 +135,48 @@ static void world_choose(struct sim *sim)
     w->skip = chance(sim) < 0.5 ? 0 : 0.1;
     w->dynamic_sampling = chance(sim) < 0.4;
     w->killed = chance(sim) < 0.3;
+    w->order = (enum dispatcher_order)between(sim, 0, 2);
+}
+
+static bool fixed(const struct sim *sim)
+{
+    return sim->world.order == DISPATCHER_FIXED_LAG;
+}
+
+/* The second run of a fixed_lag seed: what the samples and the configuration are made of stays. */
+static void world_change_weather(struct sim *sim, uint64_t seed)
+{
+    struct sim_world before = sim->world;
+    sim->rng = rl_rng_make(seed, 1);
+    world_choose(sim);
+    sim->world.prompts_per_step = before.prompts_per_step;
+    sim->world.eta = before.eta;
+    sim->world.flat = before.flat;
+    sim->world.unscorable = before.unscorable;
+    sim->world.skip = before.skip;
+    sim->world.dynamic_sampling = before.dynamic_sampling;
+    sim->world.order = before.order;
+}
+
+/* Where a ticket stands in the books. */
+static uint64_t slot(struct sim *sim, uint64_t number)
+{
+    if ((number & DISPATCHER_REFILL) == 0) {
+        SIM_LT(number, NUMBERS_MAX);
+        return number;
+    }
+    uint64_t step = (number & (DISPATCHER_REFILL - 1)) >> DISPATCHER_REFILL_BITS;
+    uint64_t index = number & ((UINT64_C(1) << DISPATCHER_REFILL_BITS) - 1);
+    SIM_LT(index, REFILLS_MAX);
+    SIM_LE(step, STEPS + ETA_MAX);
+    return NUMBERS_MAX + step * REFILLS_MAX + index;
 }
 
 static rl_status next_prompt(void *arg, uint64_t position, uint64_t *prompt_id, uint32_t *epoch)
 {
     (void)arg;
     *prompt_id = position % PROMPTS;
-    *epoch = (uint32_t)(position / PROMPTS);
+    *epoch = (uint32_t)(position / PROMPTS); /* of refills: some large number */
     return RL_OK;
 }
 
@@ -144,10 +196,12 @@ static void learner_open(struct sim *sim)
 {
     struct dispatcher_options tickets = {.prompts_per_step = sim->world.prompts_per_step,
                                          .max_staleness = sim->world.eta,
+                                         .order = sim->world.order,
                                          .next = next_prompt};
     struct admission_options groups = {.prompts_per_step = sim->world.prompts_per_step,
                                        .samples_per_prompt = SAMPLES,
                                        .max_staleness = sim->world.eta,
+                                       .order = sim->world.order,
                                        .dynamic_sampling = sim->world.dynamic_sampling,
                                        .dynamic_sampling_rounds = 1000};
     SIM_EQ(dispatcher_create(&tickets, &sim->dispatcher), RL_OK);
@@ -180,8 +234,7 @@ static void learner_issue(struct sim *sim)
             return;
         }
         SIM_EQ(status, RL_OK);
-        SIM_LT(ticket.number, TICKETS_MAX);
-        sim->issued_s[ticket.number] = sim->now;
+        sim->issued_s[slot(sim, ticket.number)] = sim->now;
         send(sim, (struct sim_event){.kind = SIM_TICKET_AT_WORKER,
                                      .worker = worker,
                                      .life = sim->workers[worker].life,
@@ -207,6 +260,30 @@ static void learner_begin_step(struct sim *sim)
                                               .life = sim->learner_life});
 }
 
+/* What order says of a batch: ascending, and after all that was trained before; in fixed_lag the
+ * same as ever. */
+static void book_order(struct sim *sim)
+{
+    uint64_t hash = sim->world.prompts_per_step;
+    for (uint32_t g = 0; g < sim->batch.count; g++) {
+        const struct trajectory_group *group = sim->batch.groups[g];
+        uint64_t step = group->ticket & DISPATCHER_REFILL
+                            ? (group->ticket & (DISPATCHER_REFILL - 1)) >> DISPATCHER_REFILL_BITS
+                            : group->ticket / sim->world.prompts_per_step;
+        uint64_t key = fixed(sim) ? step << 32 | slot(sim, group->ticket) : group->ticket;
+        SIM_LT(sim->last_key, key + 1);
+        sim->last_key = key + 1;
+        SIM_HOLDS(!fixed(sim) || step == sim->steps);
+        hash = (hash ^ group->ticket) * UINT64_C(0x100000001b3);
+        hash = (hash ^ group->samples[0].version[2]) * UINT64_C(0x100000001b3);
+        hash ^= hash >> 29;
+    }
+    if (fixed(sim)) {
+        SIM_HOLDS(sim->batch_hash[sim->steps] == 0 || sim->batch_hash[sim->steps] == hash);
+        sim->batch_hash[sim->steps] = hash;
+    }
+}
+
 static void book_batch(struct sim *sim)
 {
     uint32_t version = dispatcher_version(sim->dispatcher);
@@ -216,7 +293,13 @@ static void book_batch(struct sim *sim)
         trajectory_group_versions(sim->batch.groups[g], &oldest, &newest);
         SIM_LE(newest, version);
         SIM_LE(version - oldest, sim->world.eta);
-        SIM_EQ(sim->trained[sim->batch.groups[g]->ticket]++, 0);
+        SIM_HOLDS(!fixed(sim) ||
+                  (version - oldest == (version < sim->world.eta ? version : sim->world.eta) &&
+                   newest == oldest));
+        SIM_EQ(sim->trained[slot(sim, sim->batch.groups[g]->ticket)]++, 0);
+    }
+    if (sim->world.order != DISPATCHER_READY) {
+        book_order(sim);
     }
 }
 
@@ -246,13 +329,15 @@ static void checkpoint_take(struct sim *sim)
     }
     checkpoint->waiting_count = count;
     checkpoint->steps = sim->steps;
+    checkpoint->last_key = sim->last_key;
     memcpy(checkpoint->trained, sim->trained, sizeof(sim->trained));
 }
 
 static void learner_end_step(struct sim *sim)
 {
     uint32_t version = dispatcher_version(sim->dispatcher);
-    bool skipped = chance(sim) < sim->world.skip;
+    /* In fixed_lag a step without an update publishes the same weights as its version. */
+    bool skipped = !fixed(sim) && chance(sim) < sim->world.skip;
     if (skipped) {
         SIM_EQ(admission_rejected(sim->admission, &sim->batch), RL_OK);
     } else {
@@ -292,6 +377,7 @@ static void learner_resume(struct sim *sim)
     }
     memcpy(sim->trained, checkpoint->trained, sizeof(sim->trained));
     sim->steps = checkpoint->steps;
+    sim->last_key = checkpoint->last_key;
     sim->learner_life++;
     sim->version_seen = dispatcher_version(sim->dispatcher);
     sim->step_began_s = sim->now;
@@ -326,7 +412,7 @@ static void learner_tick(struct sim *sim)
     for (uint64_t i = 0; i < count; i++) {
         bool away =
             tickets[i].state == DISPATCHER_ISSUED || tickets[i].state == DISPATCHER_GENERATED;
-        if (away && sim->now - sim->issued_s[tickets[i].number] > SIM_DEADLINE_S) {
+        if (away && sim->now - sim->issued_s[slot(sim, tickets[i].number)] > SIM_DEADLINE_S) {
             SIM_EQ(dispatcher_requeue(sim->dispatcher, tickets[i].number), RL_OK);
         }
     }
@@ -345,26 +431,27 @@ static void learner_tick(struct sim *sim)
 static void worker_start_ticket(struct sim *sim, const struct sim_event *event)
 {
     struct sim_worker *worker = &sim->workers[event->worker];
-    if (sim->world.eta == 0 && worker->version < event->first_version) {
+    if ((sim->world.eta == 0 || fixed(sim)) && worker->version < event->first_version) {
         struct sim_event later = *event; /* take the new weights first */
         later.time = sim->now + 0.2;
         sim_post(&sim->events, later);
         return;
     }
     double slow = event->worker == 0 ? sim->world.slow_factor : 1;
-    sim_post(&sim->events,
-             (struct sim_event){.time = sim->now + slow * spread(sim, sim->world.generate_s),
-                                .kind = SIM_GENERATED,
-                                .worker = event->worker,
-                                .life = worker->life,
-                                .ticket = event->ticket,
-                                .first_version = worker->version});
+    sim_post(
+        &sim->events,
+        (struct sim_event){.time = sim->now + slow * spread(sim, sim->world.generate_s),
+                           .kind = SIM_GENERATED,
+                           .worker = event->worker,
+                           .life = worker->life,
+                           .ticket = event->ticket,
+                           .first_version = fixed(sim) ? event->first_version : worker->version});
 }
 
 static void worker_finish_ticket(struct sim *sim, const struct sim_event *event)
 {
     struct sim_event message = *event;
-    message.last_version = sim->workers[event->worker].version;
+    message.last_version = fixed(sim) ? event->first_version : sim->workers[event->worker].version;
     message.kind = SIM_NOTICE;
     send(sim, message);
     message.kind = SIM_GROUP_AT_LEARNER;
@@ -409,7 +496,7 @@ static struct trajectory_group *group_make(struct sim *sim, const struct sim_eve
     group->ticket = event->ticket;
     group->worker = event->worker;
     next_prompt(NULL, event->ticket, &group->prompt_id, &group->epoch);
-    struct rl_rng_key key = rl_rng_key_make(7, event->ticket, sim->rng.key.k[0]);
+    struct rl_rng_key key = rl_rng_key_make(7, event->ticket, sim->seed);
     bool flat = rl_rng_uniform(key, 0) < sim->world.flat; /* the same however often it is issued */
     bool scorable = rl_rng_uniform(key, 1) >= sim->world.unscorable;
     for (uint32_t s = 0; s < SAMPLES; s++) {
@@ -515,7 +602,7 @@ static void check_end(struct sim *sim, struct sim_totals *totals)
     uint64_t trained = 0;
     for (uint64_t t = 0; t < TICKETS_MAX; t++) {
         SIM_LE(sim->trained[t], 1);
-        SIM_HOLDS(t < c.created || sim->trained[t] == 0);
+        SIM_HOLDS(t < c.created || t >= NUMBERS_MAX || sim->trained[t] == 0);
         trained += sim->trained[t];
     }
     SIM_EQ(trained, c.trained);
@@ -523,6 +610,9 @@ static void check_end(struct sim *sim, struct sim_totals *totals)
     SIM_EQ(trained + dropped, c.created);
     SIM_EQ(c.unknown, 0);
     SIM_EQ(c.dropped[DISPATCHER_ZERO_VARIANCE] > 0 && !sim->world.dynamic_sampling, 0);
+    SIM_EQ(fixed(sim) && c.dropped[DISPATCHER_STALE] > 0, 0);
+    totals->orders[sim->world.order]++;
+    totals->refills += fixed(sim) ? c.dropped[DISPATCHER_ZERO_VARIANCE] : 0;
     totals->trained += trained;
     totals->stale += c.dropped[DISPATCHER_STALE];
     totals->reissued += c.reissues;
@@ -531,10 +621,8 @@ static void check_end(struct sim *sim, struct sim_totals *totals)
     totals->unscorable += c.dropped[DISPATCHER_UNSCORABLE];
 }
 
-static void run_seed(uint64_t seed, struct sim *sim, struct sim_totals *totals)
+static void run_world(struct sim *sim, struct sim_totals *totals)
 {
-    *sim = (struct sim){.seed = seed, .rng = rl_rng_make(seed, 0)};
-    world_choose(sim);
     learner_open(sim);
     checkpoint_take(sim);
     uint64_t kill_at = sim->world.killed ? between(sim, 50, 2000) : UINT64_MAX;
@@ -563,6 +651,22 @@ static void run_seed(uint64_t seed, struct sim *sim, struct sim_totals *totals)
     sim_clear(&sim->events);
 }
 
+static void run_seed(uint64_t seed, struct sim *sim, struct sim_totals *totals)
+{
+    *sim = (struct sim){.seed = seed, .rng = rl_rng_make(seed, 0)};
+    world_choose(sim);
+    run_world(sim, totals);
+    if (fixed(sim)) {
+        struct sim_world world = sim->world;
+        uint64_t hashes[STEPS];
+        memcpy(hashes, sim->batch_hash, sizeof(hashes));
+        *sim = (struct sim){.seed = seed, .world = world};
+        memcpy(sim->batch_hash, hashes, sizeof(hashes)); /* book_order compares */
+        world_change_weather(sim, seed);
+        run_world(sim, totals);
+    }
+}
+
 START_TEST(a_thousand_bad_days)
 {
     struct sim *sim = calloc(1, sizeof(*sim));
@@ -575,6 +679,10 @@ START_TEST(a_thousand_bad_days)
     free(sim);
     /* every kind of trouble must have been met */
     ck_assert_uint_gt(totals.trained, SEEDS * STEPS);
+    for (int order = 0; order < 3; order++) {
+        ck_assert_uint_gt(totals.orders[order], SEEDS / 4);
+    }
+    ck_assert_uint_gt(totals.refills, 1000);
     ck_assert_uint_gt(totals.stale, 1000);
     ck_assert_uint_gt(totals.reissued, 1000);
     ck_assert_uint_gt(totals.duplicates, 100);

@@ -366,6 +366,7 @@ static void assert_same(const struct rl_config *a, const struct rl_config *b)
 {
 #define SAME_BOOL(m) ck_assert_msg(a->m == b->m, #m)
 #define SAME_INT(m) ck_assert_msg(a->m == b->m, #m)
+#define SAME_AUTO_INT(m) SAME_INT(m)
 #define SAME_REAL(m) ck_assert_msg(memcmp(&a->m, &b->m, sizeof a->m) == 0, #m " %a %a", a->m, b->m)
 #define SAME_STR(m) ck_assert_msg(strcmp(a->m, b->m) == 0, #m " \"%s\" \"%s\"", a->m, b->m)
 #define SAME_ENUM(choices) SAME_INT

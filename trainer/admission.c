@@ -22,11 +22,12 @@ struct admission {
 
 void admission_options_from_config(const struct rl_config *config, struct admission_options *out)
 {
-    int64_t staleness = config->async.enabled ? config->async.max_staleness : 0;
+    int order = config->async.enabled ? config->async.order : CONFIG_ORDER_READY;
     *out = (struct admission_options){
         .prompts_per_step = (uint32_t)config->rollout.prompts_per_step,
         .samples_per_prompt = (uint32_t)config->rollout.samples_per_prompt,
-        .max_staleness = (uint32_t)staleness,
+        .max_staleness = rl_config_first_staleness(config),
+        .order = (enum dispatcher_order)order,
         .dynamic_sampling = config->loss.dynamic_sampling,
         .dynamic_sampling_rounds = (uint32_t)config->loss.dynamic_sampling_rounds,
     };
@@ -51,6 +52,11 @@ rl_status admission_create(const struct admission_options *options, struct dispa
     admission->dispatcher = dispatcher;
     *out = admission;
     return RL_OK;
+}
+
+void admission_set_max_staleness(struct admission *admission, uint32_t max_staleness)
+{
+    admission->options.max_staleness = max_staleness;
 }
 
 void admission_destroy(struct admission *admission)
@@ -96,6 +102,40 @@ static uint32_t admission_tokens(const struct trajectory_group *group)
     return most;
 }
 
+static bool admission_fixed(const struct admission *admission)
+{
+    return admission->options.order == DISPATCHER_FIXED_LAG;
+}
+
+/* Are the group's tokens those of a version that may have made them? In fixed_lag a group without
+ * tokens is one that this version ends at once: the same group would come again. */
+static rl_status admission_examine_versions(const struct admission *admission,
+                                            const struct dispatcher_ticket *ticket,
+                                            const struct trajectory_group *group)
+{
+    uint32_t oldest;
+    uint32_t newest;
+    uint32_t now = dispatcher_version(admission->dispatcher);
+    bool empty = admission_tokens(group) == 0;
+    trajectory_group_versions(group, &oldest, &newest);
+    if (admission_fixed(admission)) {
+        if (!empty && (oldest != ticket->version || newest != ticket->version)) {
+            return rl_fail(RL_INVALID,
+                           "group of ticket %" PRIu64 ": versions %" PRIu32 " to %" PRIu32
+                           ", expected version %" PRIu32 " alone",
+                           group->ticket, oldest, newest, ticket->version);
+        }
+        return RL_OK;
+    }
+    if (newest > now || empty) {
+        return rl_fail(RL_INVALID,
+                       "group of ticket %" PRIu64 ": no token, or version %" PRIu32
+                       " newer than the learner's %" PRIu32,
+                       group->ticket, newest, now);
+    }
+    return RL_OK;
+}
+
 /* Does the group belong to its ticket and make sense? */
 static rl_status admission_examine(const struct admission *admission,
                                    const struct trajectory_group *group)
@@ -103,10 +143,6 @@ static rl_status admission_examine(const struct admission *admission,
     RL_TRY(trajectory_group_check(group));
     struct dispatcher_ticket ticket;
     rl_status found = dispatcher_find(admission->dispatcher, group->ticket, &ticket);
-    uint32_t oldest;
-    uint32_t newest;
-    trajectory_group_versions(group, &oldest, &newest);
-    uint32_t now = dispatcher_version(admission->dispatcher);
     if (found != RL_OK || ticket.prompt_id != group->prompt_id || ticket.epoch != group->epoch) {
         return rl_fail(RL_INVALID,
                        "group of ticket %" PRIu64 ": prompt %" PRIu64 " of epoch %" PRIu32
@@ -118,13 +154,7 @@ static rl_status admission_examine(const struct admission *admission,
                        "group of ticket %" PRIu64 ": %" PRIu32 " samples, expected %" PRIu32,
                        group->ticket, group->sample_count, admission->options.samples_per_prompt);
     }
-    if (newest > now || admission_tokens(group) == 0) {
-        return rl_fail(RL_INVALID,
-                       "group of ticket %" PRIu64 ": no token, or version %" PRIu32
-                       " newer than the learner's %" PRIu32,
-                       group->ticket, newest, now);
-    }
-    return RL_OK;
+    return admission_examine_versions(admission, &ticket, group);
 }
 
 static uint32_t admission_age(const struct admission *admission,
@@ -160,6 +190,17 @@ static bool admission_flat(const struct trajectory_group *group)
     return group->sample_count > 1 && !(high > low);
 }
 
+/* All valid samples right. */
+static bool admission_solved(const struct trajectory_group *group)
+{
+    for (uint32_t i = 0; i < group->sample_count; i++) {
+        if (group->samples[i].reward_valid && group->samples[i].accuracy < 1) {
+            return false;
+        }
+    }
+    return true;
+}
+
 /* True if the group is worth keeping; else *reason says why not. */
 static bool admission_judge(struct admission *admission, const struct trajectory_group *group,
                             enum dispatcher_reason *reason)
@@ -170,7 +211,8 @@ static bool admission_judge(struct admission *admission, const struct trajectory
         *reason = DISPATCHER_REJECTED;
         return false;
     }
-    if (admission_age(admission, group) > admission->options.max_staleness) {
+    bool fixed = admission_fixed(admission);
+    if (!fixed && admission_age(admission, group) > admission->options.max_staleness) {
         counts->stale++;
         *reason = DISPATCHER_STALE;
         return false;
@@ -178,16 +220,31 @@ static bool admission_judge(struct admission *admission, const struct trajectory
     if (!admission_scorable(group)) {
         counts->unscorable++;
         *reason = DISPATCHER_UNSCORABLE;
-        return false;
+        return fixed && !admission->options.dynamic_sampling;
     }
     bool flat = admission_flat(group);
     counts->zero_variance += flat ? 1 : 0;
     if (flat && admission->options.dynamic_sampling) {
-        counts->zero_variance_dropped++;
+        bool solved = admission_solved(group);
+        counts->filtered_solved += solved ? 1 : 0;
+        counts->filtered_unsolved += solved ? 0 : 1;
         *reason = DISPATCHER_ZERO_VARIANCE;
         return false;
     }
     return true;
+}
+
+/* A group that is not worth keeping. In fixed_lag its ticket may not vanish: a malformed group is
+ * asked for again. Takes the group. */
+static rl_status admission_discard(struct admission *admission, struct trajectory_group *group,
+                                   enum dispatcher_reason reason)
+{
+    uint64_t number = group->ticket;
+    trajectory_group_destroy(group);
+    if (admission_fixed(admission) && reason == DISPATCHER_REJECTED) {
+        return dispatcher_requeue(admission->dispatcher, number);
+    }
+    return dispatcher_drop(admission->dispatcher, number, reason);
 }
 
 rl_status admission_offer(struct admission *admission, struct trajectory_group *group)
@@ -207,8 +264,7 @@ rl_status admission_offer(struct admission *admission, struct trajectory_group *
     }
     enum dispatcher_reason reason;
     if (!admission_judge(admission, group, &reason)) {
-        trajectory_group_destroy(group);
-        return dispatcher_drop(admission->dispatcher, number, reason);
+        return admission_discard(admission, group, reason);
     }
     rl_status status = admission_grow(admission);
     if (status != RL_OK) {
@@ -228,6 +284,9 @@ static rl_status admission_sweep(struct admission *admission)
 {
     uint32_t kept = 0;
     rl_status status = RL_OK;
+    if (admission_fixed(admission)) {
+        return RL_OK;
+    }
     for (uint32_t i = 0; i < admission->count; i++) {
         struct trajectory_group *group = admission->waiting[i];
         if (admission_age(admission, group) <= admission->options.max_staleness) {
@@ -266,8 +325,37 @@ static int admission_compare_ticket(const void *left, const void *right)
     return (a->ticket > b->ticket) - (a->ticket < b->ticket);
 }
 
+/* Are the groups of the B lowest live tickets all here? */
+static bool admission_head_complete(const struct admission *admission)
+{
+    uint64_t live = 0;
+    const struct dispatcher_ticket *tickets = dispatcher_tickets(admission->dispatcher, &live);
+    uint32_t wanted = admission->options.prompts_per_step;
+    for (uint32_t i = 0; i < wanted; i++) {
+        if (i >= live || tickets[i].state != DISPATCHER_SCORED) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* In the orders ticket and fixed_lag: the groups of the B lowest live tickets in `ranks`. */
+static void admission_select_head(const struct admission *admission, struct admission_rank *ranks)
+{
+    uint64_t live = 0;
+    const struct dispatcher_ticket *tickets = dispatcher_tickets(admission->dispatcher, &live);
+    for (uint32_t i = 0; i < admission->options.prompts_per_step; i++) {
+        ranks[i].ticket = tickets[i].number;
+        for (uint32_t place = 0; place < admission->count; place++) {
+            if (admission->waiting[place]->ticket == tickets[i].number) {
+                ranks[i].place = place;
+            }
+        }
+    }
+}
+
 /* The B groups with the oldest tokens first in `ranks`, those in order of ticket. */
-static void admission_select(const struct admission *admission, struct admission_rank *ranks)
+static void admission_select_oldest(const struct admission *admission, struct admission_rank *ranks)
 {
     for (uint32_t i = 0; i < admission->count; i++) {
         uint32_t newest;
@@ -298,7 +386,7 @@ static rl_status admission_fill(struct admission *admission, const struct admiss
         RL_TRY(dispatcher_admit(admission->dispatcher, ranks[i].ticket));
         struct trajectory_group *group = admission->waiting[ranks[i].place];
         admission->waiting[ranks[i].place] = NULL;
-        uint32_t age = admission_age(admission, group);
+        uint32_t age = admission_tokens(group) > 0 ? admission_age(admission, group) : 0;
         ages += age;
         batch->staleness_max = age > batch->staleness_max ? age : batch->staleness_max;
         batch->groups[i] = group;
@@ -308,22 +396,42 @@ static rl_status admission_fill(struct admission *admission, const struct admiss
     return RL_OK;
 }
 
+/* Groups that the next batch has cost so far. In the order ticket, groups of later batches arrive
+ * meanwhile and count as one batch's worth for each that may be ahead. */
+static uint64_t admission_effort(const struct admission *admission)
+{
+    const struct admission_counts *counts = &admission->counts;
+    uint64_t dropped = counts->filtered_solved + counts->filtered_unsolved;
+    uint64_t wanted = admission->options.prompts_per_step;
+    switch (admission->options.order) {
+    case DISPATCHER_FIXED_LAG:
+        return wanted + dispatcher_refills(admission->dispatcher);
+    case DISPATCHER_TICKET:
+        return dropped / ((uint64_t)admission->options.max_staleness + 1);
+    case DISPATCHER_READY:
+    default:
+        return counts->queued + dropped;
+    }
+}
+
 /* Refilling has a bound: prompts that are all too easy or too hard would be drawn for ever. */
 static rl_status admission_check_variance(const struct admission *admission)
 {
     const struct admission_counts *counts = &admission->counts;
-    uint64_t seen = counts->queued + counts->zero_variance_dropped;
+    uint64_t dropped = counts->filtered_solved + counts->filtered_unsolved;
+    uint64_t seen = admission_effort(admission);
     uint64_t limit =
         (uint64_t)admission->options.dynamic_sampling_rounds * admission->options.prompts_per_step;
-    if (counts->zero_variance_dropped == 0 || seen < limit) {
+    if (!admission->options.dynamic_sampling || dropped == 0 || seen < limit) {
         return RL_AGAIN;
     }
     return rl_fail(RL_NOT_FOUND,
-                   "dynamic sampling: %" PRIu64 " groups seen since the last step, %" PRIu64
-                   " of them all right or all wrong, %" PRIu32 " usable of %" PRIu32
+                   "dynamic sampling: %" PRIu64
+                   " groups asked for, and since the last step %" PRIu64
+                   " came all right and %" PRIu64 " all wrong, too few usable of the %" PRIu32
                    " needed: the prompts are too easy or too hard "
                    "(loss.dynamic_sampling_rounds is %" PRIu32 ")",
-                   seen, counts->zero_variance_dropped, admission->count,
+                   seen, counts->filtered_solved, counts->filtered_unsolved,
                    admission->options.prompts_per_step, admission->options.dynamic_sampling_rounds);
 }
 
@@ -355,7 +463,8 @@ rl_status admission_take(struct admission *admission, struct admission_batch *ou
 {
     RL_TRY(admission_sweep(admission));
     uint32_t wanted = admission->options.prompts_per_step;
-    if (admission->count < wanted) {
+    bool ready = admission->options.order == DISPATCHER_READY;
+    if (admission->count < wanted || (!ready && !admission_head_complete(admission))) {
         return admission_exhausted(admission);
     }
     struct admission_batch batch = {.count = wanted};
@@ -367,7 +476,11 @@ rl_status admission_take(struct admission *admission, struct admission_batch *ou
             rl_fail(RL_NO_MEMORY, "admission: no memory for a batch of %" PRIu32 " groups", wanted);
         goto fail;
     }
-    admission_select(admission, ranks);
+    if (ready) {
+        admission_select_oldest(admission, ranks);
+    } else {
+        admission_select_head(admission, ranks);
+    }
     RL_TRY_GOTO(admission_fill(admission, ranks, &batch), status, fail);
     admission_close_gaps(admission);
     admission->counts = (struct admission_counts){0};
@@ -393,6 +506,9 @@ rl_status admission_trained(struct admission *admission, const struct admission_
 
 rl_status admission_rejected(struct admission *admission, const struct admission_batch *batch)
 {
+    if (admission_fixed(admission)) {
+        return rl_fail(RL_INVALID, "admission: in fixed_lag no batch can be given up");
+    }
     for (uint32_t i = 0; i < batch->count; i++) {
         uint64_t ticket = batch->groups[i]->ticket;
         RL_TRY(dispatcher_drop(admission->dispatcher, ticket, DISPATCHER_REJECTED));

@@ -2,10 +2,15 @@
  * dispatcher of every delivery, drop and admission. Pure state, one thread (learner rank 0's).
  *
  * A group that arrives is thrown away and counted if it is a duplicate, malformed, unscorable, too
- * old, or (with dynamic sampling) has samples all right or all wrong. The others wait. A batch is
- * the B groups with the oldest tokens (lowest ticket first among equals), handed out in order of
- * ticket, so that its order does not depend on the order of arrival. Surplus waits for the next
- * step.
+ * old, or (with dynamic sampling) has samples all right or all wrong. The others wait. A batch is B
+ * groups in order of ticket, so that its order does not depend on the order of arrival; which ones
+ * is the dispatcher's order:
+ *   ready      those with the oldest tokens, lowest ticket first among equals, as soon as B wait
+ *   ticket     those of the B lowest live tickets, when all of them are here
+ *   fixed_lag  the step's own B, when all of them are here. Nothing is too old; an unscorable group
+ *              stays (its advantages are 0) unless dynamic sampling replaces it, and a malformed
+ *              one is asked for again: what is trained on does not depend on time.
+ * Surplus waits for the next step.
  *
  * Invariant: every group inside belongs to a ticket in state scored; nothing older than
  * max_staleness leaves in a batch. */
@@ -20,6 +25,7 @@ struct admission_options {
     uint32_t prompts_per_step;   /* B */
     uint32_t samples_per_prompt; /* G; a group of another size is malformed */
     uint32_t max_staleness;      /* eta */
+    enum dispatcher_order order; /* the dispatcher's */
     bool dynamic_sampling;
     uint32_t dynamic_sampling_rounds;
 };
@@ -29,8 +35,9 @@ struct admission_counts {
     uint64_t offered;
     uint64_t queued; /* passed all tests */
     uint64_t duplicates, unknown, rejected, unscorable, stale;
-    uint64_t zero_variance;         /* groups whose accuracies are all equal, dropped or not */
-    uint64_t zero_variance_dropped; /* with dynamic sampling */
+    uint64_t zero_variance;     /* groups whose accuracies are all equal, dropped or not */
+    uint64_t filtered_solved;   /* of those, dropped by dynamic sampling: all right */
+    uint64_t filtered_unsolved; /* and not all right */
 };
 
 struct admission_batch {
@@ -43,12 +50,16 @@ struct admission_batch {
 
 struct admission;
 
-/* Options from rollout.*, async.* and loss.*; eta is 0 if async.enabled is false. */
+/* Options from rollout.*, async.* and loss.*; eta is 0 and the order is ready if async.enabled is
+ * false; with max_staleness auto eta is where the controller begins. */
 void admission_options_from_config(const struct rl_config *config, struct admission_options *out);
 
 /* `dispatcher` is borrowed for life. Caller owns *out. Errors: RL_NO_MEMORY, RL_INVALID. */
 rl_status admission_create(const struct admission_options *options, struct dispatcher *dispatcher,
                            struct admission **out);
+
+/* The bound on staleness from now on. Not in fixed_lag. */
+void admission_set_max_staleness(struct admission *admission, uint32_t max_staleness);
 
 /* Groups inside are destroyed. Takes NULL. */
 void admission_destroy(struct admission *admission);
@@ -57,18 +68,18 @@ void admission_destroy(struct admission *admission);
  * no error. Errors: RL_NO_MEMORY (its ticket is requeued). */
 rl_status admission_offer(struct admission *admission, struct trajectory_group *group);
 
-/* Drop what has become too old, then hand out a batch if B groups wait; their tickets become
- * admitted. Release with admission_batch_fini. RL_AGAIN (not logged): not enough yet.
- * Errors: RL_NOT_FOUND (since the last batch dynamic sampling has seen dynamic_sampling_rounds * B
- * groups and too few are of use, or 10 * (eta + 1) * B groups were unscorable, malformed or too
- * old: stop, it will not get better by waiting), RL_NO_MEMORY. */
+/* Drop what has become too old, then hand out a batch if B groups are there (see above); their
+ * tickets become admitted. Release with admission_batch_fini. RL_AGAIN (not logged): not enough
+ * yet. Errors: RL_NOT_FOUND (dynamic sampling has asked for dynamic_sampling_rounds * B groups for
+ * this batch and too few are of use, or since the last batch 10 * (eta + 1) * B groups were
+ * unscorable, malformed or too old: stop, it will not get better by waiting), RL_NO_MEMORY. */
 rl_status admission_take(struct admission *admission, struct admission_batch *out);
 
 /* The batch was trained on: its tickets become trained. Errors: RL_INVALID. */
 rl_status admission_trained(struct admission *admission, const struct admission_batch *batch);
 
-/* The batch was given up (e.g. numbers were not finite): its tickets are dropped as rejected.
- * Errors: RL_INVALID. */
+/* The batch was given up (e.g. numbers were not finite): its tickets are dropped as rejected. Not
+ * in fixed_lag, where each step trains on its own tickets. Errors: RL_INVALID. */
 rl_status admission_rejected(struct admission *admission, const struct admission_batch *batch);
 
 /* Destroy a batch's groups. Takes a zeroed struct; may be called twice. */

@@ -1,5 +1,6 @@
-/* Tickets and the data cursor. Owns the table of live tickets, sorted by number; a number below the
- * cursor that is not in the table is trained or dropped. The invariant is dispatcher_check. */
+/* Tickets and the data cursor. Owns the table of live tickets, in the order in which they are
+ * consumed; a number below the cursor that is not in the table is trained or dropped. The invariant
+ * is dispatcher_check. */
 #include "trainer/dispatcher.h"
 
 #include "core/log.h"
@@ -18,10 +19,17 @@ rl_status dispatcher_create(const struct dispatcher_options *options, struct dis
                        options->prompts_per_step);
     }
     struct dispatcher *dispatcher = calloc(1, sizeof(*dispatcher));
-    if (dispatcher == NULL) {
-        return rl_fail(RL_NO_MEMORY, "dispatcher: no memory for %zu bytes", sizeof(*dispatcher));
+    uint32_t *step_refills = options->order == DISPATCHER_FIXED_LAG
+                                 ? calloc((size_t)options->max_staleness + 1, sizeof(uint32_t))
+                                 : NULL;
+    if (dispatcher == NULL || (options->order == DISPATCHER_FIXED_LAG && step_refills == NULL)) {
+        free(dispatcher);
+        free(step_refills);
+        return rl_fail(RL_NO_MEMORY, "dispatcher: no memory for a window of %" PRIu32 " steps",
+                       options->max_staleness);
     }
     dispatcher->options = *options;
+    dispatcher->step_refills = step_refills;
     *out = dispatcher;
     return RL_OK;
 }
@@ -31,12 +39,81 @@ void dispatcher_destroy(struct dispatcher *dispatcher)
     if (dispatcher == NULL) {
         return;
     }
+    free(dispatcher->step_refills);
     free(dispatcher->tickets);
     free(dispatcher);
 }
 
+/* --- steps and refills of fixed_lag ---------------------------------------------------------- */
+
+static bool dispatcher_fixed(const struct dispatcher *dispatcher)
+{
+    return dispatcher->options.order == DISPATCHER_FIXED_LAG;
+}
+
+uint64_t dispatcher_step(const struct dispatcher *dispatcher, uint64_t number)
+{
+    return (number & DISPATCHER_REFILL) != 0
+               ? (number & (DISPATCHER_REFILL - 1)) >> DISPATCHER_REFILL_BITS
+               : number / dispatcher->options.prompts_per_step;
+}
+
+static uint32_t dispatcher_refill_index(uint64_t number)
+{
+    return (uint32_t)(number & ((UINT64_C(1) << DISPATCHER_REFILL_BITS) - 1));
+}
+
+uint64_t dispatcher_key(const struct dispatcher *dispatcher, uint64_t number)
+{
+    if (!dispatcher_fixed(dispatcher)) {
+        return number;
+    }
+    bool refill = (number & DISPATCHER_REFILL) != 0;
+    uint64_t index = refill
+                         ? UINT64_C(1) << DISPATCHER_REFILL_BITS | dispatcher_refill_index(number)
+                         : number % dispatcher->options.prompts_per_step;
+    return dispatcher_step(dispatcher, number) << (DISPATCHER_REFILL_BITS + 1) | index;
+}
+
+static uint32_t *dispatcher_step_refills(const struct dispatcher *dispatcher, uint64_t step)
+{
+    return &dispatcher->step_refills[step % ((uint64_t)dispatcher->options.max_staleness + 1)];
+}
+
+uint32_t dispatcher_refills(const struct dispatcher *dispatcher)
+{
+    return dispatcher_fixed(dispatcher) ? *dispatcher_step_refills(dispatcher, dispatcher->version)
+                                        : 0;
+}
+
+/* Was a ticket of this number ever made? */
+static bool dispatcher_made(const struct dispatcher *dispatcher, uint64_t number)
+{
+    if ((number & DISPATCHER_REFILL) == 0) {
+        return number < dispatcher->created;
+    }
+    uint64_t step = dispatcher_step(dispatcher, number);
+    if (step < dispatcher->version || !dispatcher_fixed(dispatcher)) {
+        return dispatcher->refills > 0;
+    }
+    return step - dispatcher->version <= dispatcher->options.max_staleness &&
+           dispatcher_refill_index(number) < *dispatcher_step_refills(dispatcher, step);
+}
+
+/* --- the table of live tickets --------------------------------------------------------------- */
+
+static uint64_t dispatcher_capacity_fixed(const struct dispatcher *dispatcher)
+{
+    uint64_t steps = (uint64_t)dispatcher->version + dispatcher->options.max_staleness + 1;
+    uint64_t limit = steps * dispatcher->options.prompts_per_step;
+    return dispatcher->created < limit ? limit - dispatcher->created : 0;
+}
+
 uint64_t dispatcher_capacity(const struct dispatcher *dispatcher)
 {
+    if (dispatcher_fixed(dispatcher)) {
+        return dispatcher_capacity_fixed(dispatcher);
+    }
     uint64_t limit =
         ((uint64_t)dispatcher->options.max_staleness + 1) * dispatcher->options.prompts_per_step;
     uint64_t used = dispatcher->live + dispatcher->ahead;
@@ -73,21 +150,29 @@ int32_t dispatcher_pick_worker(const struct dispatcher *dispatcher, const int32_
     return best;
 }
 
-/* Index of a live ticket, or UINT64_MAX. */
-static uint64_t dispatcher_index(const struct dispatcher *dispatcher, uint64_t number)
+/* Where a ticket of this number is, or would be, in the table. */
+static uint64_t dispatcher_place(const struct dispatcher *dispatcher, uint64_t number)
 {
+    uint64_t key = dispatcher_key(dispatcher, number);
     uint64_t low = 0;
     uint64_t high = dispatcher->live;
     while (low < high) {
         uint64_t middle = low + (high - low) / 2;
-        if (dispatcher->tickets[middle].number < number) {
+        if (dispatcher_key(dispatcher, dispatcher->tickets[middle].number) < key) {
             low = middle + 1;
         } else {
             high = middle;
         }
     }
-    bool found = low < dispatcher->live && dispatcher->tickets[low].number == number;
-    return found ? low : UINT64_MAX;
+    return low;
+}
+
+/* Index of a live ticket, or UINT64_MAX. */
+static uint64_t dispatcher_index(const struct dispatcher *dispatcher, uint64_t number)
+{
+    uint64_t place = dispatcher_place(dispatcher, number);
+    bool found = place < dispatcher->live && dispatcher->tickets[place].number == number;
+    return found ? place : UINT64_MAX;
 }
 
 static struct dispatcher_ticket *dispatcher_get(struct dispatcher *dispatcher, uint64_t number)
@@ -123,18 +208,42 @@ rl_status dispatcher_reserve(struct dispatcher *dispatcher, uint64_t count)
     return RL_OK;
 }
 
-/* The next prompt as a pending ticket at the end of the table. */
-static rl_status dispatcher_make(struct dispatcher *dispatcher, struct dispatcher_ticket **out)
+/* A pending ticket of this number in its place of the table. */
+static rl_status dispatcher_make(struct dispatcher *dispatcher, uint64_t number,
+                                 struct dispatcher_ticket **out)
 {
     RL_TRY(dispatcher_reserve(dispatcher, dispatcher->live + 1));
-    struct dispatcher_ticket ticket = {
-        .number = dispatcher->created, .worker = -1, .state = DISPATCHER_PENDING};
+    struct dispatcher_ticket ticket = {.number = number, .worker = -1, .state = DISPATCHER_PENDING};
+    if (dispatcher_fixed(dispatcher)) {
+        uint64_t step = dispatcher_step(dispatcher, number);
+        uint64_t lag = dispatcher->options.max_staleness;
+        ticket.version = step > lag ? (uint32_t)(step - lag) : 0;
+    }
     RL_TRY(dispatcher->options.next(dispatcher->options.next_arg, ticket.number, &ticket.prompt_id,
                                     &ticket.epoch));
-    dispatcher->tickets[dispatcher->live] = ticket;
-    *out = &dispatcher->tickets[dispatcher->live];
+    uint64_t place = dispatcher_place(dispatcher, number);
+    memmove(&dispatcher->tickets[place + 1], &dispatcher->tickets[place],
+            (dispatcher->live - place) * sizeof(*dispatcher->tickets));
+    dispatcher->tickets[place] = ticket;
     dispatcher->live++;
-    dispatcher->created++;
+    *out = &dispatcher->tickets[place];
+    return RL_OK;
+}
+
+/* The next refill of the step that `number` belongs to. */
+static rl_status dispatcher_refill(struct dispatcher *dispatcher, uint64_t number)
+{
+    uint64_t step = dispatcher_step(dispatcher, number);
+    uint32_t *made = dispatcher_step_refills(dispatcher, step);
+    struct dispatcher_ticket *ticket = NULL;
+    if (*made == UINT32_C(1) << DISPATCHER_REFILL_BITS) {
+        return rl_fail(RL_INVALID, "dispatcher: step %" PRIu64 " has had %" PRIu32 " refills", step,
+                       *made);
+    }
+    RL_TRY(dispatcher_make(dispatcher, DISPATCHER_REFILL | step << DISPATCHER_REFILL_BITS | *made,
+                           &ticket));
+    (*made)++;
+    dispatcher->refills++;
     return RL_OK;
 }
 
@@ -159,12 +268,13 @@ rl_status dispatcher_issue(struct dispatcher *dispatcher, int32_t worker, uint32
         if (dispatcher_capacity(dispatcher) == 0) {
             return RL_AGAIN;
         }
-        RL_TRY(dispatcher_make(dispatcher, &ticket));
+        RL_TRY(dispatcher_make(dispatcher, dispatcher->created, &ticket));
+        dispatcher->created++;
     }
     dispatcher->issues++;
     dispatcher->reissues += ticket->issue_count > 0 ? 1 : 0;
     ticket->issue_count++;
-    ticket->version = dispatcher->version;
+    ticket->version = dispatcher_fixed(dispatcher) ? ticket->version : dispatcher->version;
     ticket->worker = worker;
     ticket->state = DISPATCHER_ISSUED;
     *out = *ticket;
@@ -181,7 +291,7 @@ void dispatcher_generated(struct dispatcher *dispatcher, uint64_t number, int32_
 
 enum dispatcher_verdict dispatcher_deliver(struct dispatcher *dispatcher, uint64_t number)
 {
-    if (number >= dispatcher->created) {
+    if (!dispatcher_made(dispatcher, number)) {
         dispatcher->unknown++;
         return DISPATCHER_UNKNOWN;
     }
@@ -241,6 +351,9 @@ rl_status dispatcher_drop(struct dispatcher *dispatcher, uint64_t number,
     if (dispatcher_index(dispatcher, number) == UINT64_MAX) {
         return dispatcher_not_live(dispatcher, number, "dropped");
     }
+    if (dispatcher_fixed(dispatcher)) {
+        RL_TRY(dispatcher_refill(dispatcher, number));
+    }
     dispatcher_remove(dispatcher, number);
     dispatcher->dropped[reason]++;
     return RL_OK;
@@ -281,8 +394,21 @@ rl_status dispatcher_set_version(struct dispatcher *dispatcher, uint32_t version
         return rl_fail(RL_INVALID, "dispatcher: version went back from %" PRIu32 " to %" PRIu32,
                        dispatcher->version, version);
     }
+    for (uint64_t step = dispatcher->version; dispatcher_fixed(dispatcher) && step < version;
+         step++) {
+        *dispatcher_step_refills(dispatcher, step) = 0; /* now the count of step + eta + 1 */
+    }
     dispatcher->version = version;
     dispatcher->ahead = 0;
+    return RL_OK;
+}
+
+rl_status dispatcher_set_max_staleness(struct dispatcher *dispatcher, uint32_t max_staleness)
+{
+    if (dispatcher_fixed(dispatcher)) {
+        return rl_fail(RL_INVALID, "dispatcher: in fixed_lag the lag cannot change");
+    }
+    dispatcher->options.max_staleness = max_staleness;
     return RL_OK;
 }
 
@@ -320,7 +446,7 @@ const struct dispatcher_ticket *dispatcher_tickets(const struct dispatcher *disp
 void dispatcher_count(const struct dispatcher *dispatcher, struct dispatcher_counters *out)
 {
     *out = (struct dispatcher_counters){
-        .created = dispatcher->created,
+        .created = dispatcher->created + dispatcher->refills,
         .issues = dispatcher->issues,
         .reissues = dispatcher->reissues,
         .trained = dispatcher->trained,
@@ -339,12 +465,13 @@ static rl_status dispatcher_check_table(const struct dispatcher *dispatcher)
     uint64_t hand_overs = 0;
     for (uint64_t i = 0; i < dispatcher->live; i++) {
         const struct dispatcher_ticket *ticket = &dispatcher->tickets[i];
-        bool ordered = i == 0 || dispatcher->tickets[i - 1].number < ticket->number;
+        bool ordered = i == 0 || dispatcher_key(dispatcher, ticket[-1].number) <
+                                     dispatcher_key(dispatcher, ticket->number);
         bool issued =
             !dispatcher_at_worker(ticket) || (ticket->worker >= 0 && ticket->issue_count > 0);
         bool waiting = ticket->state != DISPATCHER_PENDING || ticket->worker == -1;
         hand_overs += ticket->issue_count;
-        if (!ordered || !issued || !waiting || ticket->number >= dispatcher->created ||
+        if (!ordered || !issued || !waiting || !dispatcher_made(dispatcher, ticket->number) ||
             ticket->version > dispatcher->version) {
             return rl_fail(RL_INTERNAL,
                            "dispatcher: live ticket %" PRIu64 " (state %d, worker %" PRId32
@@ -366,11 +493,12 @@ rl_status dispatcher_check(const struct dispatcher *dispatcher)
         dropped += dispatcher->dropped[i];
     }
     uint64_t known = dispatcher->live + dispatcher->trained + dropped;
-    if (known != dispatcher->created || dispatcher->ahead > dispatcher->trained) {
+    uint64_t created = dispatcher->created + dispatcher->refills;
+    if (known != created || dispatcher->ahead > dispatcher->trained) {
         return rl_fail(RL_INTERNAL,
                        "dispatcher: %" PRIu64 " tickets made, but %" PRIu64 " live + %" PRIu64
                        " trained + %" PRIu64 " dropped = %" PRIu64,
-                       dispatcher->created, dispatcher->live, dispatcher->trained, dropped, known);
+                       created, dispatcher->live, dispatcher->trained, dropped, known);
     }
     return dispatcher_check_table(dispatcher);
 }

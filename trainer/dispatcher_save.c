@@ -1,6 +1,6 @@
-/* The dispatcher's state as bytes and back. Owns the format: little-endian words, a version, a
- * count, a check sum at the end. The invariant: bytes that were not written by dispatcher_save, or
- * for another order of prompts, are refused and change nothing. */
+/* The dispatcher's state as bytes and back. Owns the format: little-endian words: a header, the
+ * tickets, the refills of fixed_lag's steps, a check sum. The invariant: bytes that were not
+ * written by dispatcher_save, or for another order of prompts, are refused and change nothing. */
 #include "core/log.h"
 #include "trainer/dispatcher_state.h"
 
@@ -11,8 +11,8 @@
 #define DISPATCHER_MAGIC UINT64_C(0x5053494453465354) /* file mark */
 
 enum {
-    DISPATCHER_FORMAT = 1,
-    DISPATCHER_HEADER_WORDS = 10 + DISPATCHER_REASON_COUNT,
+    DISPATCHER_FORMAT = 2,
+    DISPATCHER_HEADER_WORDS = 15 + DISPATCHER_REASON_COUNT,
     DISPATCHER_TICKET_WORDS = 5
 };
 
@@ -47,12 +47,24 @@ static uint64_t dispatcher_sum(const uint8_t *data, size_t bytes)
     return hash;
 }
 
+/* Steps whose refills are counted. */
+static uint64_t dispatcher_window(const struct dispatcher *dispatcher)
+{
+    bool fixed = dispatcher->options.order == DISPATCHER_FIXED_LAG;
+    return fixed ? (uint64_t)dispatcher->options.max_staleness + 1 : 0;
+}
+
 static void dispatcher_put_header(struct dispatcher_cursor *cursor,
                                   const struct dispatcher *dispatcher)
 {
     dispatcher_put(cursor, DISPATCHER_MAGIC);
     dispatcher_put(cursor, DISPATCHER_FORMAT);
     dispatcher_put(cursor, dispatcher->live);
+    dispatcher_put(cursor, dispatcher_window(dispatcher));
+    dispatcher_put(cursor, (uint64_t)dispatcher->options.order);
+    dispatcher_put(cursor, dispatcher->options.prompts_per_step);
+    dispatcher_put(cursor, dispatcher->options.max_staleness);
+    dispatcher_put(cursor, dispatcher->refills);
     dispatcher_put(cursor, dispatcher->version);
     dispatcher_put(cursor, dispatcher->created);
     dispatcher_put(cursor, dispatcher->issues);
@@ -67,7 +79,9 @@ static void dispatcher_put_header(struct dispatcher_cursor *cursor,
 
 rl_status dispatcher_save(const struct dispatcher *dispatcher, uint8_t **data, size_t *bytes)
 {
-    size_t words = DISPATCHER_HEADER_WORDS + (size_t)dispatcher->live * DISPATCHER_TICKET_WORDS + 1;
+    uint64_t window = dispatcher_window(dispatcher);
+    size_t words = DISPATCHER_HEADER_WORDS + (size_t)dispatcher->live * DISPATCHER_TICKET_WORDS +
+                   (size_t)window + 1;
     uint8_t *block = malloc(words * 8);
     if (block == NULL) {
         return rl_fail(RL_NO_MEMORY, "dispatcher: no memory to save %" PRIu64 " tickets",
@@ -82,6 +96,9 @@ rl_status dispatcher_save(const struct dispatcher *dispatcher, uint8_t **data, s
         dispatcher_put(&cursor, (uint64_t)ticket->epoch << 32 | ticket->version);
         dispatcher_put(&cursor, (uint64_t)ticket->issue_count << 32 | (uint32_t)ticket->worker);
         dispatcher_put(&cursor, (uint64_t)ticket->state);
+    }
+    for (uint64_t i = 0; i < window; i++) {
+        dispatcher_put(&cursor, dispatcher->step_refills[i]);
     }
     dispatcher_put(&cursor, dispatcher_sum(block, (words - 1) * 8));
     *data = block;
@@ -100,6 +117,7 @@ static rl_status dispatcher_check_bytes(const uint8_t *data, size_t bytes)
     uint64_t magic = dispatcher_take(&cursor);
     uint64_t format = dispatcher_take(&cursor);
     uint64_t live = dispatcher_take(&cursor);
+    uint64_t window = dispatcher_take(&cursor);
     if (magic != DISPATCHER_MAGIC || format != DISPATCHER_FORMAT) {
         return rl_fail(RL_CORRUPT,
                        "dispatcher state: magic %016" PRIx64 " format %" PRIu64
@@ -107,7 +125,8 @@ static rl_status dispatcher_check_bytes(const uint8_t *data, size_t bytes)
                        magic, format, DISPATCHER_MAGIC, DISPATCHER_FORMAT);
     }
     uint64_t words = bytes / 8 - DISPATCHER_HEADER_WORDS - 1;
-    if (words % DISPATCHER_TICKET_WORDS != 0 || words / DISPATCHER_TICKET_WORDS != live) {
+    if (window > words || (words - window) % DISPATCHER_TICKET_WORDS != 0 ||
+        (words - window) / DISPATCHER_TICKET_WORDS != live) {
         return rl_fail(RL_CORRUPT, "dispatcher state: %zu bytes cannot hold %" PRIu64 " tickets",
                        bytes, live);
     }
@@ -118,10 +137,55 @@ static rl_status dispatcher_check_bytes(const uint8_t *data, size_t bytes)
     return RL_OK;
 }
 
+/* May the run that made this state go on with these options? */
+static rl_status dispatcher_check_order(const struct dispatcher_options *now,
+                                        const struct dispatcher_options *then)
+{
+    bool same = now->order == then->order && now->prompts_per_step == then->prompts_per_step &&
+                now->max_staleness == then->max_staleness;
+    if (now->order != DISPATCHER_FIXED_LAG || same) {
+        return RL_OK;
+    }
+    static const char *const names[] = {"ready", "ticket", "fixed_lag"};
+    return rl_fail(RL_INVALID,
+                   "async.order is fixed_lag with %" PRIu32
+                   " prompts a step and max_staleness %" PRIu32
+                   ", but the checkpoint was made in order %s with %" PRIu32 " and %" PRIu32
+                   ": its tickets belong to other steps and versions. Go on as it was, or in "
+                   "another order",
+                   now->prompts_per_step, now->max_staleness, names[then->order],
+                   then->prompts_per_step, then->max_staleness);
+}
+
+static rl_status dispatcher_take_options(struct dispatcher_cursor *cursor, struct dispatcher *out)
+{
+    struct dispatcher_options then = {0};
+    uint64_t order = dispatcher_take(cursor);
+    uint64_t prompts_per_step = dispatcher_take(cursor);
+    uint64_t max_staleness = dispatcher_take(cursor);
+    if (order > DISPATCHER_FIXED_LAG || prompts_per_step > UINT32_MAX ||
+        max_staleness > UINT32_MAX) {
+        return rl_fail(RL_CORRUPT,
+                       "dispatcher state: order %" PRIu64 ", %" PRIu64
+                       " prompts a step, staleness %" PRIu64,
+                       order, prompts_per_step, max_staleness);
+    }
+    then.order = (enum dispatcher_order)order;
+    then.prompts_per_step = (uint32_t)prompts_per_step;
+    then.max_staleness = (uint32_t)max_staleness;
+    return dispatcher_check_order(&out->options, &then);
+}
+
 static rl_status dispatcher_take_header(struct dispatcher_cursor *cursor, struct dispatcher *out)
 {
     cursor->read += 16; /* magic and format, checked before */
     uint64_t live = dispatcher_take(cursor);
+    uint64_t window = dispatcher_take(cursor);
+    RL_TRY(dispatcher_take_options(cursor, out));
+    if (out->step_refills != NULL && window != dispatcher_window(out)) {
+        return rl_fail(RL_CORRUPT, "dispatcher state: refills of %" PRIu64 " steps", window);
+    }
+    out->refills = dispatcher_take(cursor);
     uint64_t version = dispatcher_take(cursor);
     if (version > UINT32_MAX) {
         return rl_fail(RL_CORRUPT, "dispatcher state: version %" PRIu64, version);
@@ -183,12 +247,25 @@ static rl_status dispatcher_check_prompt(const struct dispatcher *dispatcher,
     return RL_OK;
 }
 
+static int dispatcher_compare_number(const void *left, const void *right)
+{
+    const struct dispatcher_ticket *a = left;
+    const struct dispatcher_ticket *b = right;
+    return (a->number > b->number) - (a->number < b->number);
+}
+
 static rl_status dispatcher_parse(const uint8_t *data, struct dispatcher *out)
 {
     struct dispatcher_cursor cursor = {.read = data};
     RL_TRY(dispatcher_take_header(&cursor, out));
     for (uint64_t i = 0; i < out->live; i++) {
         RL_TRY(dispatcher_take_ticket(&cursor, &out->tickets[i]));
+    }
+    if (out->step_refills == NULL && out->live > 0) { /* refills of a run that was in fixed_lag */
+        qsort(out->tickets, out->live, sizeof(*out->tickets), dispatcher_compare_number);
+    }
+    for (uint64_t i = 0; i < dispatcher_window(out); i++) {
+        out->step_refills[i] = (uint32_t)dispatcher_take(&cursor);
     }
     if (dispatcher_check(out) != RL_OK) {
         return rl_fail(RL_CORRUPT, "dispatcher state: its counters do not add up");
@@ -202,13 +279,14 @@ static rl_status dispatcher_parse(const uint8_t *data, struct dispatcher *out)
 rl_status dispatcher_load(struct dispatcher *dispatcher, const uint8_t *data, size_t bytes)
 {
     RL_TRY(dispatcher_check_bytes(data, bytes));
-    struct dispatcher loaded = {.options = dispatcher->options};
-    rl_status status = dispatcher_parse(data, &loaded);
-    if (status != RL_OK) {
-        free(loaded.tickets);
-        return status;
+    struct dispatcher *loaded = NULL;
+    RL_TRY(dispatcher_create(&dispatcher->options, &loaded));
+    rl_status status = dispatcher_parse(data, loaded);
+    if (status == RL_OK) {
+        struct dispatcher before = *dispatcher;
+        *dispatcher = *loaded;
+        *loaded = before;
     }
-    free(dispatcher->tickets);
-    *dispatcher = loaded;
-    return RL_OK;
+    dispatcher_destroy(loaded);
+    return status;
 }
