@@ -1,6 +1,7 @@
 /* See train_follow.h. A command is a fixed header, then `bytes` bytes: a path, or the groups' wire
  * frames one after the other, each behind its length. */
 #include "app/train_follow.h"
+#include "app/train_guard.h"
 
 #include "core/log.h"
 #include "kernels/device.h"
@@ -10,7 +11,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum follow_command { FOLLOW_START = 1, FOLLOW_BATCH = 2, FOLLOW_STOP = 3 };
+enum follow_command {
+    FOLLOW_START = 1,
+    FOLLOW_BATCH = 2,
+    FOLLOW_STOP = 3,
+    FOLLOW_ROLL_BACK = 4 /* only right after a batch whose step asks for it */
+};
 
 struct follow_header {
     uint64_t command, step, count, bytes;
@@ -26,9 +32,10 @@ static rl_status send_command(struct collective *collective, struct follow_heade
     return header.bytes > 0 ? collective_broadcast(collective, payload, header.bytes, 0) : RL_OK;
 }
 
-rl_status train_follow_start(struct collective *collective, const char *checkpoint)
+static rl_status send_checkpoint(struct collective *collective, enum follow_command command,
+                                 const char *checkpoint)
 {
-    struct follow_header header = {.command = FOLLOW_START, .bytes = strlen(checkpoint) + 1};
+    struct follow_header header = {.command = command, .bytes = strlen(checkpoint) + 1};
     char *copy = strdup(checkpoint);
     if (copy == NULL) {
         return rl_fail(RL_NO_MEMORY, "learner: out of memory");
@@ -36,6 +43,16 @@ rl_status train_follow_start(struct collective *collective, const char *checkpoi
     rl_status status = send_command(collective, header, copy);
     free(copy);
     return status;
+}
+
+rl_status train_follow_start(struct collective *collective, const char *checkpoint)
+{
+    return send_checkpoint(collective, FOLLOW_START, checkpoint);
+}
+
+rl_status train_follow_roll_back(struct collective *collective, const char *checkpoint)
+{
+    return send_checkpoint(collective, FOLLOW_ROLL_BACK, checkpoint);
 }
 
 rl_status train_follow_stop(struct collective *collective)
@@ -86,6 +103,14 @@ rl_status train_follow_batch(struct collective *collective, struct trajectory_gr
 /* --- the followers
  * ----------------------------------------------------------------------------------------- */
 
+/* What a follower works with. Borrowed. */
+struct follower {
+    const struct rl_config *config;
+    const struct session *session;
+    struct collective *collective;
+    struct learner *learner;
+};
+
 static rl_status decode_groups(const struct follow_header *header, const char *payload,
                                struct trajectory_group **groups)
 {
@@ -108,44 +133,6 @@ static rl_status decode_groups(const struct follow_header *header, const char *p
     return RL_OK;
 }
 
-static rl_status follow_batch(struct learner *learner, const struct follow_header *header,
-                              const char *payload)
-{
-    struct learner_report report;
-    struct trajectory_group **groups = calloc(header->count, sizeof(*groups));
-    if (groups == NULL) {
-        return rl_fail(RL_NO_MEMORY, "learner: out of memory for a batch");
-    }
-    rl_status status = decode_groups(header, payload, groups);
-    if (status == RL_OK) {
-        status = learner_step(learner, groups, (uint32_t)header->count, header->step, &report);
-    }
-    if (status == RL_OK) {
-        status = learner_publish(learner, &report);
-    }
-    for (uint64_t i = 0; i < header->count; i++) {
-        trajectory_group_destroy(groups[i]);
-    }
-    free(groups);
-    return status;
-}
-
-static rl_status follow_start(const struct session *session, struct learner *learner,
-                              const char *checkpoint)
-{
-    struct checkpoint_state state = {0};
-    struct optimizer_state *optimizer = learner_optimizer(learner);
-    if (checkpoint[0] == '\0') {
-        return learner_publish_first(learner, 0);
-    }
-    RL_TRY(checkpoint_load(checkpoint, session->layout, learner_master(learner), optimizer->m,
-                           optimizer->v, &state));
-    optimizer->step = (int64_t)state.updates;
-    rl_status status = learner_publish_first(learner, (uint32_t)state.version);
-    checkpoint_state_fini(&state);
-    return status;
-}
-
 static rl_status receive_command(struct collective *collective, struct follow_header *header,
                                  char **payload)
 {
@@ -162,17 +149,89 @@ static rl_status receive_command(struct collective *collective, struct follow_he
     return collective_broadcast(collective, *payload, header->bytes, 0);
 }
 
-static rl_status obey(const struct session *session, struct learner *learner,
-                      struct collective *collective)
+/* The step asks for it, so the next command says where to. */
+static rl_status follow_roll_back(const struct follower *f, struct learner_report *report)
+{
+    struct follow_header header = {0};
+    char *payload = NULL;
+    rl_status status = receive_command(f->collective, &header, &payload);
+    if (status == RL_OK && (header.command != FOLLOW_ROLL_BACK || payload == NULL)) {
+        status = rl_fail(RL_INTERNAL, "learner: command %llu where a rollback was due",
+                         (unsigned long long)header.command);
+    }
+    if (status == RL_OK) {
+        status = train_guard_roll_back(f->session, f->config, f->learner, payload, report);
+    }
+    free(payload);
+    return status;
+}
+
+/* Rank 0 stops a run whose guard says so: nothing is left to publish then. */
+static rl_status end_step(const struct follower *f, struct learner_report *report)
+{
+    if (report->action == GUARD_STOP) {
+        return RL_OK;
+    }
+    if (report->action == GUARD_ROLL_BACK) {
+        RL_TRY(follow_roll_back(f, report));
+    }
+    return learner_publish(f->learner, report);
+}
+
+static rl_status follow_batch(const struct follower *f, const struct follow_header *header,
+                              const char *payload)
+{
+    struct learner_report report;
+    struct trajectory_group **groups = calloc(header->count, sizeof(*groups));
+    if (groups == NULL) {
+        return rl_fail(RL_NO_MEMORY, "learner: out of memory for a batch");
+    }
+    rl_status status = decode_groups(header, payload, groups);
+    if (status == RL_OK) {
+        status = learner_step(f->learner, groups, (uint32_t)header->count, header->step, &report);
+    }
+    if (status == RL_OK) {
+        status = end_step(f, &report);
+    }
+    for (uint64_t i = 0; i < header->count; i++) {
+        trajectory_group_destroy(groups[i]);
+    }
+    free(groups);
+    return status;
+}
+
+static rl_status follow_start(const struct follower *f, const char *checkpoint)
+{
+    struct checkpoint_state state = {0};
+    struct train_totals totals;
+    struct optimizer_state *optimizer = learner_optimizer(f->learner);
+    if (checkpoint[0] == '\0') {
+        return learner_publish_first(f->learner, 0);
+    }
+    RL_TRY(checkpoint_load(checkpoint, f->session->layout, learner_master(f->learner), optimizer->m,
+                           optimizer->v, &state));
+    optimizer->step = (int64_t)state.updates;
+    rl_status status = train_totals_read(&state, &totals);
+    if (status == RL_OK) {
+        status = learner_restore_guard(f->learner, &totals.guard);
+    }
+    if (status == RL_OK) {
+        status = learner_publish_first(f->learner, (uint32_t)state.version);
+    }
+    checkpoint_state_fini(&state);
+    return status;
+}
+
+static rl_status obey(const struct follower *f)
 {
     for (;;) {
         struct follow_header header = {0};
         char *payload = NULL;
-        rl_status status = receive_command(collective, &header, &payload);
+        rl_status status = receive_command(f->collective, &header, &payload);
         if (status == RL_OK && header.command == FOLLOW_START) {
-            status = follow_start(session, learner, payload);
+            status = follow_start(f, payload);
         } else if (status == RL_OK && header.command == FOLLOW_BATCH) {
-            status = follow_batch(learner, &header, payload);
+            status = follow_batch(f, &header, payload);
         }
         free(payload);
         RL_TRY(status);
@@ -210,7 +269,7 @@ rl_status train_follow_run(const struct rl_config *config, struct session *sessi
         status = learner_create(&args, &learner);
     }
     if (status == RL_OK) {
-        status = obey(session, learner, collective);
+        status = obey(&(struct follower){config, session, collective, learner});
     }
     learner_destroy(learner);
     device_free(image);

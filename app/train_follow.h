@@ -16,6 +16,10 @@ rl_status train_follow_start(struct collective *collective, const char *checkpoi
 rl_status train_follow_batch(struct collective *collective, struct trajectory_group *const *groups,
                              uint32_t count, uint64_t step);
 
+/* Rank 0, after a step whose report says GUARD_ROLL_BACK: back to this checkpoint ("": to the
+ * beginning). */
+rl_status train_follow_roll_back(struct collective *collective, const char *checkpoint);
+
 /* Rank 0: the run is over. */
 rl_status train_follow_stop(struct collective *collective);
 

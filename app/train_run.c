@@ -140,17 +140,24 @@ static rl_status restore_groups(struct train_run *run, struct checkpoint_state *
     return RL_OK;
 }
 
+rl_status train_totals_read(const struct checkpoint_state *state, struct train_totals *totals)
+{
+    if (state->learner_bytes != sizeof(*totals)) {
+        return rl_fail(RL_CORRUPT, "checkpoint: %zu bytes of totals, expected %zu",
+                       state->learner_bytes, sizeof(*totals));
+    }
+    memcpy(totals, state->learner, sizeof(*totals));
+    if (totals->format != TRAIN_TOTALS_FORMAT) {
+        return rl_fail(RL_CORRUPT, "checkpoint: totals of format %llu, expected %d",
+                       (unsigned long long)totals->format, TRAIN_TOTALS_FORMAT);
+    }
+    return RL_OK;
+}
+
 static rl_status restore_state(struct train_run *run, struct checkpoint_state *state)
 {
-    if (state->learner_bytes != sizeof(run->totals)) {
-        return rl_fail(RL_CORRUPT, "checkpoint: %zu bytes of totals, expected %zu",
-                       state->learner_bytes, sizeof(run->totals));
-    }
-    memcpy(&run->totals, state->learner, sizeof(run->totals));
-    if (run->totals.format != TRAIN_TOTALS_FORMAT) {
-        return rl_fail(RL_CORRUPT, "checkpoint: totals of format %llu, expected %d",
-                       (unsigned long long)run->totals.format, TRAIN_TOTALS_FORMAT);
-    }
+    RL_TRY(train_totals_read(state, &run->totals));
+    RL_TRY(learner_restore_guard(run->learner, &run->totals.guard));
     if (run->totals.prompts_hash != prompts_hash(run->prompts)) {
         return rl_fail(RL_INVALID, "data.train or its templates have changed since the checkpoint: "
                                    "the run cannot go on as the same run");
@@ -239,6 +246,9 @@ static rl_status open_metrics(struct train_run *run)
                                run->totals.skipped_updates);
     rl_metrics_restore_counter(run->metrics, RL_METRIC_STALENESS_DROPPED,
                                (double)counters.dropped[DISPATCHER_STALE]);
+    rl_metrics_restore_counter(run->metrics, RL_METRIC_OUTLIER_UPDATES,
+                               run->totals.outlier_updates);
+    rl_metrics_restore_counter(run->metrics, RL_METRIC_ROLLBACKS, run->totals.rollbacks);
     rl_metrics_restore_counter(run->metrics, RL_METRIC_DEAD_WORKERS, run->totals.dead_workers);
     rl_metrics_restore_counter(run->metrics, RL_METRIC_UPDATES,
                                (double)learner_optimizer(run->learner)->step);

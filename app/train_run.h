@@ -9,6 +9,7 @@
 #include "core/wait.h"
 #include "rollout/prompt_order.h"
 #include "trainer/admission.h"
+#include "trainer/alarms.h"
 #include "trainer/checkpoint_writer.h"
 #include "trainer/dispatcher.h"
 #include "trainer/learner.h"
@@ -28,8 +29,11 @@ struct train_totals {
     double completion_tokens, learner_tokens;
     double skipped_updates, dead_workers;
     struct staleness_control staleness; /* async.max_staleness auto */
+    double dumps, rollbacks, outlier_updates;
+    struct alarm_state alarms;
+    struct guard_state guard; /* a copy of the learner's, taken for the checkpoint */
 };
-enum { TRAIN_TOTALS_FORMAT = 2 };
+enum { TRAIN_TOTALS_FORMAT = 3 };
 
 struct train_run {
     const struct rl_config *config;
@@ -49,6 +53,7 @@ struct train_run {
     struct checkpoint_writer *writer;
     char dir[CHECKPOINT_PATH_MAX];
     uint64_t step;                     /* finished steps */
+    bool checkpoint_now;               /* one is due, whatever checkpoint.every says */
     uint64_t segment;                  /* next rollout segment */
     struct trajectory_group **unsaved; /* trained on, not yet in a segment */
     size_t unsaved_count, unsaved_capacity;
@@ -117,6 +122,9 @@ struct train_snapshot {
 };
 rl_status train_run_snapshot(struct train_run *run, struct train_snapshot *snapshot);
 rl_status train_run_save(struct train_run *run, struct train_snapshot *snapshot, bool wait);
+
+/* The totals in a checkpoint. Errors: RL_CORRUPT (not of this format). */
+rl_status train_totals_read(const struct checkpoint_state *state, struct train_totals *totals);
 
 /* Count a probe's result. */
 void train_run_note_probe(struct train_run *run, double largest, uint64_t tokens);

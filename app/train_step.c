@@ -1,6 +1,7 @@
 /* See train_run.h: one step with all that follows from it, and the end of a run. */
 #include "app/summary.h"
 #include "app/train_follow.h"
+#include "app/train_guard.h"
 #include "app/train_run.h"
 
 #include "core/clock.h"
@@ -100,6 +101,7 @@ static void add_totals(struct train_run *run, const struct learner_report *repor
     totals->completion_tokens += tokens;
     totals->learner_tokens += (double)report->tokens;
     totals->skipped_updates += (double)report->skipped;
+    totals->outlier_updates += (double)report->outliers;
     totals->dead_workers += (double)feed->dead_workers;
 }
 
@@ -184,6 +186,7 @@ static void step_metrics(struct train_run *run, const struct admission_batch *ba
     rl_metrics_add(run->metrics, RL_METRIC_TIME_GENERATION, feed->generation_s);
     rl_metrics_add(run->metrics, RL_METRIC_QUEUE_DEPTH, feed->queue_depth);
     rl_metrics_add(run->metrics, RL_METRIC_REWARD_TIMEOUTS, (double)feed->reward_timeouts);
+    rl_metrics_add(run->metrics, RL_METRIC_ROLLBACKS, report->action == GUARD_ROLL_BACK);
     rl_metrics_add(run->metrics, RL_METRIC_DEAD_WORKERS, (double)feed->dead_workers);
     rl_metrics_add(run->metrics, RL_METRIC_CPU_TIME, rl_clock_process_cpu_s() - run->cpu_started_s);
     rl_metrics_add(run->metrics, RL_METRIC_EPOCH,
@@ -239,12 +242,14 @@ rl_status train_run_step(struct train_run *run, struct admission_batch *batch,
     struct learner_report report;
     RL_TRY(train_follow_batch(run->collective, batch->groups, batch->count, run->step + 1));
     RL_TRY(learner_step(run->learner, batch->groups, batch->count, run->step + 1, &report));
+    RL_TRY(train_guard_act(run, batch, &report));
     double now = rl_clock_now_s(NULL);
     RL_TRY(settle_tickets(run, batch, &report));
     step_metrics(run, batch, &report, feed, now - run->step_started_s);
     RL_TRY(control_staleness(run, feed, now - run->step_started_s));
     run->step_started_s = now;
     print_line(run);
+    RL_TRY(train_guard_alarms(run));
     RL_TRY(rl_metrics_write(run->metrics, (int64_t)run->step));
     return run->config->rollout.save ? keep_groups(run, batch) : RL_OK;
 }
@@ -261,7 +266,8 @@ void train_run_note_probe(struct train_run *run, double largest, uint64_t tokens
 bool train_run_checkpoint_due(const struct train_run *run)
 {
     int64_t every = run->config->checkpoint.every;
-    return train_run_done(run) || (every > 0 && run->step % (uint64_t)every == 0);
+    return run->checkpoint_now || train_run_done(run) ||
+           (every > 0 && run->step % (uint64_t)every == 0);
 }
 
 static rl_status copy_waiting(struct train_run *run, struct checkpoint_state *state)
@@ -290,6 +296,7 @@ static rl_status copy_texts(struct train_run *run, struct checkpoint_state *stat
     if (state->learner == NULL || memory == NULL) {
         return rl_fail(RL_NO_MEMORY, "checkpoint: out of memory");
     }
+    run->totals.guard = *learner_guard(run->learner);
     memcpy(state->learner, &run->totals, sizeof(run->totals));
     state->learner_bytes = sizeof(run->totals);
     rl_status status = rl_config_dump(run->config, memory);
@@ -329,6 +336,7 @@ rl_status train_run_save(struct train_run *run, struct train_snapshot *snapshot,
         .master = learner_master(run->learner), .adam_m = optimizer->m, .adam_v = optimizer->v};
     double start = rl_clock_now_s(NULL);
     rl_status status = flush_segment(run);
+    run->checkpoint_now = false;
     snapshot->state.segment = run->segment;
     if (status == RL_OK) {
         status = checkpoint_writer_submit(run->writer, &snapshot->state, &slabs);

@@ -102,6 +102,18 @@ static uint32_t admission_tokens(const struct trajectory_group *group)
     return most;
 }
 
+/* True if the engine ended a sample because its log-prob was not finite: a matter for the learner's
+ * guard, which must see such groups whatever their rewards are. */
+static bool admission_aborted(const struct trajectory_group *group)
+{
+    for (uint32_t i = 0; i < group->sample_count; i++) {
+        if (group->samples[i].finish == RL_FINISH_ABORTED) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static bool admission_fixed(const struct admission *admission)
 {
     return admission->options.order == DISPATCHER_FIXED_LAG;
@@ -127,7 +139,7 @@ static rl_status admission_examine_versions(const struct admission *admission,
         }
         return RL_OK;
     }
-    if (newest > now || empty) {
+    if (newest > now || (empty && !admission_aborted(group))) {
         return rl_fail(RL_INVALID,
                        "group of ticket %" PRIu64 ": no token, or version %" PRIu32
                        " newer than the learner's %" PRIu32,
@@ -162,6 +174,9 @@ static uint32_t admission_age(const struct admission *admission,
 {
     uint32_t oldest;
     uint32_t newest;
+    if (admission_tokens(group) == 0) {
+        return 0; /* nothing in it is of any version */
+    }
     trajectory_group_versions(group, &oldest, &newest);
     return dispatcher_version(admission->dispatcher) - oldest;
 }
@@ -216,6 +231,9 @@ static bool admission_judge(struct admission *admission, const struct trajectory
         counts->stale++;
         *reason = DISPATCHER_STALE;
         return false;
+    }
+    if (admission_aborted(group)) {
+        return true;
     }
     if (!admission_scorable(group)) {
         counts->unscorable++;

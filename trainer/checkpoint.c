@@ -297,6 +297,11 @@ rl_status checkpoint_verify(const char *path, uint64_t *step)
 
 rl_status checkpoint_find_newest(const char *run_dir, char *path)
 {
+    return checkpoint_find_before(run_dir, UINT64_MAX, path);
+}
+
+rl_status checkpoint_find_before(const char *run_dir, uint64_t step, char *path)
+{
     char folder[CHECKPOINT_PATH_MAX];
     char candidate[CHECKPOINT_PATH_MAX];
     uint64_t *steps = NULL;
@@ -304,7 +309,11 @@ rl_status checkpoint_find_newest(const char *run_dir, char *path)
     RL_TRY(path_format(folder, "%s/checkpoints", run_dir));
     RL_TRY(steps_list(folder, &steps, &count));
     rl_status status = RL_NOT_FOUND;
-    for (size_t i = 0; i < count && status != RL_OK; i++) {
+    size_t later = 0; /* newest first */
+    while (later < count && steps[later] >= step) {
+        later++;
+    }
+    for (size_t i = later; i < count && status != RL_OK; i++) {
         status = path_format(candidate, "%s/step_%06" PRIu64, folder, steps[i]);
         if (status == RL_OK) {
             status = checkpoint_verify(candidate, NULL);
@@ -319,9 +328,9 @@ rl_status checkpoint_find_newest(const char *run_dir, char *path)
         memcpy(path, candidate, strlen(candidate) + 1);
         return RL_OK;
     }
-    return count == 0
-               ? RL_NOT_FOUND
-               : rl_fail(RL_NOT_FOUND, "%s: none of %zu checkpoints is sound", folder, count);
+    return count == later ? RL_NOT_FOUND
+                          : rl_fail(RL_NOT_FOUND, "%s: none of %zu checkpoints is sound", folder,
+                                    count - later);
 }
 
 rl_status checkpoint_load(const char *path, const struct model_layout *layout, float *master,

@@ -64,6 +64,9 @@ rl_status checkpoint_save(const struct checkpoint_target *target,
  * if the run has no checkpoints at all), RL_IO. */
 rl_status checkpoint_find_newest(const char *run_dir, char *path);
 
+/* The same among checkpoints of steps below `step` only. */
+rl_status checkpoint_find_before(const char *run_dir, uint64_t step, char *path);
+
 /* Check one checkpoint folder against its manifest. `step` may be NULL. Errors: RL_CORRUPT (file
  * and reason named), RL_IO. */
 rl_status checkpoint_verify(const char *path, uint64_t *step);

@@ -5,13 +5,14 @@
 #include "core/log.h"
 #include "kernels/device.h"
 #include "kernels/sampling.h"
+#include "trainer/staleness_control.h"
 
 #include <assert.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { LEARNER_SKIPS_MAX = 3 };
 static const double publish_timeout_s = 60;
 
 /* --- life cycle
@@ -39,6 +40,12 @@ static rl_status set_options(struct learner *l)
     l->inv_temperature = kernel_sampling_inverse_temperature(&sampling);
     l->recompute_old = config->loss.old_logprob == CONFIG_OLD_RECOMPUTE;
     l->kl_in_reward = config->loss.beta > 0 && config->loss.kl_in == CONFIG_KL_IN_REWARD;
+    l->guard_options = (struct guard_options){.norm_score_max = config->alarms.skip_grad_norm_score,
+                                              .lag = config->async.max_staleness == CONFIG_AUTO
+                                                         ? CONFIG_FIXED_LAG_MAX
+                                                         : (uint32_t)config->async.max_staleness};
+    l->version_per_step = config->async.enabled && config->async.order == CONFIG_ORDER_FIXED_LAG;
+    guard_init(&l->guard);
     return RL_OK;
 }
 
@@ -99,14 +106,15 @@ size_t learner_bytes(const struct model_layout *layout, bool reference)
 
 /* The masters have changed: make their image. The first time in a step the publishing rank takes a
  * free slot; until it is published nobody else reads it, so later updates rewrite it in place. */
-static rl_status refresh_image(struct learner *l)
+static rl_status refresh_image(struct learner *l, double *slot_wait_s)
 {
     void *image = l->own_image;
+    *slot_wait_s = 0;
     if (l->args.arena != NULL) {
         struct rl_wait wait = rl_wait_begin(l->args.waits, "learner waits for a weight slot");
         rl_status status =
             weight_arena_begin_write(l->args.arena, publish_timeout_s, &l->slot, &image);
-        (void)rl_wait_end(&wait);
+        *slot_wait_s = rl_wait_end(&wait);
         RL_TRY(status);
     }
     model_params_publish(l->args.layout, l->args.kernels, l->args.master, image, l->args.pool);
@@ -131,13 +139,14 @@ static rl_status publish(struct learner *l, uint32_t version, uint64_t hash)
 
 rl_status learner_publish_first(struct learner *learner, uint32_t version)
 {
-    RL_TRY(refresh_image(learner));
+    double slot_wait_s;
+    RL_TRY(refresh_image(learner, &slot_wait_s));
     return publish(learner, version, hash_image(learner));
 }
 
 rl_status learner_publish(struct learner *learner, const struct learner_report *report)
 {
-    if (report->updates == 0) {
+    if (report->version == learner->version) {
         return RL_OK;
     }
     if (report->version != learner->version + 1) {
@@ -150,17 +159,30 @@ rl_status learner_publish(struct learner *learner, const struct learner_report *
 /* --- passes
  * ------------------------------------------------------------------------------------------- */
 
+static uint32_t fault_of_rows(const float *rows, uint32_t count)
+{
+    for (uint32_t i = 0; i < count; i++) {
+        if (!isfinite(rows[i])) {
+            return GUARD_LOGPROB;
+        }
+    }
+    return 0;
+}
+
 /* Log-probs that stay fixed during the step: of the policy at its start and of the reference. */
 static rl_status fixed_logprobs(struct learner *l, const struct batcher_plan *plan)
 {
     for (uint32_t i = 0; i < plan->microbatch_count; i++) {
         if (l->rows.old != NULL) {
-            RL_TRY(learner_forward_microbatch(l, plan, i, l->image, l->rows.old + l->rows.base[i],
-                                              NULL));
+            float *old = l->rows.old + l->rows.base[i];
+            RL_TRY(learner_forward_microbatch(l, plan, i, l->image, old, NULL));
+            l->faults |= fault_of_rows(old, plan->microbatches[i].row_count);
         }
         if (l->args.reference_image != NULL) {
-            RL_TRY(learner_forward_microbatch(l, plan, i, l->args.reference_image,
-                                              l->rows.reference + l->rows.base[i], NULL));
+            float *reference = l->rows.reference + l->rows.base[i];
+            RL_TRY(
+                learner_forward_microbatch(l, plan, i, l->args.reference_image, reference, NULL));
+            l->faults |= fault_of_rows(reference, plan->microbatches[i].row_count);
         }
     }
     return RL_OK;
@@ -208,29 +230,68 @@ static void objective_of_microbatch(struct learner *l, const struct batcher_plan
     }
 }
 
-static rl_status reduce(struct learner *l, struct objective_stats *stats)
+/* Gradient, figures and faults of all ranks together. */
+static rl_status reduce(struct learner *l, struct objective_stats *stats, uint32_t *faults)
 {
     struct collective *c = l->args.collective;
+    double bits[] = {(*faults & GUARD_LOGPROB) != 0, (*faults & GUARD_ADVANTAGE) != 0};
     RL_TRY(collective_sum_float(c, l->grad, l->args.layout->master_count));
     RL_TRY(collective_sum_double(c, objective_stats_sums(stats), OBJECTIVE_SUM_COUNT));
     RL_TRY(collective_max_double(c, objective_stats_maxima(stats), OBJECTIVE_MAX_COUNT));
-    return collective_min_double(c, objective_stats_minima(stats), OBJECTIVE_MIN_COUNT);
+    RL_TRY(collective_min_double(c, objective_stats_minima(stats), OBJECTIVE_MIN_COUNT));
+    RL_TRY(collective_max_double(c, bits, 2));
+    *faults = (bits[0] > 0 ? GUARD_LOGPROB : 0) | (bits[1] > 0 ? GUARD_ADVANTAGE : 0);
+    return RL_OK;
 }
 
-static rl_status update(struct learner *l, const struct objective_stats *stats,
+static void skip(struct learner *l, enum guard_verdict verdict, uint32_t faults,
+                 struct learner_report *report)
+{
+    char text[128];
+    if (verdict == GUARD_SKIP_OUTLIER) {
+        report->outliers++;
+        rl_log(RL_LOG_WARN, "update skipped: its gradient norm stands out (%.1f deviations)",
+               report->norm_score);
+        return;
+    }
+    char why[160];
+    report->skipped++;
+    snprintf(why, sizeof(why), "%s%s", faults == GUARD_REVOKED ? "" : "not finite: ",
+             guard_faults_text(faults, text, sizeof(text)));
+    optimizer_skip(l->optimizer, why);
+}
+
+/* Every rank comes to the same verdict: all it is made of was reduced. */
+static rl_status update(struct learner *l, const struct objective_stats *stats, uint32_t faults,
                         struct learner_report *report)
 {
-    struct optimizer_report done;
+    struct optimizer_report would;
+    double wait_s;
     double denominator = objective_denominator(&l->objective, stats);
-    optimizer_step(l->optimizer, l->args.master, l->grad, denominator > 0 ? 1.0 / denominator : 0,
-                   l->args.pool, &done);
-    report->learning_rate = done.learning_rate;
-    if (done.outcome == OPTIMIZER_UPDATED) {
-        report->grad_norm += done.grad_norm;
-        report->updates++;
-        return refresh_image(l);
+    optimizer_measure(l->optimizer, l->grad, denominator > 0 ? 1.0 / denominator : 0, l->args.pool,
+                      &would);
+    report->learning_rate = would.learning_rate;
+    bool loss_finite = isfinite(objective_loss(&l->objective, stats));
+    faults |= would.outcome == OPTIMIZER_SKIPPED_NONFINITE || !loss_finite ? GUARD_GRADIENT : 0;
+    report->faults |= faults;
+    if (would.outcome == OPTIMIZER_SKIPPED_EMPTY && faults == 0) {
+        return RL_OK;
     }
-    report->skipped += done.outcome == OPTIMIZER_SKIPPED_NONFINITE;
+    report->norm_score = fmax(report->norm_score, guard_norm_score(&l->guard, would.grad_norm));
+    enum guard_verdict verdict = guard_judge(&l->guard, &l->guard_options, faults, would.grad_norm);
+    if (verdict != GUARD_APPLY) {
+        skip(l, verdict, faults, report);
+        return RL_OK;
+    }
+    optimizer_apply(l->optimizer, l->args.master, l->grad, &would, l->args.pool);
+    report->grad_norm += would.grad_norm;
+    report->updates++;
+    if (!optimizer_weights_finite(l->optimizer, l->args.master, l->args.pool)) {
+        report->faults |= GUARD_WEIGHTS;
+        return RL_OK;
+    }
+    RL_TRY(refresh_image(l, &wait_s));
+    report->slot_wait_s += wait_s;
     return RL_OK;
 }
 
@@ -239,12 +300,15 @@ static rl_status run_minibatch(struct learner *l, const struct batcher_plan *pla
 {
     const struct batcher_minibatch *mini = &plan->minibatches[index];
     struct objective_stats stats;
+    uint32_t faults = l->faults;
     double start = rl_clock_now_s(NULL);
     objective_stats_init(&stats);
     memset(l->grad, 0, (size_t)l->args.layout->master_count * sizeof(float));
     for (uint32_t i = 0; i < mini->microbatch_count; i++) {
         uint32_t micro = mini->first_microbatch + i;
         RL_TRY(learner_forward_microbatch(l, plan, micro, l->image, l->logprob, l->entropy));
+        faults |= fault_of_rows(l->logprob, plan->microbatches[micro].row_count);
+        faults |= fault_of_rows(l->arrays.behaviour, plan->microbatches[micro].row_count);
         objective_of_microbatch(l, plan, micro, index == 0, &stats);
         model_backward(
             &l->context, l->image, &l->kv, &l->arrays.batch, l->workspace,
@@ -252,12 +316,14 @@ static rl_status run_minibatch(struct learner *l, const struct batcher_plan *pla
                 l->g_logprob, l->objective.entropy_coef != 0 ? l->g_entropy : NULL, l->grad});
     }
     double middle = rl_clock_now_s(NULL);
-    RL_TRY(reduce(l, &stats));
-    RL_TRY(update(l, &stats, report));
+    RL_TRY(reduce(l, &stats, &faults));
+    double reduced = rl_clock_now_s(NULL);
+    RL_TRY(update(l, &stats, faults, report));
     report->loss += objective_loss(&l->objective, &stats);
     objective_stats_merge(&report->objective, &stats);
     report->forward_backward_s += middle - start;
-    report->update_s += rl_clock_now_s(NULL) - middle;
+    report->reduce_s += reduced - middle;
+    report->update_s += rl_clock_now_s(NULL) - reduced;
     return RL_OK;
 }
 
@@ -284,49 +350,91 @@ static rl_status prepare(struct learner *l, struct trajectory_group *const *grou
     if (l->kl_in_reward) {
         RL_TRY(penalties(l, plan, samples));
     }
-    return advantage_of_groups(&l->advantage, groups, count,
+    RL_TRY(advantage_of_groups(&l->advantage, groups, count,
                                l->kl_in_reward ? l->sample_penalty : NULL, l->sample_advantage,
-                               &report->advantage);
+                               &report->advantage));
+    for (size_t i = 0; i < samples; i++) {
+        bool finite = isfinite(l->sample_advantage[i]) &&
+                      (!l->kl_in_reward || isfinite(l->sample_penalty[i]));
+        l->faults |= finite ? 0 : GUARD_ADVANTAGE;
+    }
+    return RL_OK;
 }
 
-static rl_status finish(struct learner *l, struct learner_report *report)
+static rl_status finish(struct learner *l, uint64_t step, struct learner_report *report)
 {
     double start = rl_clock_now_s(NULL);
-    if (report->updates > 0) {
+    report->action = guard_end_step(&l->guard, &(struct guard_step){.step = step,
+                                                                    .updates = report->updates,
+                                                                    .skipped = report->skipped,
+                                                                    .faults = report->faults});
+    if (report->action != GUARD_GO_ON) {
+        return RL_OK; /* the caller acts first */
+    }
+    if (report->updates == 0 && l->version_per_step) {
+        RL_TRY(
+            refresh_image(l, &report->slot_wait_s)); /* the same weights under the next version */
+    }
+    if (report->updates > 0 || l->version_per_step) {
         report->version = l->version + 1;
         report->hash = hash_image(l);
     }
-    l->skipped_in_a_row = report->skipped > 0 && report->updates == 0 ? l->skipped_in_a_row + 1 : 0;
     report->publish_s = rl_clock_now_s(NULL) - start;
-    if (l->skipped_in_a_row >= LEARNER_SKIPS_MAX) {
-        return rl_fail(RL_NONFINITE, "learner: %d steps in a row without one finite gradient",
-                       LEARNER_SKIPS_MAX);
-    }
     return RL_OK;
+}
+
+static rl_status train_on(struct learner *l, struct trajectory_group *const *groups, uint32_t count,
+                          struct learner_report *report)
+{
+    struct batcher_plan *plan = NULL;
+    rl_status status = RL_OK;
+    double start = rl_clock_now_s(NULL);
+    l->faults = 0;
+    RL_TRY(batcher_plan_create(&l->batcher, groups, count, &plan));
+    RL_TRY_GOTO(prepare(l, groups, count, plan, report), status, done);
+    report->prepare_s = rl_clock_now_s(NULL) - start;
+    for (uint32_t i = 0; i < plan->minibatch_count; i++) {
+        RL_TRY_GOTO(run_minibatch(l, plan, i, report), status, done);
+        if ((report->faults & GUARD_WEIGHTS) != 0) {
+            break;
+        }
+    }
+    report->loss /= plan->minibatch_count;
+    report->grad_norm /= report->updates > 0 ? (double)report->updates : 1.0;
+done:
+    batcher_plan_destroy(plan);
+    return status;
 }
 
 rl_status learner_step(struct learner *learner, struct trajectory_group *const *groups,
                        uint32_t count, uint64_t step, struct learner_report *report)
 {
     struct learner *l = learner;
-    struct batcher_plan *plan = NULL;
-    rl_status status = RL_OK;
-    double start = rl_clock_now_s(NULL);
     *report = (struct learner_report){.version = l->version};
     objective_stats_init(&report->objective);
     l->batcher.step = step;
-    RL_TRY(batcher_plan_create(&l->batcher, groups, count, &plan));
-    RL_TRY_GOTO(prepare(l, groups, count, plan, report), status, done);
-    report->prepare_s = rl_clock_now_s(NULL) - start;
-    for (uint32_t i = 0; i < plan->minibatch_count; i++) {
-        RL_TRY_GOTO(run_minibatch(l, plan, i, report), status, done);
+    report->faults = guard_examine(&l->guard, groups, count, step);
+    if (report->faults != 0) {
+        skip(l, GUARD_SKIP, report->faults, report); /* every rank has the same groups */
+    } else {
+        RL_TRY(train_on(l, groups, count, report));
     }
-    report->loss /= plan->minibatch_count;
-    report->grad_norm /= report->updates > 0 ? (double)report->updates : 1.0;
-    status = finish(l, report);
-done:
-    batcher_plan_destroy(plan);
-    return status;
+    return finish(l, step, report);
+}
+
+rl_status learner_roll_back(struct learner *learner, uint32_t version,
+                            struct learner_report *report)
+{
+    struct learner *l = learner;
+    if (!optimizer_weights_finite(l->optimizer, l->args.master, l->args.pool)) {
+        return rl_fail(RL_NONFINITE, "the weights to go back to are not finite");
+    }
+    guard_rolled_back(&l->guard, &l->guard_options, l->batcher.step, version, l->version + 1);
+    optimizer_state(l->optimizer)->rate_scale = l->guard.rate_scale;
+    RL_TRY(refresh_image(l, &report->slot_wait_s));
+    report->version = l->version + 1;
+    report->hash = hash_image(l);
+    return RL_OK;
 }
 
 uint32_t learner_version(const struct learner *learner)
@@ -342,4 +450,17 @@ float *learner_master(struct learner *learner)
 struct optimizer_state *learner_optimizer(struct learner *learner)
 {
     return optimizer_state(learner->optimizer);
+}
+
+struct guard_state *learner_guard(struct learner *learner)
+{
+    return &learner->guard;
+}
+
+rl_status learner_restore_guard(struct learner *learner, const struct guard_state *state)
+{
+    RL_TRY(guard_check(state));
+    learner->guard = *state;
+    optimizer_state(learner->optimizer)->rate_scale = state->rate_scale;
+    return RL_OK;
 }

@@ -13,6 +13,7 @@
 #include "core/wait.h"
 #include "trainer/advantage.h"
 #include "trainer/checkpoint.h"
+#include "trainer/guard.h"
 #include "trainer/objective.h"
 #include "trainer/optimizer.h"
 #include "transport/collective.h"
@@ -40,11 +41,17 @@ struct learner_report {
     double loss;                      /* mean over minibatches */
     double grad_norm;                 /* mean over updates made */
     double learning_rate;             /* of the last update */
-    int64_t updates, skipped;         /* minibatches that moved the weights, and that did not */
-    int64_t tokens;                   /* fed through the model by all ranks, once a minibatch */
-    double prepare_s, forward_backward_s, update_s, publish_s;
-    uint32_t version; /* to be published after the step */
-    uint64_t hash;    /* of its image; publishing rank only */
+    int64_t updates;                  /* minibatches that moved the weights */
+    int64_t skipped;  /* that did not because something was not finite or was revoked (guard.h) */
+    int64_t outliers; /* that did not because their gradient norm stands out */
+    uint32_t faults;  /* why; bits of guard_fault, the same on every learner */
+    enum guard_action action; /* what must be done before the step's weights are published */
+    double norm_score;        /* largest z-score of an update's gradient norm */
+    int64_t tokens;           /* fed through the model by all ranks, once a minibatch */
+    double prepare_s, forward_backward_s, reduce_s, update_s, publish_s;
+    double slot_wait_s; /* within update_s: readers held every weight slot */
+    uint32_t version;   /* to be published after the step */
+    uint64_t hash;      /* of its image; publishing rank only */
 };
 
 /* Takes args->master also on failure. Caller owns *out. Errors: RL_INVALID, RL_NO_MEMORY. */
@@ -56,9 +63,11 @@ void learner_destroy(struct learner *learner);
 rl_status learner_publish_first(struct learner *learner, uint32_t version);
 
 /* Train on groups [count] (the same on every learner, in the same order) as step `step`.
- * The version that report names is one more than before unless every update was skipped; it must
- * be given to learner_publish before the next step. Collective among the learners. Errors:
- * RL_NONFINITE after three skipped steps in a row, RL_PEER_LOST, RL_TIMEOUT, RL_NO_MEMORY. */
+ * The version that report names is one more than before unless no update was made (in the order
+ * fixed_lag even then: version = steps); it must be given to learner_publish before the next step.
+ * An update with anything not finite about it is skipped on all ranks together and changes neither
+ * weights nor moments; report->action says when that is no longer enough. Collective among the
+ * learners. Errors: RL_PEER_LOST, RL_TIMEOUT, RL_NO_MEMORY. */
 rl_status learner_step(struct learner *learner, struct trajectory_group *const *groups,
                        uint32_t count, uint64_t step, struct learner_report *report);
 
@@ -66,10 +75,21 @@ rl_status learner_step(struct learner *learner, struct trajectory_group *const *
  * Quick: may be called with a mutex held. Errors: RL_INVALID (no such step was made). */
 rl_status learner_publish(struct learner *learner, const struct learner_report *report);
 
-/* Current weight version, masters and optimizer, for checkpoints. Borrowed. */
+/* Current weight version, masters, optimizer and guard, for checkpoints. Borrowed. */
 uint32_t learner_version(const struct learner *learner);
 float *learner_master(struct learner *learner);
 struct optimizer_state *learner_optimizer(struct learner *learner);
+struct guard_state *learner_guard(struct learner *learner);
+
+/* Answer to GUARD_ROLL_BACK of the last step: the caller has put sound weights and moments of
+ * version `version` into the learner's slabs. They become what the step made: report gets the next
+ * version and its hash, and the learning rate is halved. Every learner. Errors: RL_NONFINITE (those
+ * weights are not finite either), RL_TIMEOUT. */
+rl_status learner_roll_back(struct learner *learner, uint32_t version,
+                            struct learner_report *report);
+
+/* Take over the guard of a checkpoint. Errors: RL_CORRUPT. */
+rl_status learner_restore_guard(struct learner *learner, const struct guard_state *state);
 
 /* Largest |log-prob of the training forward - behaviour log-prob| over all samples whose every
  * token was sampled by the current version, and how many tokens that were: promise P1 measured on

@@ -5,6 +5,7 @@
 
 #include "model/forward.h"
 #include "trainer/batcher.h"
+#include "trainer/guard.h"
 #include "trainer/learner.h"
 
 /* Arrays over all completion tokens of this rank's step, micro-batch after micro-batch. */
@@ -28,7 +29,10 @@ struct learner {
     uint32_t version;
     float inv_temperature;
     bool recompute_old, kl_in_reward;
-    int64_t skipped_in_a_row;
+    bool version_per_step; /* also of a step without an update */
+    struct guard_options guard_options;
+    struct guard_state guard;
+    uint32_t faults; /* of this rank so far in the step, see guard_fault */
     /* activations of one micro-batch, grown to the largest seen */
     struct model_workspace *workspace;
     struct model_kv kv;

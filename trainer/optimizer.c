@@ -6,6 +6,7 @@
 #include "core/log.h"
 #include "kernels/device.h"
 
+#include <assert.h>
 #include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
@@ -80,6 +81,7 @@ rl_status optimizer_create(const struct optimizer_options *options,
     optimizer->layout = layout;
     optimizer->kernels = kernels;
     optimizer->state.count = layout->master_count;
+    optimizer->state.rate_scale = 1;
     size_t bytes = (size_t)layout->master_count * sizeof(float);
     size_t blocks = (size_t)layout->master_count / OPTIMIZER_NORM_BLOCK + 1;
     rl_status status;
@@ -109,18 +111,18 @@ void optimizer_destroy(struct optimizer *optimizer)
 }
 
 /* Padding between tensors is 0, so the norm may run over the whole slab at once. */
-static double optimizer_norm(struct optimizer *optimizer, const float *grad, double inv_denominator,
+static double optimizer_norm(struct optimizer *optimizer, const float *slab, double factor,
                              struct rl_pool *pool)
 {
     double squares = 0;
     struct kernel_sum_squares_args args = {
-        .x = grad,
+        .x = slab,
         .count = optimizer->state.count,
         .sum = &squares,
         .block_sums = optimizer->block_sums,
     };
     optimizer->kernels->sum_squares(&args, pool);
-    return sqrt(squares) * inv_denominator;
+    return sqrt(squares) * factor;
 }
 
 static void optimizer_update_tensor(struct optimizer *optimizer, const struct model_tensor *tensor,
@@ -136,44 +138,42 @@ static void optimizer_update_tensor(struct optimizer *optimizer, const struct mo
     optimizer->kernels->adamw(&args, pool);
 }
 
-static enum optimizer_outcome optimizer_judge(double norm, double scale, double inv_denominator)
+/* The second moment squares the clipped gradient: beyond float it would be inf and stay so. */
+static enum optimizer_outcome optimizer_judge(double norm, double scale, double clip,
+                                              double inv_denominator)
 {
+    double clipped = norm * clip;
     if (!isfinite(norm) || !isfinite(inv_denominator) || inv_denominator < 0 ||
-        !isfinite((float)scale)) {
+        !isfinite((float)scale) || !isfinite((float)(clipped * clipped))) {
         return OPTIMIZER_SKIPPED_NONFINITE;
     }
     return inv_denominator > 0 ? OPTIMIZER_UPDATED : OPTIMIZER_SKIPPED_EMPTY;
 }
 
-static void optimizer_count(struct optimizer_state *state, enum optimizer_outcome outcome)
-{
-    if (outcome == OPTIMIZER_SKIPPED_NONFINITE) {
-        state->skipped++;
-        state->skipped_run++;
-        rl_log(RL_LOG_WARN, "update after %" PRId64 " skipped: the gradient is not finite",
-               state->step);
-    } else if (outcome == OPTIMIZER_UPDATED) {
-        state->skipped_run = 0;
-    }
-}
-
-void optimizer_step(struct optimizer *optimizer, float *master, const float *grad,
-                    double inv_denominator, struct rl_pool *pool, struct optimizer_report *report)
+void optimizer_measure(struct optimizer *optimizer, const float *grad, double inv_denominator,
+                       struct rl_pool *pool, struct optimizer_report *report)
 {
     const struct optimizer_options *options = &optimizer->options;
-    struct optimizer_state *state = &optimizer->state;
     double norm = optimizer_norm(optimizer, grad, inv_denominator, pool);
     double limit = options->max_grad_norm;
     double clip = limit > 0 ? fmin(1.0, limit / (norm + OPTIMIZER_CLIP_EPSILON)) : 1.0;
-    double rate = schedule_rate(&options->schedule, state->step);
     double scale = inv_denominator * clip;
-    enum optimizer_outcome outcome = optimizer_judge(norm, scale, inv_denominator);
-    *report = (struct optimizer_report){
-        .outcome = outcome, .grad_norm = norm, .learning_rate = rate, .clip_scale = clip};
-    optimizer_count(state, outcome);
-    if (outcome != OPTIMIZER_UPDATED) {
-        return;
-    }
+    double rate = schedule_rate(&options->schedule, optimizer->state.step);
+    *report =
+        (struct optimizer_report){.outcome = optimizer_judge(norm, scale, clip, inv_denominator),
+                                  .grad_norm = norm,
+                                  .learning_rate = rate * optimizer->state.rate_scale,
+                                  .clip_scale = clip,
+                                  .grad_scale = scale};
+}
+
+void optimizer_apply(struct optimizer *optimizer, float *master, const float *grad,
+                     const struct optimizer_report *report, struct rl_pool *pool)
+{
+    const struct optimizer_options *options = &optimizer->options;
+    struct optimizer_state *state = &optimizer->state;
+    assert(report->outcome == OPTIMIZER_UPDATED);
+    state->skipped_run = 0;
     state->step++;
     struct kernel_adamw_args common = {
         .param = master,
@@ -181,8 +181,8 @@ void optimizer_step(struct optimizer *optimizer, float *master, const float *gra
         .v = state->v,
         .grad = grad,
         .step = state->step,
-        .grad_scale = (float)scale,
-        .learning_rate = (float)rate,
+        .grad_scale = (float)report->grad_scale,
+        .learning_rate = (float)report->learning_rate,
         .beta1 = (float)options->beta1,
         .beta2 = (float)options->beta2,
         .epsilon = (float)options->epsilon,
@@ -190,6 +190,31 @@ void optimizer_step(struct optimizer *optimizer, float *master, const float *gra
     for (int32_t i = 0; i < optimizer->layout->tensor_count; i++) {
         optimizer_update_tensor(optimizer, &optimizer->layout->tensors[i], &common, pool);
     }
+}
+
+void optimizer_skip(struct optimizer *optimizer, const char *why)
+{
+    struct optimizer_state *state = &optimizer->state;
+    state->skipped++;
+    state->skipped_run++;
+    rl_log(RL_LOG_WARN, "update after %" PRId64 " skipped: %s", state->step, why);
+}
+
+void optimizer_step(struct optimizer *optimizer, float *master, const float *grad,
+                    double inv_denominator, struct rl_pool *pool, struct optimizer_report *report)
+{
+    optimizer_measure(optimizer, grad, inv_denominator, pool, report);
+    if (report->outcome == OPTIMIZER_UPDATED) {
+        optimizer_apply(optimizer, master, grad, report, pool);
+    } else if (report->outcome == OPTIMIZER_SKIPPED_NONFINITE) {
+        optimizer_skip(optimizer, "the gradient is not finite");
+    }
+}
+
+bool optimizer_weights_finite(struct optimizer *optimizer, const float *master,
+                              struct rl_pool *pool)
+{
+    return isfinite(optimizer_norm(optimizer, master, 1, pool));
 }
 
 struct optimizer_state *optimizer_state(struct optimizer *optimizer)

@@ -7,6 +7,8 @@
 #include "model/params.h"
 #include "trainer/schedule.h"
 
+#include <stdbool.h>
+
 struct optimizer_options {
     struct schedule schedule;
     double beta1, beta2, epsilon; /* epsilon > 0 */
@@ -16,7 +18,7 @@ struct optimizer_options {
 
 enum optimizer_outcome {
     OPTIMIZER_UPDATED,
-    OPTIMIZER_SKIPPED_NONFINITE, /* gradient norm or denominator is not finite */
+    OPTIMIZER_SKIPPED_NONFINITE, /* gradient norm, its square or the denominator is not finite */
     OPTIMIZER_SKIPPED_EMPTY      /* inv_denominator is 0: nothing to learn from */
 };
 
@@ -25,6 +27,7 @@ struct optimizer_report {
     double grad_norm;     /* after the division by the denominator, before clipping */
     double learning_rate; /* of this update */
     double clip_scale;    /* <= 1 */
+    double grad_scale;    /* what the gradient is multiplied with: denominator and clipping */
 };
 
 /* Moments and counters; the caller may read and write `state` for checkpoints between steps. */
@@ -34,6 +37,7 @@ struct optimizer_state {
     int64_t step;        /* updates made */
     int64_t skipped;     /* updates skipped because something was not finite, in all */
     int64_t skipped_run; /* the same, in a row */
+    double rate_scale;   /* of the schedule's learning rate; 1 at first */
 };
 
 struct optimizer;
@@ -55,6 +59,19 @@ void optimizer_destroy(struct optimizer *optimizer);
  * read. A skipped update changes neither weights nor moments nor the step. */
 void optimizer_step(struct optimizer *optimizer, float *master, const float *grad,
                     double inv_denominator, struct rl_pool *pool, struct optimizer_report *report);
+
+/* The same in parts, for a caller with reasons of its own to skip: what the update would be,
+ * changing nothing; making it (report->outcome must be OPTIMIZER_UPDATED); counting that it was not
+ * made because something was not finite, and saying so. */
+void optimizer_measure(struct optimizer *optimizer, const float *grad, double inv_denominator,
+                       struct rl_pool *pool, struct optimizer_report *report);
+void optimizer_apply(struct optimizer *optimizer, float *master, const float *grad,
+                     const struct optimizer_report *report, struct rl_pool *pool);
+void optimizer_skip(struct optimizer *optimizer, const char *why);
+
+/* True if every weight is finite. Reads master [master_count] once. */
+bool optimizer_weights_finite(struct optimizer *optimizer, const float *master,
+                              struct rl_pool *pool);
 
 /* Borrowed for the optimizer's life. */
 struct optimizer_state *optimizer_state(struct optimizer *optimizer);

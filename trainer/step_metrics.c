@@ -159,6 +159,8 @@ void step_metrics_report(struct rl_metrics *metrics, const struct learner_report
     rl_metrics_add(metrics, RL_METRIC_LEARNING_RATE, report->learning_rate);
     rl_metrics_add(metrics, RL_METRIC_UPDATES, (double)report->updates);
     rl_metrics_add(metrics, RL_METRIC_SKIPPED_UPDATES, (double)report->skipped);
+    rl_metrics_add(metrics, RL_METRIC_OUTLIER_UPDATES, (double)report->outliers);
+    rl_metrics_add(metrics, RL_METRIC_GRAD_NORM_SCORE, report->norm_score);
     rl_metrics_add(metrics, RL_METRIC_VERSION, report->version);
     rl_metrics_add(metrics, RL_METRIC_TIME_FORWARD_BACKWARD, report->forward_backward_s);
     rl_metrics_add(metrics, RL_METRIC_TIME_UPDATE, report->update_s);
