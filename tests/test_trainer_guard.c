@@ -2,7 +2,7 @@
 #include "trainer/guard.h"
 
 #include "core/hash.h"
-#include "model_fixture.h"
+#include "tests/model_fixture.h"
 #include "trainer/alarms.h"
 #include "trainer/learner.h"
 
