@@ -114,7 +114,8 @@ static const void *bench_weights(struct bench *b, int64_t n, int64_t k, enum ker
         w[i] *= 0.1f;
     }
     size_t floats = kernel_packed_bytes(n, k, dtype) / sizeof(float);
-    struct kernel_linear_pack_args pack = {w, bench_floats(b, (int64_t)floats), dtype, n, k};
+    struct kernel_linear_pack_args pack = {
+        .w = w, .packed = bench_floats(b, (int64_t)floats), .dtype = dtype, .n = n, .k = k};
     b->table->linear_pack(&pack, b->pool);
     return pack.packed;
 }

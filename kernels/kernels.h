@@ -37,12 +37,15 @@ enum kernel_activation { KERNEL_SILU, KERNEL_GELU_TANH };
  * multiple of 64. Element (n, k) is at index (n/32 * K + k) * 32 + n%32. */
 size_t kernel_packed_bytes(int64_t n, int64_t k, enum kernel_dtype dtype);
 
-/* packed = cast(w), round to nearest even for bf16. w [N, K]. */
+/* packed = cast(w), round to nearest even for bf16. w [N, K]. With `changed`: its bit i (bit i % 8
+ * of byte i / 8) becomes whether the bits of packed element i differ from those in `previous`. */
 struct kernel_linear_pack_args {
     const float *w;
     void *packed;
     enum kernel_dtype dtype;
     int64_t n, k;
+    const void *previous; /* packed like `packed`, not the same memory; NULL without `changed` */
+    uint8_t *changed;     /* [packed elements / 8] overwritten; may be NULL */
 };
 
 /* forward:         y[M,N] = x[M,K] W^T + bias (+ old y if accumulate)

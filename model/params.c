@@ -248,25 +248,71 @@ void model_params_init(const struct model_layout *layout, uint64_t seed, float *
     }
 }
 
-void model_params_publish(const struct model_layout *layout, const struct kernel_table *kernels,
-                          const float *master, void *image, struct rl_pool *pool)
+/* bits = which elements of `width` bytes differ; `bytes` is a multiple of 8 of them. */
+static void mark_bytes(const unsigned char *now, const unsigned char *before, size_t bytes,
+                       size_t width, uint8_t *bits)
 {
+    for (size_t i = 0; i < bytes / width; i += 8) {
+        unsigned mark = 0;
+        for (size_t j = 0; j < 8; j++) {
+            bool differs = memcmp(now + (i + j) * width, before + (i + j) * width, width) != 0;
+            mark |= (unsigned)differs << j;
+        }
+        bits[i / 8] = (uint8_t)mark;
+    }
+}
+
+/* Padding too, so that equal weights mean equal images, byte for byte. */
+static size_t publish_vector(const struct model_tensor *tensor, const float *values,
+                             unsigned char *place)
+{
+    size_t bytes = (size_t)tensor->cols * sizeof(float);
+    size_t padded = (size_t)align_up((int64_t)bytes, IMAGE_ALIGN_BYTES);
+    memcpy(place, values, bytes);
+    memset(place + bytes, 0, padded - bytes);
+    return padded;
+}
+
+/* Image offsets are multiples of 64 bytes, so every tensor's bits start in a byte of their own. */
+void model_params_publish_diff(const struct model_layout *layout,
+                               const struct kernel_table *kernels, const float *master, void *image,
+                               const struct model_image_diff *diff, struct rl_pool *pool)
+{
+    size_t width = model_image_element_bytes(layout);
     for (int32_t i = 0; i < layout->tensor_count; i++) {
         const struct model_tensor *tensor = &layout->tensors[i];
         unsigned char *place = (unsigned char *)image + tensor->image_offset;
         const float *values = master + tensor->offset;
+        const unsigned char *previous =
+            diff != NULL ? (const unsigned char *)diff->previous + tensor->image_offset : NULL;
+        uint8_t *bits = diff != NULL ? diff->changed + tensor->image_offset / width / 8 : NULL;
         if (tensor->matrix) {
-            struct kernel_linear_pack_args pack = {values, place, layout->dtype, tensor->rows,
-                                                   tensor->cols};
+            struct kernel_linear_pack_args pack = {.w = values,
+                                                   .packed = place,
+                                                   .dtype = layout->dtype,
+                                                   .n = tensor->rows,
+                                                   .k = tensor->cols,
+                                                   .previous = previous,
+                                                   .changed = bits};
             kernels->linear_pack(&pack, pool);
             continue;
         }
-        /* Padding too, so that equal weights mean equal images, byte for byte. */
-        size_t bytes = (size_t)tensor->cols * sizeof(float);
-        size_t padded = (size_t)align_up((int64_t)bytes, IMAGE_ALIGN_BYTES);
-        memcpy(place, values, bytes);
-        memset(place + bytes, 0, padded - bytes);
+        size_t bytes = publish_vector(tensor, values, place);
+        if (diff != NULL) {
+            mark_bytes(place, previous, bytes, width, bits);
+        }
     }
+}
+
+void model_params_publish(const struct model_layout *layout, const struct kernel_table *kernels,
+                          const float *master, void *image, struct rl_pool *pool)
+{
+    model_params_publish_diff(layout, kernels, master, image, NULL, pool);
+}
+
+size_t model_image_element_bytes(const struct model_layout *layout)
+{
+    return layout->dtype == KERNEL_BF16 ? sizeof(uint16_t) : sizeof(float);
 }
 
 uint64_t model_image_hash(const struct model_layout *layout, const void *image)

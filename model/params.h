@@ -74,6 +74,22 @@ rl_status model_params_save(const struct model_layout *layout, const float *mast
 void model_params_publish(const struct model_layout *layout, const struct kernel_table *kernels,
                           const float *master, void *image, struct rl_pool *pool);
 
+/* Which elements of an image differ from those of another: bit i % 8 of byte i / 8 for element i.
+ * An element is 2 bytes of a bf16 image (so that one of its fp32 vectors' counts as two), 4 of an
+ * fp32 one. */
+struct model_image_diff {
+    const void *previous; /* image [image_bytes] to compare with */
+    uint8_t *changed;     /* [image_bytes / model_image_element_bytes / 8] overwritten */
+};
+
+/* The same, comparing as it writes. */
+void model_params_publish_diff(const struct model_layout *layout,
+                               const struct kernel_table *kernels, const float *master, void *image,
+                               const struct model_image_diff *diff, struct rl_pool *pool);
+
+/* Bytes of an element in the sense of model_image_diff. */
+size_t model_image_element_bytes(const struct model_layout *layout);
+
 /* xxh3 of an image. */
 uint64_t model_image_hash(const struct model_layout *layout, const void *image);
 

@@ -108,7 +108,8 @@ START_TEST(linear_gradients)
         float *bias = memory_floats(&memory, m.n, 1.0);
         float *dy = memory_floats(&memory, m.rows * m.n, 1.0);
         float *packed = memory_area(&memory, kernel_packed_bytes(m.n, m.k, KERNEL_FP32), false);
-        struct kernel_linear_pack_args pack = {w, packed, KERNEL_FP32, m.n, m.k};
+        struct kernel_linear_pack_args pack = {
+            .w = w, .packed = packed, .dtype = KERNEL_FP32, .n = m.n, .k = m.k};
         table->linear_pack(&pack, NULL);
         struct kernel_linear_args a = {.w = packed,
                                        .x = gradient_buffer(&memory, m.rows * m.k, offset),
@@ -449,7 +450,8 @@ START_TEST(head_gradients)
         float *x = memory_floats(&memory, m.rows * m.k, 1.0);
         float *w = memory_floats(&memory, m.n * m.k, 1.0);
         float *packed = memory_area(&memory, kernel_packed_bytes(m.n, m.k, KERNEL_FP32), false);
-        struct kernel_linear_pack_args pack = {w, packed, KERNEL_FP32, m.n, m.k};
+        struct kernel_linear_pack_args pack = {
+            .w = w, .packed = packed, .dtype = KERNEL_FP32, .n = m.n, .k = m.k};
         table->linear_pack(&pack, NULL);
         float *g = memory_floats(&memory, m.rows, 1.0);
         g[m.rows / 2] = 0.0f; /* a row without gradient, or with that of entropy alone */

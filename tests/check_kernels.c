@@ -73,6 +73,19 @@ static void case_linear_pack(struct call *c)
     }
     a.w = w;
     size_t bytes = kernel_packed_bytes(a.n, a.k, a.dtype);
+    if (call_flip(c)) { /* against an image in which every fifth element or so was another */
+        size_t width = a.dtype == KERNEL_BF16 ? 2 : 4;
+        char *previous = memory_area(&c->memory, bytes, false);
+        a.packed = previous;
+        support_ref()->linear_pack(&a, NULL);
+        for (size_t i = (size_t)memory_pick(&c->memory, 0, 4); i < bytes / width; i += 5) {
+            previous[i * width + (size_t)memory_pick(&c->memory, 0, (int64_t)width - 1)] ^= 1;
+        }
+        a.previous = previous;
+        a.changed = memory_area(&c->memory, bytes / width / 8, true);
+        c->memory.areas[c->memory.count - 1].integers = true;
+        memset(a.changed, 0x55, bytes / width / 8);
+    }
     a.packed = memory_area(&c->memory, bytes, true);
     c->memory.areas[c->memory.count - 1].integers = true; /* compare bits */
     while (call_again(c)) {

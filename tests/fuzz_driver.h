@@ -114,7 +114,7 @@ static inline void fuzz_pool_fill(struct fuzz_pool *pool, const struct fuzz_targ
     const struct fuzz_seed *seeds = target->seeds;
     size_t count = 0;
     if (seeds == NULL) {
-        count = fuzz_wire_seeds(frames);
+        count = target->make(frames);
         seeds = frames;
     } else {
         while (seeds[count].data != NULL) {

@@ -160,6 +160,34 @@ static inline size_t fuzz_wire_seeds(struct fuzz_seed *out)
     return 5;
 }
 
+/* Deltas from the fixed base: nothing, a few elements, all of them. */
+static inline size_t fuzz_delta_seeds(struct fuzz_seed *out)
+{
+    static void *deltas[3]; /* kept for the life of the process */
+    static size_t sizes[3];
+    static const uint8_t patterns[3] = {0, 0x81, 0xff};
+    for (size_t i = 0; i < 3; i++) {
+        uint8_t image[FUZZ_IMAGE_BYTES], changed[FUZZ_IMAGE_BYTES / 16];
+        struct weight_delta_info info = {.base_version = 3,
+                                         .version = 4,
+                                         .element_bytes = i == 1 ? 4 : 2,
+                                         .image_bytes = FUZZ_IMAGE_BYTES};
+        fuzz_image(image);
+        info.base_hash = XXH3_64bits(image, sizeof(image));
+        memset(changed, patterns[i], sizeof(changed));
+        for (size_t k = 0; k < FUZZ_IMAGE_BYTES; k++) {
+            size_t element = k / info.element_bytes;
+            image[k] = (uint8_t)(image[k] + (changed[element / 8] >> element % 8 & 1));
+        }
+        info.hash = XXH3_64bits(image, sizeof(image));
+        fuzz_must(deltas[i] != NULL ||
+                      weight_delta_encode(&info, changed, image, &deltas[i], &sizes[i]) == RL_OK,
+                  "seed deltas");
+        out[i] = (struct fuzz_seed){deltas[i], sizes[i]};
+    }
+    return 3;
+}
+
 /* --- chat templates ---------------------------------------------------------------------------*/
 
 /* {"chat_template": "..."} with the bytes as a JSON string (those beyond ASCII as Latin-1); `out`
@@ -209,22 +237,24 @@ static inline bool fuzz_chat(const uint8_t *data, size_t bytes)
 struct fuzz_target {
     const char *name;
     bool (*run)(const uint8_t *data, size_t bytes);
-    const struct fuzz_seed *seeds; /* ends with NULL; NULL: frames */
+    const struct fuzz_seed *seeds; /* ends with NULL; NULL: made by `make` */
     const char *const *words;      /* ends with NULL */
+    size_t (*make)(struct fuzz_seed *out);
 };
 
 static const struct fuzz_target fuzz_targets[] = {
-    {"wire", fuzz_wire, NULL, fuzz_no_words},
-    {"config", fuzz_config, fuzz_config_seeds, fuzz_yaml_words},
-    {"override", fuzz_override, fuzz_override_seeds, fuzz_yaml_words},
-    {"architecture", fuzz_architecture, fuzz_architecture_seeds, fuzz_json_words},
-    {"safetensors", fuzz_safetensors, fuzz_safetensors_seeds, fuzz_json_words},
-    {"tokenizer", fuzz_tokenizer, fuzz_tokenizer_seeds, fuzz_json_words},
-    {"chat", fuzz_chat, fuzz_chat_seeds, fuzz_chat_words},
-    {"row", fuzz_row, fuzz_row_seeds, fuzz_json_words},
-    {"expression", fuzz_expression, fuzz_expression_seeds, fuzz_maths_words},
-    {"number", fuzz_number, fuzz_number_seeds, fuzz_maths_words},
-    {"reward", fuzz_reward, fuzz_reward_seeds, fuzz_maths_words},
+    {"wire", fuzz_wire, NULL, fuzz_no_words, fuzz_wire_seeds},
+    {"delta", fuzz_delta, NULL, fuzz_no_words, fuzz_delta_seeds},
+    {"config", fuzz_config, fuzz_config_seeds, fuzz_yaml_words, NULL},
+    {"override", fuzz_override, fuzz_override_seeds, fuzz_yaml_words, NULL},
+    {"architecture", fuzz_architecture, fuzz_architecture_seeds, fuzz_json_words, NULL},
+    {"safetensors", fuzz_safetensors, fuzz_safetensors_seeds, fuzz_json_words, NULL},
+    {"tokenizer", fuzz_tokenizer, fuzz_tokenizer_seeds, fuzz_json_words, NULL},
+    {"chat", fuzz_chat, fuzz_chat_seeds, fuzz_chat_words, NULL},
+    {"row", fuzz_row, fuzz_row_seeds, fuzz_json_words, NULL},
+    {"expression", fuzz_expression, fuzz_expression_seeds, fuzz_maths_words, NULL},
+    {"number", fuzz_number, fuzz_number_seeds, fuzz_maths_words, NULL},
+    {"reward", fuzz_reward, fuzz_reward_seeds, fuzz_maths_words, NULL},
 };
 enum { FUZZ_TARGETS = sizeof(fuzz_targets) / sizeof(fuzz_targets[0]) };
 

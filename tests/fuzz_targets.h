@@ -15,6 +15,7 @@
 #include "rewards/number_text.h"
 #include "rewards/reward.h"
 #include "rollout/prompt_row.h"
+#include "transport/weight_delta.h"
 #include "transport/wire.h"
 
 #include <stdio.h>
@@ -130,6 +131,52 @@ static inline bool fuzz_wire(const uint8_t *data, size_t bytes)
     message.kind = kind;
     bool accepted = fuzz_wire_decode(&message);
     free(message.data);
+    return accepted;
+}
+
+/* --- weight deltas ----------------------------------------------------------------------------*/
+
+enum { FUZZ_IMAGE_BYTES = 256 };
+
+static inline void fuzz_image(uint8_t image[FUZZ_IMAGE_BYTES])
+{
+    for (int i = 0; i < FUZZ_IMAGE_BYTES; i++) {
+        image[i] = (uint8_t)(i * 7);
+    }
+}
+
+/* Against a fixed base, with a sound checksum so that the parts are read. Only an image with the
+ * header's hash is accepted, and the same delta over the result changes nothing. */
+static inline bool fuzz_delta(const uint8_t *data, size_t bytes)
+{
+    uint8_t base[FUZZ_IMAGE_BYTES], image[FUZZ_IMAGE_BYTES], again[FUZZ_IMAGE_BYTES];
+    struct weight_delta_info info;
+    struct weight_delta_base from = {.image = base, .image_bytes = sizeof(base), .version = 3};
+    uint8_t *copy = malloc(bytes + 1);
+    fuzz_must(copy != NULL, "memory");
+    fuzz_image(base);
+    memcpy(copy, data, bytes);
+    from.hash = XXH3_64bits(base, sizeof(base));
+    fuzz_must(weight_delta_apply(copy, bytes, &from, image) != RL_OK ||
+                  weight_delta_inspect(copy, bytes, &info) == RL_OK,
+              "what is applied can be inspected");
+    if (bytes >= WEIGHT_DELTA_HEADER_BYTES) {
+        uint64_t seed = XXH3_64bits(copy, WEIGHT_DELTA_HEADER_BYTES - 8);
+        uint64_t sum = XXH3_64bits_withSeed(copy + WEIGHT_DELTA_HEADER_BYTES,
+                                            bytes - WEIGHT_DELTA_HEADER_BYTES, seed);
+        memcpy(copy + WEIGHT_DELTA_HEADER_BYTES - 8, &sum, sizeof(sum));
+    }
+    bool accepted = weight_delta_apply(copy, bytes, &from, image) == RL_OK;
+    if (accepted) {
+        fuzz_must(weight_delta_inspect(copy, bytes, &info) == RL_OK &&
+                      XXH3_64bits(image, sizeof(image)) == info.hash,
+                  "the image has the delta's hash");
+        from.image = image;
+        fuzz_must(weight_delta_apply(copy, bytes, &from, again) == RL_OK &&
+                      memcmp(image, again, sizeof(image)) == 0,
+                  "a delta is idempotent");
+    }
+    free(copy);
     return accepted;
 }
 

@@ -213,6 +213,48 @@ START_TEST(images_follow_the_master)
 }
 END_TEST
 
+/* The diff is exactly the elements whose bits differ, for every back end and both storages. */
+START_TEST(diffs_are_exact)
+{
+    enum kernel_dtype dtype = _i == 0 ? KERNEL_FP32 : KERNEL_BF16;
+    struct folder folder;
+    folder_create(&folder, true);
+    struct model_fixture *f = &folder.f;
+    struct model_layout *layout = NULL;
+    ck_assert_int_eq(model_layout_create(&f->layout->arch, dtype, 16, &layout), RL_OK);
+    size_t bytes = layout->image_bytes;
+    size_t width = model_image_element_bytes(layout);
+    char *before = aligned_alloc(64, bytes);
+    char *after = aligned_alloc(64, bytes);
+    uint8_t *changed = malloc(bytes / width / 8);
+    const struct kernel_table *table = NULL;
+    for (int isa = 0; isa <= (int)kernel_isa_best(); isa++) {
+        ck_assert_int_eq(kernel_table_get((enum kernel_isa)isa, &table), RL_OK);
+        model_params_publish(layout, table, f->master, before, f->pool);
+        for (int64_t i = isa; i < layout->master_count; i += 7) {
+            f->master[i] *= 1.0F + (i % 3 == 0 ? 0x1p-20F : 0x1p-7F);
+        }
+        struct model_image_diff diff = {.previous = before, .changed = changed};
+        memset(changed, 0xa5, bytes / width / 8);
+        model_params_publish_diff(layout, table, f->master, after, &diff, f->pool);
+        size_t marked = 0;
+        for (size_t i = 0; i < bytes / width; i++) {
+            bool differs = memcmp(before + i * width, after + i * width, width) != 0;
+            ck_assert_msg(differs == ((changed[i / 8] >> (i % 8) & 1) != 0), "%s: element %zu",
+                          table->name, i);
+            marked += differs;
+        }
+        ck_assert_uint_gt(marked, 0);
+        ck_assert_uint_lt(marked, bytes / width / 2);
+    }
+    free(before);
+    free(after);
+    free(changed);
+    model_layout_destroy(layout);
+    folder_destroy(&folder);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("model_params");
@@ -225,6 +267,7 @@ int main(void)
     tcase_add_test(tcase, odd_values_and_dtypes_are_named);
     tcase_add_test(tcase, missing_weights_are_an_error);
     tcase_add_test(tcase, images_follow_the_master);
+    tcase_add_loop_test(tcase, diffs_are_exact, 0, 2);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);

@@ -220,6 +220,23 @@ SIMD_INLINE void v_store_bf16(uint16_t *p, vf x)
     _mm_storeu_si128((__m128i *)(void *)p, _mm_packus_epi32(low, high));
 }
 
+/* mask[0] = one bit a lane: do the bits of p and q differ? */
+SIMD_INLINE void v_mark(const float *p, const float *q, uint8_t *mask)
+{
+    vi a = _mm256_loadu_si256((const __m256i *)(const void *)p);
+    vi b = _mm256_loadu_si256((const __m256i *)(const void *)q);
+    *mask = (uint8_t)~_mm256_movemask_ps(_mm256_castsi256_ps(_mm256_cmpeq_epi32(a, b)));
+}
+
+/* The same of SIMD_LANES bf16 values. */
+SIMD_INLINE void v_mark_bf16(const uint16_t *p, const uint16_t *q, uint8_t *mask)
+{
+    __m128i a = _mm_loadu_si128((const __m128i *)(const void *)p);
+    __m128i b = _mm_loadu_si128((const __m128i *)(const void *)q);
+    __m128i same = _mm_packs_epi16(_mm_cmpeq_epi16(a, b), _mm_setzero_si128());
+    *mask = (uint8_t)~_mm_movemask_epi8(same);
+}
+
 /* r[i] lane j <-> r[j] lane i, for SIMD_LANES rows. */
 SIMD_INLINE void v_transpose(vf r[8])
 {

@@ -6,6 +6,7 @@
 
 #include <immintrin.h>
 #include <stdint.h>
+#include <string.h>
 
 #define SIMD_BITS 512
 #define SIMD_NAME(name) name##_avx512
@@ -206,6 +207,22 @@ SIMD_INLINE void v_store_bf16(uint16_t *p, vf x)
     __m512i quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x400000));
     __m512i chosen = _mm512_mask_blend_epi32(v_is_nan(x), even, quiet);
     _mm256_storeu_si256((__m256i *)(void *)p, _mm512_cvtepi32_epi16(_mm512_srli_epi32(chosen, 16)));
+}
+
+/* mask[0 .. 1] = one bit a lane: do the bits of p and q differ? */
+SIMD_INLINE void v_mark(const float *p, const float *q, uint8_t *mask)
+{
+    uint16_t bits = _mm512_cmpneq_epi32_mask(_mm512_loadu_si512(p), _mm512_loadu_si512(q));
+    memcpy(mask, &bits, sizeof bits);
+}
+
+/* The same of SIMD_LANES bf16 values. */
+SIMD_INLINE void v_mark_bf16(const uint16_t *p, const uint16_t *q, uint8_t *mask)
+{
+    __m256i a = _mm256_loadu_si256((const __m256i *)(const void *)p);
+    __m256i b = _mm256_loadu_si256((const __m256i *)(const void *)q);
+    uint16_t bits = _mm256_cmpneq_epi16_mask(a, b);
+    memcpy(mask, &bits, sizeof bits);
 }
 
 /* r[i] lane j <-> r[j] lane i, for SIMD_LANES rows. */

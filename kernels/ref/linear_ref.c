@@ -4,6 +4,8 @@
 #include "kernels/bf16.h"
 #include "kernels/ref/ops_ref.h"
 
+#include <string.h>
+
 size_t kernel_packed_bytes(int64_t n, int64_t k, enum kernel_dtype dtype)
 {
     size_t panels = (size_t)((n + KERNEL_PANEL - 1) / KERNEL_PANEL);
@@ -19,6 +21,17 @@ float weight_at_ref(const void *w, enum kernel_dtype dtype, int64_t index)
     return ((const float *)w)[index];
 }
 
+/* Bit `index` of the map: are the two elements' bits different? */
+static void mark_ref(const struct kernel_linear_pack_args *a, int64_t index)
+{
+    size_t width = a->dtype == KERNEL_BF16 ? sizeof(uint16_t) : sizeof(float);
+    const char *now = (const char *)a->packed + (size_t)index * width;
+    const char *before = (const char *)a->previous + (size_t)index * width;
+    uint8_t bit = (uint8_t)(1U << (index % 8));
+    uint8_t *place = &a->changed[index / 8];
+    *place = (uint8_t)(memcmp(now, before, width) != 0 ? *place | bit : *place & ~bit);
+}
+
 void linear_pack_ref(const struct kernel_linear_pack_args *a, struct rl_pool *pool)
 {
     (void)pool;
@@ -31,6 +44,9 @@ void linear_pack_ref(const struct kernel_linear_pack_args *a, struct rl_pool *po
                 ((uint16_t *)a->packed)[index] = kernel_bf16_from_float(value);
             } else {
                 ((float *)a->packed)[index] = value;
+            }
+            if (a->changed != NULL) {
+                mark_ref(a, index);
             }
         }
     }
