@@ -181,6 +181,7 @@ rl_status learner_loop_run(struct learner_rank *l)
                                   .waits = l->waits,
                                   .shared_arena = true,
                                   .readers = world_size(l->world),
+                                  .history = 1,
                                   .mutex = &l->mutex};
     rl_status status = train_run_open(&args, &l->run);
     if (status == RL_OK) {

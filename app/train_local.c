@@ -168,7 +168,8 @@ rl_status train_local(const struct rl_config *config, struct session *session,
                                   .prompts = prompts,
                                   .collective = alone,
                                   .waits = waits,
-                                  .readers = 1};
+                                  .readers = 1,
+                                  .history = 1};
     rl_status status = signals_install();
     if (status == RL_OK) {
         status = train_run_open(&args, &l.run);

@@ -9,6 +9,7 @@
 #include "transport/atomic_file.h"
 #include "transport/segment_file.h"
 
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -106,8 +107,12 @@ static rl_status open_learner(struct train_run *run, const struct train_run_args
                                    .collective = run->collective,
                                    .waits = run->waits,
                                    .reference_image = run->reference_image};
+    size_t mask_bytes =
+        arena.slot_bytes / model_image_element_bytes(run->session->layout) / CHAR_BIT;
     RL_TRY(weight_arena_create(&arena, &run->arena));
+    RL_TRY(weight_history_create(mask_bytes, args->history, &run->history));
     learner.arena = run->arena;
+    learner.history = run->history;
     learner.master = *master;
     *master = NULL; /* the learner takes it, whatever happens */
     return learner_create(&learner, &run->learner);
@@ -308,6 +313,7 @@ void train_run_close(struct train_run *run)
     rl_metrics_destroy(run->metrics);
     learner_destroy(run->learner);
     weight_arena_close(run->arena);
+    weight_history_destroy(run->history);
     device_free(run->reference_image);
     admission_destroy(run->admission);
     dispatcher_destroy(run->dispatcher);

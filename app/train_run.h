@@ -16,6 +16,7 @@
 #include "trainer/staleness_control.h"
 #include "transport/collective.h"
 #include "transport/weight_arena.h"
+#include "transport/weight_history.h"
 
 #include <pthread.h>
 
@@ -45,6 +46,7 @@ struct train_run {
     struct admission *admission;
     struct collective *collective; /* borrowed */
     struct weight_arena *arena;
+    struct weight_history *history;
     struct learner *learner;
     void *reference_image;
     struct rl_metrics *metrics;
@@ -82,6 +84,7 @@ struct train_run_args {
     struct rl_waits *waits;
     bool shared_arena;      /* workers are other processes */
     int readers;            /* reader indices of the arena */
+    int history;            /* versions back that deltas may start from, >= 1 */
     bool quiet;             /* no live lines */
     pthread_mutex_t *mutex; /* see struct train_run; borrowed, may be NULL */
 };

@@ -117,9 +117,22 @@ static rl_status refresh_image(struct learner *l, double *slot_wait_s)
         *slot_wait_s = rl_wait_end(&wait);
         RL_TRY(status);
     }
-    model_params_publish(l->args.layout, l->args.kernels, l->args.master, image, l->args.pool);
+    /* Against the version last published, also when this step has written the slot before. */
+    struct model_image_diff diff = {.previous = l->published};
+    if (l->args.history != NULL && l->published != NULL) {
+        diff.changed = weight_history_pending(l->args.history);
+    }
+    model_params_publish_diff(l->args.layout, l->args.kernels, l->args.master, image,
+                              diff.changed != NULL ? &diff : NULL, l->args.pool);
     l->image = image;
     return RL_OK;
+}
+
+static double changed_fraction(const struct learner *l)
+{
+    const struct model_layout *layout = l->args.layout;
+    double elements = (double)layout->image_bytes / (double)model_image_element_bytes(layout);
+    return (double)weight_history_pending_count(l->args.history) / elements;
 }
 
 static uint64_t hash_image(const struct learner *l)
@@ -130,8 +143,12 @@ static uint64_t hash_image(const struct learner *l)
 static rl_status publish(struct learner *l, uint32_t version, uint64_t hash)
 {
     if (l->args.arena != NULL) {
+        if (l->args.history != NULL) {
+            weight_history_commit(l->args.history, version); /* before anybody sees the version */
+        }
         RL_TRY(weight_arena_publish(l->args.arena, l->slot, version, hash));
         l->slot = -1;
+        l->published = l->image;
     }
     l->version = version;
     return RL_OK;
@@ -378,6 +395,7 @@ static rl_status finish(struct learner *l, uint64_t step, struct learner_report 
     if (report->updates > 0 || l->version_per_step) {
         report->version = l->version + 1;
         report->hash = hash_image(l);
+        report->changed_fraction = l->args.history != NULL ? changed_fraction(l) : 0;
     }
     report->publish_s = rl_clock_now_s(NULL) - start;
     return RL_OK;

@@ -18,6 +18,7 @@
 #include "trainer/optimizer.h"
 #include "transport/collective.h"
 #include "transport/weight_arena.h"
+#include "transport/weight_history.h"
 
 struct learner;
 
@@ -28,7 +29,10 @@ struct learner_args {
     const struct kernel_table *kernels;
     struct rl_pool *pool; /* may be NULL */
     struct collective *collective;
-    struct weight_arena *arena;  /* publishing rank only; NULL on the other learners */
+    struct weight_arena *arena; /* publishing rank only; NULL on the other learners */
+    /* Publishing rank only: what changes from version to version is written here. Masks of
+     * image_bytes / model_image_element_bytes / 8. NULL on the other learners. */
+    struct weight_history *history;
     struct rl_waits *waits;      /* may be NULL */
     float *master;               /* [master_count], device_alloc'ed: taken */
     const void *reference_image; /* frozen reference, or NULL if the objective needs none */
@@ -49,9 +53,11 @@ struct learner_report {
     double norm_score;        /* largest z-score of an update's gradient norm */
     int64_t tokens;           /* fed through the model by all ranks, once a minibatch */
     double prepare_s, forward_backward_s, reduce_s, update_s, publish_s;
-    double slot_wait_s; /* within update_s: readers held every weight slot */
-    uint32_t version;   /* to be published after the step */
-    uint64_t hash;      /* of its image; publishing rank only */
+    double slot_wait_s;      /* within update_s: readers held every weight slot */
+    uint32_t version;        /* to be published after the step */
+    uint64_t hash;           /* of its image; publishing rank only */
+    double changed_fraction; /* of the image's elements since the last version; where there is a
+                                history and an update was made */
 };
 
 /* Takes args->master also on failure. Caller owns *out. Errors: RL_INVALID, RL_NO_MEMORY. */

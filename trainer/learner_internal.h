@@ -22,10 +22,11 @@ struct learner {
     struct advantage_options advantage;
     struct batcher_options batcher;
     struct optimizer *optimizer;
-    float *grad;       /* [master_count] */
-    void *own_image;   /* [image_bytes] learners that do not publish */
-    const void *image; /* what forward passes read */
-    int slot;          /* arena slot being written; -1: none */
+    float *grad;           /* [master_count] */
+    void *own_image;       /* [image_bytes] learners that do not publish */
+    const void *image;     /* what forward passes read */
+    const void *published; /* newest arena slot: what is being changed; NULL before the first */
+    int slot;              /* arena slot being written; -1: none */
     uint32_t version;
     float inv_temperature;
     bool recompute_old, kl_in_reward;

@@ -162,6 +162,9 @@ void step_metrics_report(struct rl_metrics *metrics, const struct learner_report
     rl_metrics_add(metrics, RL_METRIC_OUTLIER_UPDATES, (double)report->outliers);
     rl_metrics_add(metrics, RL_METRIC_GRAD_NORM_SCORE, report->norm_score);
     rl_metrics_add(metrics, RL_METRIC_VERSION, report->version);
+    if (report->updates > 0) {
+        rl_metrics_add(metrics, RL_METRIC_WEIGHTS_CHANGED, report->changed_fraction);
+    }
     rl_metrics_add(metrics, RL_METRIC_TIME_FORWARD_BACKWARD, report->forward_backward_s);
     rl_metrics_add(metrics, RL_METRIC_TIME_UPDATE, report->update_s);
     rl_metrics_add(metrics, RL_METRIC_TIME_PUBLISH, report->publish_s);
