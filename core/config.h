@@ -3,6 +3,7 @@
 #ifndef FORESIGHT_CORE_CONFIG_H
 #define FORESIGHT_CORE_CONFIG_H
 
+#include "core/objectives.def"
 #include "core/status.h"
 
 #include <stdbool.h>
@@ -10,7 +11,16 @@
 #include <stdio.h>
 
 /* Enumerated options hold the index of their choice; these names mirror config.def. */
-enum config_loss_type { CONFIG_LOSS_FIPO, CONFIG_LOSS_GRPO, CONFIG_LOSS_DAPO, CONFIG_LOSS_DR_GRPO };
+#define CONFIG_LOSS_ID(id, ...) CONFIG_LOSS_##id,
+enum config_loss_type { RL_OBJECTIVES(CONFIG_LOSS_ID) CONFIG_LOSS_COUNT };
+#undef CONFIG_LOSS_ID
+#define CONFIG_CORRECTION_ID(id, ...) CONFIG_CORRECTION_##id,
+enum config_correction {
+    CONFIG_CORRECTION_AUTO,
+    CONFIG_CORRECTION_NONE,
+    RL_CORRECTIONS(CONFIG_CORRECTION_ID) CONFIG_CORRECTION_COUNT
+};
+#undef CONFIG_CORRECTION_ID
 enum config_aggregation {
     CONFIG_AGG_AUTO,
     CONFIG_AGG_TOKEN_MEAN,
@@ -20,12 +30,13 @@ enum config_aggregation {
 };
 enum config_kl_type { CONFIG_KL_K1, CONFIG_KL_K2, CONFIG_KL_K3 };
 enum config_kl_in { CONFIG_KL_IN_LOSS, CONFIG_KL_IN_REWARD };
-enum config_old_logprob { CONFIG_OLD_BEHAVIOUR, CONFIG_OLD_RECOMPUTE };
+enum config_old_logprob { CONFIG_OLD_BEHAVIOUR, CONFIG_OLD_RECOMPUTE, CONFIG_OLD_LOGLINEAR };
 enum config_advantage {
     CONFIG_ADV_GROUP,
     CONFIG_ADV_GROUP_NO_STD,
     CONFIG_ADV_BATCH,
-    CONFIG_ADV_RLOO
+    CONFIG_ADV_RLOO,
+    CONFIG_ADV_MAXRL
 };
 enum config_lr_schedule { CONFIG_LR_CONSTANT, CONFIG_LR_LINEAR, CONFIG_LR_COSINE };
 enum config_resume { CONFIG_RESUME_AUTO, CONFIG_RESUME_NEVER, CONFIG_RESUME_MUST };
@@ -79,8 +90,18 @@ rl_status rl_config_override(struct rl_config *config, const char *assignment);
 /* Ranges of each option and rules between options. Errors: RL_INVALID, each problem logged. */
 rl_status rl_config_validate(const struct rl_config *config);
 
-/* Write into options that were not given what other options make of them: loss_type's own clipping
- * and advantage, kl_type of a KL term in the reward. They count as given afterwards, so that a dump
+/* What options of the loss come to once loss_type, old_logprob and correction have filled in those
+ * that were not given. */
+struct rl_loss_settings {
+    double epsilon_low, epsilon_high, delta;
+    enum config_advantage advantage;
+    enum config_correction correction; /* never AUTO */
+    double correction_low, correction_high;
+};
+void rl_config_loss_settings(const struct rl_config *config, struct rl_loss_settings *out);
+
+/* Write into options that were not given what other options make of them: rl_config_loss_settings,
+ * kl_type of a KL term in the reward. They count as given afterwards, so that a dump
  * of `config` means the same run when it is read again. Call once, after validation. */
 void rl_config_resolve(struct rl_config *config);
 

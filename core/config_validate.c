@@ -78,13 +78,53 @@ static void config_check_clips(const struct rl_config *config, struct config_ver
     double safety = config->loss.fipo_safety_threshold;
     CONFIG_RULE(safety == 0.0 || safety >= 1.0,
                 "loss.fipo_safety_threshold is %g; it is a ratio: 0 (off) or at least 1", safety);
-    CONFIG_RULE(config->loss.tis_cap == 0.0 || config->loss.tis_cap >= 1.0,
-                "loss.tis_cap is %g; a cap below 1 would scale on-policy tokens down",
-                config->loss.tis_cap);
-    bool group = config->loss.advantage != CONFIG_ADV_BATCH;
-    CONFIG_RULE(!group || config->rollout.samples_per_prompt >= 2,
+    struct rl_loss_settings loss;
+    rl_config_loss_settings(config, &loss);
+    CONFIG_RULE(loss.advantage == CONFIG_ADV_BATCH || config->rollout.samples_per_prompt >= 2,
                 "rollout.samples_per_prompt is 1; a group needs 2 samples for an advantage other "
                 "than loss.advantage: batch");
+}
+
+/* What x of a correction is where sampler and learner agree: its bounds must let that pass. */
+static double config_neutral_of(enum config_correction correction)
+{
+#define CONFIG_NEUTRAL_TOKEN 1.0
+#define CONFIG_NEUTRAL_SEQUENCE 1.0
+#define CONFIG_NEUTRAL_MEAN 1.0
+#define CONFIG_NEUTRAL_K3 0.0
+#define CONFIG_NEUTRAL(id, name, scope, ...) [CONFIG_CORRECTION_##id] = CONFIG_NEUTRAL_##scope,
+    static const double neutral[CONFIG_CORRECTION_COUNT] = {RL_CORRECTIONS(CONFIG_NEUTRAL)};
+    return neutral[correction];
+#undef CONFIG_NEUTRAL
+}
+
+static void config_check_corrections(const struct rl_config *config, struct config_verdict *verdict)
+{
+    struct rl_loss_settings loss;
+    rl_config_loss_settings(config, &loss);
+    bool behaviour = config->loss.old_logprob == CONFIG_OLD_BEHAVIOUR;
+    bool loglinear = config->loss.old_logprob == CONFIG_OLD_LOGLINEAR;
+    bool none = loss.correction == CONFIG_CORRECTION_NONE;
+    CONFIG_RULE(none || !behaviour,
+                "loss.correction weighs by exp(old - behaviour), which is 1 with "
+                "loss.old_logprob: behaviour; take recompute or loglinear");
+    CONFIG_RULE(config->loss.veto_threshold == 0.0 || !behaviour,
+                "loss.veto_threshold looks at exp(old - behaviour), which is 1 with "
+                "loss.old_logprob: behaviour; take recompute or loglinear");
+    CONFIG_RULE(!none || (config->loss.correction_low < 0.0 && config->loss.correction_high < 0.0),
+                "loss.correction_low and loss.correction_high bound a loss.correction, and there "
+                "is none");
+    double neutral = none ? 0.0 : config_neutral_of(loss.correction);
+    CONFIG_RULE(none || (loss.correction_low <= neutral && neutral <= loss.correction_high),
+                "loss.correction_low and loss.correction_high are %g and %g; %g, where sampler and "
+                "learner agree, must be between them",
+                loss.correction_low, loss.correction_high, neutral);
+    CONFIG_RULE(!config->loss.correction_normalize || (!none && !loglinear),
+                "loss.correction_normalize needs a loss.correction whose weights are known before "
+                "the minibatch: loss.old_logprob: recompute");
+    CONFIG_RULE(config->loss.m2po_threshold == 0.0 || !loglinear,
+                "loss.m2po_threshold needs the log-probs of the step's start, which "
+                "loss.old_logprob: loglinear does not compute; take behaviour or recompute");
 }
 
 static void config_check_kl(const struct rl_config *config, struct config_verdict *verdict)
@@ -104,6 +144,7 @@ rl_status rl_config_validate(const struct rl_config *config)
     config_check_run(config, &verdict);
     config_check_async(config, &verdict);
     config_check_clips(config, &verdict);
+    config_check_corrections(config, &verdict);
     config_check_kl(config, &verdict);
     return verdict.problems == 0 ? RL_OK : RL_INVALID;
 }
@@ -122,22 +163,103 @@ static void config_mark(struct rl_config *config, const char *section, const cha
     config->set_flags[config_row_find(section, name)] = 1;
 }
 
+/* What an objective is known for, and the bounds that a correction comes with. */
+struct config_objective {
+    double epsilon_low, epsilon_high, delta;
+    enum config_advantage advantage;
+};
+struct config_bounds {
+    double low, high;
+};
+
+static struct config_objective config_objective_of(int loss_type)
+{
+#define CONFIG_OBJECTIVE(id, name, form, ratio, aggregation, low, high, delta, advantage)          \
+    [CONFIG_LOSS_##id] = {low, high, delta, CONFIG_ADV_##advantage},
+    static const struct config_objective known[CONFIG_LOSS_COUNT] = {
+        RL_OBJECTIVES(CONFIG_OBJECTIVE)};
+    bool valid = loss_type >= 0 && loss_type < CONFIG_LOSS_COUNT;
+    return known[valid ? loss_type : CONFIG_LOSS_FIPO];
+#undef CONFIG_OBJECTIVE
+}
+
+static struct config_bounds config_bounds_of(enum config_correction correction)
+{
+#define CONFIG_BOUNDS(id, name, scope, form, low, high) [CONFIG_CORRECTION_##id] = {low, high},
+    static const struct config_bounds known[CONFIG_CORRECTION_COUNT] = {
+        [CONFIG_CORRECTION_NONE] = {-1.0, -1.0}, RL_CORRECTIONS(CONFIG_BOUNDS)};
+    return known[correction];
+#undef CONFIG_BOUNDS
+}
+
+static enum config_correction config_correction_of(const struct rl_config *config)
+{
+    bool known = config->loss.correction > CONFIG_CORRECTION_AUTO &&
+                 config->loss.correction < CONFIG_CORRECTION_COUNT;
+    if (known) {
+        return (enum config_correction)config->loss.correction;
+    }
+    switch (config->loss.old_logprob) {
+    case CONFIG_OLD_RECOMPUTE:
+        return CONFIG_CORRECTION_TIS;
+    case CONFIG_OLD_LOGLINEAR:
+        return CONFIG_CORRECTION_DECOUPLED;
+    default:
+        return CONFIG_CORRECTION_NONE;
+    }
+}
+
+static double config_given(const struct rl_config *config, const char *key, double given,
+                           double implied)
+{
+    return rl_config_is_set(config, key) ? given : implied;
+}
+
+void rl_config_loss_settings(const struct rl_config *config, struct rl_loss_settings *out)
+{
+    struct config_objective known = config_objective_of(config->loss.loss_type);
+    enum config_correction correction = config_correction_of(config);
+    struct config_bounds bounds = config_bounds_of(correction);
+    double low =
+        config_given(config, "loss.epsilon_low", config->loss.epsilon_low, known.epsilon_low);
+    double high = known.epsilon_high < 0 ? low : known.epsilon_high;
+    bool advantage = rl_config_is_set(config, "loss.advantage");
+    *out = (struct rl_loss_settings){
+        .epsilon_low = low,
+        .epsilon_high = config_given(config, "loss.epsilon_high", config->loss.epsilon_high, high),
+        .delta = config_given(config, "loss.delta", config->loss.delta, known.delta),
+        .advantage = advantage ? (enum config_advantage)config->loss.advantage : known.advantage,
+        .correction = correction,
+        .correction_low =
+            config->loss.correction_low >= 0 ? config->loss.correction_low : bounds.low,
+        .correction_high =
+            config->loss.correction_high >= 0 ? config->loss.correction_high : bounds.high,
+    };
+}
+
+/* Every option that rl_config_loss_settings fills in. */
+static void config_resolve_loss(struct rl_config *config)
+{
+    static const char *const names[] = {"epsilon_low",    "epsilon_high", "delta",
+                                        "advantage",      "correction",   "correction_low",
+                                        "correction_high"};
+    struct rl_loss_settings loss;
+    rl_config_loss_settings(config, &loss);
+    config->loss.epsilon_low = loss.epsilon_low;
+    config->loss.epsilon_high = loss.epsilon_high;
+    config->loss.delta = loss.delta;
+    config->loss.advantage = (int)loss.advantage;
+    config->loss.correction = (int)loss.correction;
+    config->loss.correction_low = loss.correction_low;
+    config->loss.correction_high = loss.correction_high;
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        config_mark(config, "loss", names[i]);
+    }
+}
+
 void rl_config_resolve(struct rl_config *config)
 {
-    int loss_type = config->loss.loss_type;
-    bool classic = loss_type == CONFIG_LOSS_GRPO || loss_type == CONFIG_LOSS_DR_GRPO;
-    if (classic && !rl_config_is_set(config, "loss.epsilon_high")) {
-        config->loss.epsilon_high = config->loss.epsilon_low;
-        config_mark(config, "loss", "epsilon_high");
-    }
-    if (classic && !rl_config_is_set(config, "loss.delta")) {
-        config->loss.delta = 0.0;
-        config_mark(config, "loss", "delta");
-    }
-    if (loss_type == CONFIG_LOSS_DR_GRPO && !rl_config_is_set(config, "loss.advantage")) {
-        config->loss.advantage = CONFIG_ADV_GROUP_NO_STD;
-        config_mark(config, "loss", "advantage");
-    }
+    config_resolve_loss(config);
     if (config->loss.kl_in == CONFIG_KL_IN_REWARD) {
         config->loss.kl_type = CONFIG_KL_K1;
         config_mark(config, "loss", "kl_type");

@@ -24,6 +24,9 @@ struct objective_case {
     float behaviour[CASE_SEQUENCES][CASE_TOKENS];
     float reference[CASE_SEQUENCES][CASE_TOKENS];
     float entropy[CASE_SEQUENCES][CASE_TOKENS];
+    float proximal[CASE_SEQUENCES][CASE_TOKENS];
+    uint32_t version[CASE_SEQUENCES][CASE_TOKENS];
+    struct objective_minibatch minibatch;
     float g_logprob[CASE_SEQUENCES][CASE_TOKENS];
     float g_entropy[CASE_SEQUENCES][CASE_TOKENS];
     struct objective_stats stats;
@@ -41,12 +44,15 @@ static inline struct objective_case *case_create(uint32_t count)
     return c;
 }
 
-/* Loss and normalised gradients of a case. */
+/* Loss and normalised gradients of a case, as one minibatch. */
 static inline double case_run(struct objective_case *c, const struct objective_options *options)
 {
     float *g_logprob[CASE_SEQUENCES];
     float *g_entropy[CASE_SEQUENCES];
+    ck_assert_int_eq(
+        objective_minibatch_measure(options, c->sequences, c->count, NULL, &c->minibatch), RL_OK);
     for (uint32_t i = 0; i < c->count; i++) {
+        c->sequences[i].minibatch = &c->minibatch;
         g_logprob[i] = c->g_logprob[i];
         g_entropy[i] = c->g_entropy[i];
     }
@@ -69,7 +75,26 @@ static inline struct objective_options case_options(enum config_loss_type type)
         .fipo_safety_threshold = 3,
         .fipo_drop_sequences = true,
         .fipo_decay_over_masked = true,
+        .sapo_positive = 1,
+        .sapo_negative = 1.05,
+        .dppo_low = 0.2,
+        .dppo_high = 0.2,
+        .dppo_kl = 1e-3,
+        .correction = CONFIG_CORRECTION_NONE,
     };
+}
+
+/* Turn on a correction with the bounds that it comes with; AUTO and NONE: none. */
+static inline void case_correct(struct objective_options *options,
+                                enum config_correction correction)
+{
+#define CASE_BOUNDS(id, name, scope, form, low, high) [CONFIG_CORRECTION_##id] = {low, high},
+    static const double bounds[CONFIG_CORRECTION_COUNT][2] = {RL_CORRECTIONS(CASE_BOUNDS)};
+#undef CASE_BOUNDS
+    options->correction =
+        correction == CONFIG_CORRECTION_AUTO ? CONFIG_CORRECTION_NONE : correction;
+    options->correction_low = bounds[correction][0];
+    options->correction_high = bounds[correction][1];
 }
 
 /* Random walk of policies: most log-ratios are small, some reach past every clip. */
@@ -77,6 +102,7 @@ static inline struct objective_case *case_random(uint64_t seed, uint32_t count)
 {
     struct objective_case *c = case_create(count);
     struct rl_rng rng = rl_rng_make(seed, 0);
+    struct rl_rng second = rl_rng_make(seed, 1);
     for (uint32_t i = 0; i < count; i++) {
         struct objective_sequence *sequence = &c->sequences[i];
         sequence->count = 1 + (uint32_t)rl_rng_next_below(&rng, CASE_TOKENS);
@@ -85,6 +111,8 @@ static inline struct objective_case *case_random(uint64_t seed, uint32_t count)
         sequence->behaviour = c->behaviour[i];
         sequence->reference = c->reference[i];
         sequence->entropy = c->entropy[i];
+        sequence->version = c->version[i];
+        sequence->version_now = 4;
         for (uint32_t t = 0; t < sequence->count; t++) {
             double wild = rl_rng_next_below(&rng, 8) == 0 ? 4.0 : 0.25;
             c->mask[i][t] = rl_rng_next_below(&rng, 5) > 0 ? 1 : 0;
@@ -93,6 +121,8 @@ static inline struct objective_case *case_random(uint64_t seed, uint32_t count)
             c->behaviour[i][t] = c->old[i][t] + (float)(0.5 * rl_rng_next_normal(&rng));
             c->reference[i][t] = c->old[i][t] + (float)(0.5 * rl_rng_next_normal(&rng));
             c->entropy[i][t] = (float)rl_rng_next_uniform(&rng);
+            c->version[i][t] = (uint32_t)rl_rng_next_below(&second, 5);
+            c->proximal[i][t] = c->old[i][t] + (float)(0.3 * rl_rng_next_normal(&second));
         }
     }
     return c;
@@ -135,6 +165,28 @@ static inline void case_compare(const struct objective_case *c, double loss, con
             case_check((double)c->g_logprob[i][t], case_number(grad, i, t), name);
         }
     }
+}
+
+/* The batch of section "common_batch". */
+static inline struct objective_case *case_common(const json_t *inputs)
+{
+    const json_t *lengths = json_object_get(inputs, "n");
+    struct objective_case *c = case_create((uint32_t)json_array_size(lengths));
+    case_copy(json_object_get(inputs, "LP"), c->logprob);
+    case_copy(json_object_get(inputs, "OLD"), c->old);
+    case_copy(json_object_get(inputs, "MU"), c->behaviour);
+    case_copy(json_object_get(inputs, "REF"), c->reference);
+    for (uint32_t i = 0; i < c->count; i++) {
+        struct objective_sequence *sequence = &c->sequences[i];
+        sequence->count = (uint32_t)json_integer_value(json_array_get(lengths, i));
+        sequence->advantage = json_number_value(json_array_get(json_object_get(inputs, "A"), i));
+        sequence->behaviour = c->behaviour[i];
+        sequence->version = c->version[i];
+        for (uint32_t t = 0; t < sequence->count; t++) {
+            c->version[i][t] = (uint32_t)case_number(json_object_get(inputs, "ver"), i, t);
+        }
+    }
+    return c;
 }
 
 static inline json_t *case_golden(void)

@@ -231,8 +231,10 @@ static const struct broken broken_files[] = {
     {"async: {enabled: yes}\n", "async.enabled: \"yes\" is not a truth value"},
     {"async: {enabled: 1}\n", "write true or false"},
     {"async: {enabled: 'true'}\n", "write true or false"},
-    {"loss: {loss_type: gropo}\n", "not one of fipo|grpo|dapo|dr_grpo; did you mean grpo?"},
-    {"loss: {loss_type: 0}\n", "not one of fipo|grpo|dapo|dr_grpo"},
+    {"loss: {loss_type: gropo}\n",
+     "not one of fipo|grpo|dapo|dr_grpo|gspo|gspo_token|cispo|reinforce|rloo|sapo|dppo; did you "
+     "mean grpo?"},
+    {"loss: {loss_type: 0}\n", "not one of fipo|grpo|dapo|dr_grpo|gspo"},
 };
 
 START_TEST(broken_files_are_refused)
@@ -320,9 +322,19 @@ static const struct rule rules[] = {
     {{"async.wait_timeout_ms=10000"}, "async.wait_timeout_ms"},
     {{"loss.delta=0.5"}, "loss.delta"},
     {{"loss.fipo_safety_threshold=0.5"}, "loss.fipo_safety_threshold"},
-    {{"loss.tis_cap=0.5"}, "loss.tis_cap"},
     {{"rollout.samples_per_prompt=1"}, "rollout.samples_per_prompt"},
     {{"loss.kl_in=reward"}, "loss.kl_in"},
+    {{"loss.correction=tis"}, "loss.old_logprob"},
+    {{"loss.correction_high=2"}, "loss.correction_high"},
+    {{"loss.old_logprob=recompute", "loss.correction=mis", "loss.correction_low=1.5"},
+     "loss.correction_low"},
+    {{"loss.old_logprob=recompute", "loss.correction_high=0.5"}, "loss.correction_high"},
+    {{"loss.old_logprob=recompute", "loss.correction=k3_mis", "loss.correction_low=0.5"},
+     "loss.correction_low"},
+    {{"loss.correction_normalize=true"}, "loss.correction_normalize"},
+    {{"loss.old_logprob=loglinear", "loss.correction_normalize=true"}, "loss.correction_normalize"},
+    {{"loss.old_logprob=loglinear", "loss.m2po_threshold=0.04"}, "loss.m2po_threshold"},
+    {{"loss.veto_threshold=1e-4"}, "loss.veto_threshold"},
 };
 
 START_TEST(rules_between_options)
@@ -425,12 +437,40 @@ START_TEST(dump_reads_back)
         config.loss.entropy_coef = rl_rng_next_uniform(&rng) * 20.0 - 10.0;
         config.run.seed = (int64_t)rl_rng_next_below(&rng, UINT64_C(9007199254740992));
         config.async.enabled = rl_rng_next_below(&rng, 2) != 0;
-        config.loss.loss_type = (int)rl_rng_next_below(&rng, 4);
+        config.loss.loss_type = (int)rl_rng_next_below(&rng, CONFIG_LOSS_COUNT);
         assert_round_trip();
     }
     config.loss.beta = 5e-324;
     config.loss.entropy_coef = -0.0;
     assert_round_trip();
+}
+END_TEST
+
+/* What an objective and old_logprob stand for, unless it was given. */
+START_TEST(loss_settings_come_from_the_tables)
+{
+    struct rl_loss_settings loss;
+    rl_config_loss_settings(&config, &loss);
+    ck_assert_int_eq(loss.correction, CONFIG_CORRECTION_NONE);
+    ck_assert_double_eq(loss.epsilon_high, 0.28);
+    ck_assert_int_eq(rl_config_override(&config, "loss_type=gspo"), RL_OK);
+    ck_assert_int_eq(rl_config_override(&config, "old_logprob=recompute"), RL_OK);
+    rl_config_loss_settings(&config, &loss);
+    ck_assert_double_eq(loss.epsilon_low, 3e-4);
+    ck_assert_double_eq(loss.epsilon_high, 4e-4);
+    ck_assert_double_eq(loss.delta, 0);
+    ck_assert_int_eq(loss.correction, CONFIG_CORRECTION_TIS);
+    ck_assert_double_eq(loss.correction_high, 2);
+    ck_assert_int_eq(rl_config_override(&config, "old_logprob=loglinear"), RL_OK);
+    ck_assert_int_eq(rl_config_override(&config, "correction_high=7"), RL_OK);
+    ck_assert_int_eq(rl_config_override(&config, "loss_type=rloo"), RL_OK);
+    rl_config_resolve(&config);
+    ck_assert_int_eq(config.loss.correction, CONFIG_CORRECTION_DECOUPLED);
+    ck_assert_double_eq(config.loss.correction_low, 0);
+    ck_assert_double_eq(config.loss.correction_high, 7);
+    ck_assert_int_eq(config.loss.advantage, CONFIG_ADV_RLOO);
+    ck_assert_double_eq(config.loss.epsilon_high, 0.2);
+    ck_assert_int_eq(rl_config_validate(&config), RL_OK);
 }
 END_TEST
 
@@ -520,7 +560,7 @@ START_TEST(help_names_every_option)
     ck_assert_ptr_nonnull(strstr(markdown, "| `" #name "` |"));
 #include "core/config.def"
     ck_assert_str_eq(markdown, again);
-    ck_assert_ptr_nonnull(strstr(markdown, "| fipo\\|grpo\\|dapo\\|dr_grpo | `fipo` |"));
+    ck_assert_ptr_nonnull(strstr(markdown, "| k1\\|k2\\|k3 | `k3` |"));
     free(help);
     free(markdown);
     free(again);
@@ -550,6 +590,7 @@ int main(void)
     tcase_add_test(tcase, values_set_by_hand_are_validated);
     tcase_add_test(tcase, dump_reads_back);
     tcase_add_test(tcase, resolve_fixes_what_loss_type_implies);
+    tcase_add_test(tcase, loss_settings_come_from_the_tables);
     tcase_add_test(tcase, damaged_files_never_crash);
     tcase_add_test(tcase, help_names_every_option);
     Suite *suite = suite_create("core config");

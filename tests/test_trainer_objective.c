@@ -92,54 +92,62 @@ struct common_row {
     const char *name;
     enum config_loss_type type;
     enum objective_aggregation aggregation;
-    double epsilon_high, delta, tis_cap;
+    double epsilon_low, epsilon_high, delta;
 };
-
-static struct objective_case *common_case(const json_t *inputs)
-{
-    const json_t *lengths = json_object_get(inputs, "n");
-    struct objective_case *c = case_create((uint32_t)json_array_size(lengths));
-    case_copy(json_object_get(inputs, "LP"), c->logprob);
-    case_copy(json_object_get(inputs, "OLD"), c->old);
-    case_copy(json_object_get(inputs, "MU"), c->behaviour);
-    case_copy(json_object_get(inputs, "REF"), c->reference);
-    for (uint32_t i = 0; i < c->count; i++) {
-        struct objective_sequence *sequence = &c->sequences[i];
-        sequence->count = (uint32_t)json_integer_value(json_array_get(lengths, i));
-        sequence->advantage = json_number_value(json_array_get(json_object_get(inputs, "A"), i));
-        sequence->behaviour = c->behaviour[i];
-    }
-    return c;
-}
 
 START_TEST(policy_vectors)
 {
     static const struct common_row rows[] = {
-        {"ppo_clip/token-mean", CONFIG_LOSS_DAPO, OBJECTIVE_TOKEN_MEAN, 0.28, 0, 0},
-        {"ppo_clip/seq-mean-token-sum", CONFIG_LOSS_DAPO, OBJECTIVE_SEQ_MEAN_TOKEN_SUM, 0.28, 0, 0},
-        {"ppo_clip/seq-mean-token-mean", CONFIG_LOSS_DAPO, OBJECTIVE_SEQ_MEAN_TOKEN_MEAN, 0.28, 0,
+        {"ppo_clip/token-mean", CONFIG_LOSS_DAPO, OBJECTIVE_TOKEN_MEAN, 0.2, 0.28, 0},
+        {"ppo_clip/seq-mean-token-sum", CONFIG_LOSS_DAPO, OBJECTIVE_SEQ_MEAN_TOKEN_SUM, 0.2, 0.28,
          0},
-        {"ppo_clip/seq-sum-norm", CONFIG_LOSS_DAPO, OBJECTIVE_SEQ_SUM_NORM, 0.28, 0, 0},
-        {"ppo_clip/dr_grpo", CONFIG_LOSS_DR_GRPO, OBJECTIVE_SEQ_MEAN_TOKEN_SUM_NORM, 0.28, 0, 0},
-        {"dual_clip_c3/token-mean", CONFIG_LOSS_DAPO, OBJECTIVE_TOKEN_MEAN, 0.28, 3, 0},
-        {"grpo_sym0.2/seq-mean-token-mean", CONFIG_LOSS_GRPO, OBJECTIVE_SEQ_MEAN_TOKEN_MEAN, 0.2, 0,
+        {"ppo_clip/seq-mean-token-mean", CONFIG_LOSS_DAPO, OBJECTIVE_SEQ_MEAN_TOKEN_MEAN, 0.2, 0.28,
          0},
-        {"tis_C2/token-mean", CONFIG_LOSS_DAPO, OBJECTIVE_TOKEN_MEAN, 0.28, 3, 2},
+        {"ppo_clip/seq-sum-norm", CONFIG_LOSS_DAPO, OBJECTIVE_SEQ_SUM_NORM, 0.2, 0.28, 0},
+        {"ppo_clip/dr_grpo", CONFIG_LOSS_DR_GRPO, OBJECTIVE_SEQ_MEAN_TOKEN_SUM_NORM, 0.2, 0.28, 0},
+        {"dual_clip_c3/token-mean", CONFIG_LOSS_DAPO, OBJECTIVE_TOKEN_MEAN, 0.2, 0.28, 3},
+        {"grpo_sym0.2/seq-mean-token-mean", CONFIG_LOSS_GRPO, OBJECTIVE_SEQ_MEAN_TOKEN_MEAN, 0.2,
+         0.2, 0},
+        {"gspo", CONFIG_LOSS_GSPO, OBJECTIVE_SEQ_MEAN_TOKEN_MEAN, 0.2, 0.28, 0},
+        {"gspo_token", CONFIG_LOSS_GSPO_TOKEN, OBJECTIVE_SEQ_MEAN_TOKEN_MEAN, 0.2, 0.28, 0},
+        {"cispo/verl[0.8,1.28]", CONFIG_LOSS_CISPO, OBJECTIVE_TOKEN_MEAN, 0.2, 0.28, 0},
+        {"cispo/upper_only_5", CONFIG_LOSS_CISPO, OBJECTIVE_TOKEN_MEAN, 1, 4, 0},
+        {"reinforce/token-mean", CONFIG_LOSS_REINFORCE, OBJECTIVE_TOKEN_MEAN, 0, 0, 0},
+        {"rloo_seq_clip0.2", CONFIG_LOSS_RLOO, OBJECTIVE_SEQ_MEAN_TOKEN_MEAN, 0.2, 0.2, 0},
+        {"sapo_1.0_1.05/seq-mean-token-mean", CONFIG_LOSS_SAPO, OBJECTIVE_SEQ_MEAN_TOKEN_MEAN, 0, 0,
+         0},
     };
     json_t *root = case_golden();
     const json_t *batch = json_object_get(root, "common_batch");
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
-        struct objective_case *c = common_case(json_object_get(batch, "inputs"));
+        struct objective_case *c = case_common(json_object_get(batch, "inputs"));
         struct objective_options options = case_options(rows[i].type);
         options.aggregation = rows[i].aggregation;
+        options.epsilon_low = rows[i].epsilon_low;
         options.epsilon_high = rows[i].epsilon_high;
         options.delta = rows[i].delta;
-        options.tis_cap = rows[i].tis_cap;
         double loss = case_run(c, &options);
         case_compare(c, loss, json_object_get(json_object_get(batch, "out"), rows[i].name),
                      rows[i].name);
         free(c);
     }
+    json_decref(root);
+}
+END_TEST
+
+/* DPPO's vector takes ratios against the sampler's policy. */
+START_TEST(dppo_vector)
+{
+    json_t *root = case_golden();
+    const json_t *batch = json_object_get(root, "common_batch");
+    struct objective_case *c = case_common(json_object_get(batch, "inputs"));
+    memcpy(c->old, c->behaviour, sizeof(c->old));
+    struct objective_options options = case_options(CONFIG_LOSS_DPPO);
+    double loss = case_run(c, &options);
+    case_compare(c, loss, json_object_get(json_object_get(batch, "out"), "prime_rl_dppo_kl1e-3"),
+                 "prime_rl_dppo_kl1e-3");
+    ck_assert_double_eq(c->stats.sum.clip_low, 1);
+    free(c);
     json_decref(root);
 }
 END_TEST
@@ -150,7 +158,7 @@ START_TEST(kl_vectors)
     json_t *root = case_golden();
     const json_t *batch = json_object_get(root, "common_batch");
     for (int type = 0; type < 3; type++) {
-        struct objective_case *c = common_case(json_object_get(batch, "inputs"));
+        struct objective_case *c = case_common(json_object_get(batch, "inputs"));
         for (uint32_t i = 0; i < c->count; i++) {
             c->sequences[i].advantage = 0;
             c->sequences[i].reference = c->reference[i];
@@ -163,28 +171,6 @@ START_TEST(kl_vectors)
                      names[type]);
         free(c);
     }
-    json_decref(root);
-}
-END_TEST
-
-/* Figures of section 10.2: effective sample size of the truncated weights, k1 and k3 of the gap
- * between sampler and proximal policy. */
-START_TEST(mismatch_figures)
-{
-    json_t *root = case_golden();
-    struct objective_case *c =
-        common_case(json_object_get(json_object_get(root, "common_batch"), "inputs"));
-    struct objective_options options = case_options(CONFIG_LOSS_DAPO);
-    options.tis_cap = 2;
-    case_run(c, &options);
-    const struct objective_sums *sum = &c->stats.sum;
-    case_check(sum->tis_weight * sum->tis_weight / sum->tis_weight_squared, 7.340621408, "ESS");
-    case_check(sum->behaviour_kl / sum->tokens, 0.042222222, "k1");
-    case_check(sum->behaviour_kl3 / sum->tokens, 0.140862753, "k3");
-    case_check(sum->tis_clipped, 1, "tis clipped");
-    case_check(sum->clip_low, 2, "clip low");
-    case_check(sum->clip_high, 1, "clip high");
-    free(c);
     json_decref(root);
 }
 END_TEST
@@ -228,7 +214,7 @@ START_TEST(garbage_under_the_mask_does_not_matter)
     options.beta = 0.1;
     options.kl_type = CONFIG_KL_K3;
     options.entropy_coef = 0.01;
-    options.tis_cap = 2;
+    case_correct(&options, CONFIG_CORRECTION_TIS);
     struct objective_case *clean = case_random(5, CASE_SEQUENCES);
     struct objective_case *dirty = case_random(5, CASE_SEQUENCES);
     for (uint32_t i = 0; i < dirty->count; i++) {
@@ -335,6 +321,10 @@ START_TEST(staleness_and_mismatch_are_measured)
     case_run(c, &options);
     ck_assert_double_eq(c->stats.sum.staleness, 3);
     ck_assert_double_eq(c->stats.max.staleness_max, 2);
+    ck_assert_double_eq(c->stats.sum.staleness_0, 2);
+    ck_assert_double_eq(c->stats.sum.staleness_1, 1);
+    ck_assert_double_eq(c->stats.sum.staleness_2, 1);
+    ck_assert_ptr_eq(objective_stats_staleness(&c->stats), &c->stats.sum.staleness_0);
     ck_assert_double_eq(c->stats.sum.mismatch_tokens, 2);
     ck_assert_double_eq(c->stats.max.mismatch_max, 0.25);
     sequence->on_version = false;
@@ -342,6 +332,9 @@ START_TEST(staleness_and_mismatch_are_measured)
     ck_assert_double_eq(c->stats.sum.mismatch_tokens, 0);
     ck_assert_double_eq(c->stats.sum.staleness_tokens, 4);
     ck_assert(isinf(c->stats.max.mismatch_max));
+    sequence->version_now = 1000;
+    case_run(c, &options);
+    ck_assert_double_eq(c->stats.sum.staleness_15, 4);
     free(c);
 }
 END_TEST
@@ -397,7 +390,8 @@ START_TEST(loss_types_bring_their_settings)
     ck_assert_int_eq(objective_options_from_config(&config, &options), RL_OK);
     ck_assert_int_eq(options.aggregation, OBJECTIVE_TOKEN_MEAN);
     ck_assert_double_eq(options.epsilon_high, 0.28);
-    ck_assert_double_eq(options.tis_cap, 0); /* behaviour: ratios are exact already */
+    ck_assert_int_eq(options.correction,
+                     CONFIG_CORRECTION_NONE); /* behaviour: nothing to correct */
     ck_assert_int_eq(rl_config_override(&config, "loss.loss_type=grpo"), RL_OK);
     ck_assert_int_eq(objective_options_from_config(&config, &options), RL_OK);
     ck_assert_int_eq(options.aggregation, OBJECTIVE_SEQ_MEAN_TOKEN_MEAN);
@@ -409,7 +403,8 @@ START_TEST(loss_types_bring_their_settings)
     ck_assert_int_eq(objective_options_from_config(&config, &options), RL_OK);
     ck_assert_double_eq(options.epsilon_high, 0.3);
     ck_assert_double_eq(options.delta, 4);
-    ck_assert_double_eq(options.tis_cap, 2);
+    ck_assert_int_eq(options.correction, CONFIG_CORRECTION_TIS);
+    ck_assert_double_eq(options.correction_high, 2);
     ck_assert_int_eq(rl_config_override(&config, "loss.loss_type=dr_grpo"), RL_OK);
     ck_assert_int_eq(rl_config_override(&config, "loss.beta=0.1"), RL_OK);
     ck_assert_int_eq(rl_config_override(&config, "loss.kl_in=reward"), RL_OK);
@@ -431,7 +426,7 @@ int main(void)
     tcase_add_test(tests, fipo_vectors);
     tcase_add_test(tests, policy_vectors);
     tcase_add_test(tests, kl_vectors);
-    tcase_add_test(tests, mismatch_figures);
+    tcase_add_test(tests, dppo_vector);
     tcase_add_test(tests, kl_is_clamped_and_exact_near_zero);
     tcase_add_test(tests, kl_penalty_sums_unmasked_tokens);
     tcase_add_test(tests, garbage_under_the_mask_does_not_matter);

@@ -9,13 +9,31 @@ enum { PROPERTY_SEEDS = 40 };
 
 /* Detached parts of one batch, taken at the point where the derivative is. */
 struct frozen {
-    double weight[CASE_SEQUENCES][CASE_TOKENS];
+    double weight[CASE_SEQUENCES][CASE_TOKENS];     /* FIPO's f */
+    double correction[CASE_SEQUENCES][CASE_TOKENS]; /* weight of the token's loss */
+    double old[CASE_SEQUENCES][CASE_TOKENS];
+    double cispo[CASE_SEQUENCES][CASE_TOKENS]; /* clipped ratio */
+    bool dppo[CASE_SEQUENCES][CASE_TOKENS];    /* kept */
     bool kept[CASE_SEQUENCES];
 };
 
-static double gap_at(const struct objective_case *c, uint32_t i, uint32_t t)
+static double old_plain(const struct objective_case *c, const struct objective_options *options,
+                        uint32_t i, uint32_t t)
 {
-    return (double)c->logprob[i][t] - (double)c->old[i][t];
+    double behaviour = (double)c->behaviour[i][t];
+    if (!options->loglinear) {
+        return (double)c->old[i][t];
+    }
+    double now = c->sequences[i].version_now;
+    double v = c->version[i][t];
+    double alpha = v >= now ? 0 : (now - v) / (now + 1 - v);
+    return behaviour + alpha * ((double)c->logprob[i][t] - behaviour);
+}
+
+static double gap_at(const struct objective_case *c, const struct objective_options *options,
+                     uint32_t i, uint32_t t)
+{
+    return (double)c->logprob[i][t] - old_plain(c, options, i, t);
 }
 
 /* Sum over the future as it is written in the paper: O(T^2), with distances counted in positions or
@@ -32,7 +50,7 @@ static double future_plain(const struct objective_case *c, const struct objectiv
         }
         uint32_t distance = options->fipo_decay_over_masked ? k - t : unmasked;
         unmasked++;
-        double d = fmax(-20, fmin(20, gap_at(c, i, k)));
+        double d = fmax(-20, fmin(20, gap_at(c, options, i, k)));
         bool member = options->delta <= 0 || !(d > log(options->delta));
         sum += member ? pow(gamma, (double)distance) * d : 0;
     }
@@ -49,20 +67,103 @@ static double weight_plain(const struct objective_case *c, const struct objectiv
     double low = options->fipo_clip_high_only ? 1.0 : 1.0 - e;
     double f = fmax(low, fmin(1.0 + e, exp(future_plain(c, options, i, t))));
     bool safe = options->fipo_safety_threshold > 0 && c->sequences[i].advantage < 0 &&
-                exp(gap_at(c, i, t)) > options->fipo_safety_threshold;
+                exp(gap_at(c, options, i, t)) > options->fipo_safety_threshold;
     return safe ? fmax(0.8, fmin(1.0, f)) : f;
+}
+
+/* Weights of corrections, written down one by one. `gap` [n] holds old - behaviour of the unmasked
+ * tokens. */
+static double correction_plain(const struct objective_options *options, const double *gap,
+                               uint32_t n, double own)
+{
+    double sum = 0;
+    double k3 = 0;
+    for (uint32_t k = 0; k < n; k++) {
+        sum += gap[k];
+        k3 += exp(gap[k]) - gap[k] - 1;
+    }
+    double low = options->correction_low;
+    double high = options->correction_high;
+    double rho = exp(own);
+    double product = exp(fmax(-20, fmin(20, sum)));
+    double mean = exp(sum / n);
+    switch (options->correction) {
+    case CONFIG_CORRECTION_TIS:
+        return fmin(rho, high);
+    case CONFIG_CORRECTION_MIS:
+    case CONFIG_CORRECTION_ICEPOP:
+    case CONFIG_CORRECTION_DECOUPLED:
+        return rho >= low && rho <= high ? rho : 0;
+    case CONFIG_CORRECTION_SEQ_TIS:
+        return fmin(product, high);
+    case CONFIG_CORRECTION_SEQ_MIS:
+        return product <= high ? product : 0;
+    case CONFIG_CORRECTION_GEO_MIS:
+        return mean >= low && mean <= high ? 1 : 0;
+    case CONFIG_CORRECTION_GEO_TIS:
+        return mean >= low && mean <= high ? rho : 0;
+    case CONFIG_CORRECTION_K3_MIS:
+        return k3 / n <= high ? 1 : 0;
+    default:
+        return 1;
+    }
+}
+
+static void freeze_corrections(const struct objective_case *c,
+                               const struct objective_options *options, uint32_t i,
+                               struct frozen *out)
+{
+    double gap[CASE_TOKENS];
+    uint32_t n = 0;
+    double drift = 0;
+    double lowest = INFINITY;
+    for (uint32_t t = 0; t < c->sequences[i].count; t++) {
+        if (c->mask[i][t] != 0) {
+            gap[n] = out->old[i][t] - (double)c->behaviour[i][t];
+            lowest = fmin(lowest, gap[n++]);
+            drift += (double)c->behaviour[i][t] - (double)c->logprob[i][t];
+        }
+    }
+    bool veto = options->veto_threshold > 0 && exp(lowest) < options->veto_threshold;
+    bool opsm =
+        options->opsm_delta > 0 && c->sequences[i].advantage < 0 && drift / n > options->opsm_delta;
+    for (uint32_t t = 0; t < c->sequences[i].count; t++) {
+        double own = out->old[i][t] - (double)c->behaviour[i][t];
+        bool cut = own * own > (double)c->minibatch.gap_limit;
+        out->correction[i][t] = veto || opsm || cut ? 0
+                                                    : correction_plain(options, gap, n, own) *
+                                                          c->minibatch.weight_scale;
+    }
+}
+
+static void freeze_token(const struct objective_case *c, const struct objective_options *options,
+                         uint32_t i, uint32_t t, struct frozen *out)
+{
+    double lp = (double)c->logprob[i][t];
+    double a = c->sequences[i].advantage;
+    double ratio = exp(fmax(-20, fmin(20, lp - out->old[i][t])));
+    double moved = exp(lp) - exp(out->old[i][t]);
+    out->cispo[i][t] = fmax(1 - options->epsilon_low, fmin(1 + options->epsilon_high, ratio));
+    out->dppo[i][t] = a > 0 ? !(moved > options->dppo_high) : !(moved < -options->dppo_low);
 }
 
 static void freeze(const struct objective_case *c, const struct objective_options *options,
                    struct frozen *out)
 {
     for (uint32_t i = 0; i < c->count; i++) {
+        for (uint32_t t = 0; t < c->sequences[i].count; t++) {
+            out->old[i][t] = old_plain(c, options, i, t);
+            freeze_token(c, options, i, t, out);
+        }
+        freeze_corrections(c, options, i, out);
+    }
+    for (uint32_t i = 0; i < c->count; i++) {
         uint32_t dual = 0;
         for (uint32_t t = 0; t < c->sequences[i].count; t++) {
             if (c->mask[i][t] != 0) {
                 out->weight[i][t] = weight_plain(c, options, i, t);
                 dual += options->delta > 0 && c->sequences[i].advantage < 0 &&
-                                exp(gap_at(c, i, t)) > options->delta
+                                exp(gap_at(c, options, i, t)) > options->delta
                             ? 1
                             : 0;
             }
@@ -78,23 +179,95 @@ struct nudge {
     double logprob, entropy;
 };
 
+static double nudged(const struct objective_case *c, uint32_t i, uint32_t t,
+                     const struct nudge *nudge)
+{
+    bool here = nudge->sequence == i && nudge->token == t;
+    return (double)c->logprob[i][t] + (here ? nudge->logprob : 0);
+}
+
+/* Ratio of a whole sequence: exp of the mean or of the sum of its log-ratios. */
+static double sequence_ratio_plain(const struct objective_case *c, const struct frozen *frozen,
+                                   uint32_t i, const struct nudge *nudge, bool mean)
+{
+    double sum = 0;
+    double n = 0;
+    for (uint32_t t = 0; t < c->sequences[i].count; t++) {
+        if (c->mask[i][t] != 0) {
+            sum += nudged(c, i, t, nudge) - frozen->old[i][t];
+            n++;
+        }
+    }
+    return exp(fmax(-20, fmin(20, mean ? sum / n : sum)));
+}
+
+static double clip_plain(const struct objective_options *options, double a, double ratio)
+{
+    double clipped = fmax(1 - options->epsilon_low, fmin(1 + options->epsilon_high, ratio));
+    double loss = fmax(-a * ratio, -a * clipped);
+    return options->delta > 0 && a < 0 ? fmin(loss, -a * options->delta) : loss;
+}
+
+static double mean_correction(const struct objective_case *c, const struct frozen *frozen,
+                              uint32_t i)
+{
+    double sum = 0;
+    double n = 0;
+    for (uint32_t t = 0; t < c->sequences[i].count; t++) {
+        sum += c->mask[i][t] != 0 ? frozen->correction[i][t] : 0;
+        n += c->mask[i][t] != 0 ? 1 : 0;
+    }
+    return sum / n;
+}
+
+/* GSPO-token takes pi/sg[pi] times the detached sequence ratio: at the point itself a token's own
+ * ratio is the sequence's, and only its own log-prob moves it. */
+static double gspo_token_plain(const struct objective_case *c, const struct frozen *frozen,
+                               uint32_t i, uint32_t t, const struct nudge *nudge)
+{
+    static const struct nudge none = {.sequence = UINT32_MAX};
+    double moved = nudged(c, i, t, nudge) - (double)c->logprob[i][t];
+    return sequence_ratio_plain(c, frozen, i, &none, true) * exp(moved);
+}
+
+static double policy_plain(const struct objective_case *c, const struct objective_options *options,
+                           const struct frozen *frozen, uint32_t i, uint32_t t,
+                           const struct nudge *nudge)
+{
+    double lp = nudged(c, i, t, nudge);
+    double a = c->sequences[i].advantage;
+    double gap = fmax(-20, fmin(20, lp - frozen->old[i][t]));
+    double k = a > 0 ? options->sapo_positive : options->sapo_negative;
+    switch (options->loss_type) {
+    case CONFIG_LOSS_GSPO:
+        return clip_plain(options, a, sequence_ratio_plain(c, frozen, i, nudge, true));
+    case CONFIG_LOSS_RLOO:
+        return clip_plain(options, a, sequence_ratio_plain(c, frozen, i, nudge, false));
+    case CONFIG_LOSS_GSPO_TOKEN:
+        return clip_plain(options, a, gspo_token_plain(c, frozen, i, t, nudge));
+    case CONFIG_LOSS_CISPO:
+        return -frozen->cispo[i][t] * a * lp;
+    case CONFIG_LOSS_REINFORCE:
+        return -a * lp;
+    case CONFIG_LOSS_SAPO:
+        return -a * 4 / k / (1 + exp(-k * (exp(gap) - 1)));
+    case CONFIG_LOSS_DPPO:
+        return (frozen->dppo[i][t] ? -a * exp(gap) : 0) + options->dppo_kl * gap * gap;
+    default:
+        return clip_plain(options, a * frozen->weight[i][t], exp(gap));
+    }
+}
+
 static double token_plain(const struct objective_case *c, const struct objective_options *options,
                           const struct frozen *frozen, uint32_t i, uint32_t t,
                           const struct nudge *nudge)
 {
     bool here = nudge->sequence == i && nudge->token == t;
-    double lp = (double)c->logprob[i][t] + (here ? nudge->logprob : 0);
+    bool whole = options->loss_type == CONFIG_LOSS_GSPO || options->loss_type == CONFIG_LOSS_RLOO;
+    double lp = nudged(c, i, t, nudge);
     double h = (double)c->entropy[i][t] + (here ? nudge->entropy : 0);
-    double ratio = exp(fmax(-20, fmin(20, lp - (double)c->old[i][t])));
-    double a = c->sequences[i].advantage * frozen->weight[i][t];
-    double clipped = fmax(1 - options->epsilon_low, fmin(1 + options->epsilon_high, ratio));
-    double loss = fmax(-a * ratio, -a * clipped);
-    if (options->delta > 0 && a < 0) {
-        loss = fmin(loss, -a * options->delta);
-    }
-    if (options->tis_cap > 0) {
-        loss *= fmin(options->tis_cap, exp((double)c->old[i][t] - (double)c->behaviour[i][t]));
-    }
+    double correction = whole ? mean_correction(c, frozen, i) : frozen->correction[i][t];
+    double loss = correction * policy_plain(c, options, frozen, i, t, nudge);
     double gap = lp - (double)c->reference[i][t];
     double kl = options->kl_type == CONFIG_KL_K1   ? gap
                 : options->kl_type == CONFIG_KL_K2 ? gap * gap / 2
@@ -142,10 +315,10 @@ static double loss_plain(const struct objective_case *c, const struct objective_
 static void check_differences(struct objective_case *c, const struct objective_options *options)
 {
     const double h = 1e-6;
-    struct frozen frozen = {0};
-    freeze(c, options, &frozen);
+    static struct frozen frozen;
     struct nudge none = {.sequence = UINT32_MAX};
     double loss = case_run(c, options);
+    freeze(c, options, &frozen);
     double plain = loss_plain(c, options, &frozen, &none);
     ck_assert_double_eq_tol(loss, plain, 1e-9 * fmax(1, fabs(plain)));
     for (uint32_t i = 0; i < c->count; i++) {
@@ -168,25 +341,58 @@ static void check_differences(struct objective_case *c, const struct objective_o
     }
 }
 
+/* Everything but the policy loss itself, in six variants. */
+static void vary(struct objective_options *options, int variant)
+{
+    options->beta = variant % 3 == 0 ? 0 : 0.3;
+    options->kl_type = (enum config_kl_type)(variant % 3);
+    case_correct(options, variant % 2 == 0 ? CONFIG_CORRECTION_TIS : CONFIG_CORRECTION_NONE);
+    options->entropy_coef = variant % 2 == 0 ? 0 : 0.05;
+    options->delta = variant == 5 ? 0 : 4;
+    options->fipo_clip_high_only = variant % 2 == 0;
+    options->fipo_drop_sequences = variant != 4;
+    options->fipo_decay_over_masked = variant != 3;
+}
+
 START_TEST(gradients_match_finite_differences)
 {
-    for (int type = 0; type <= CONFIG_LOSS_DR_GRPO; type++) {
-        for (int aggregation = 0; aggregation <= OBJECTIVE_SEQ_MEAN_TOKEN_SUM_NORM; aggregation++) {
-            for (int variant = 0; variant < 6; variant++) {
-                struct objective_options options = case_options((enum config_loss_type)type);
-                options.aggregation = (enum objective_aggregation)aggregation;
-                options.beta = variant % 3 == 0 ? 0 : 0.3;
-                options.kl_type = (enum config_kl_type)(variant % 3);
-                options.tis_cap = variant % 2 == 0 ? 2 : 0;
-                options.entropy_coef = variant % 2 == 0 ? 0 : 0.05;
-                options.delta = variant == 5 ? 0 : 4;
-                options.fipo_clip_high_only = variant % 2 == 0;
-                options.fipo_drop_sequences = variant != 4;
-                options.fipo_decay_over_masked = variant != 3;
-                struct objective_case *c = case_random((uint64_t)(100 + variant), 6);
-                check_differences(c, &options);
-                free(c);
+    enum config_loss_type type = (enum config_loss_type)_i;
+    for (int aggregation = 0; aggregation <= OBJECTIVE_SEQ_MEAN_TOKEN_SUM_NORM; aggregation++) {
+        for (int variant = 0; variant < 6; variant++) {
+            struct objective_options options = case_options(type);
+            options.aggregation = (enum objective_aggregation)aggregation;
+            vary(&options, variant);
+            struct objective_case *c = case_random((uint64_t)(100 + variant), 6);
+            check_differences(c, &options);
+            free(c);
+        }
+    }
+}
+END_TEST
+
+/* Each objective with each correction, and with what can be switched on beside them. */
+START_TEST(corrected_gradients_match_finite_differences)
+{
+    enum config_loss_type type = (enum config_loss_type)_i;
+    for (int correction = CONFIG_CORRECTION_NONE; correction < CONFIG_CORRECTION_COUNT;
+         correction++) {
+        for (int variant = 0; variant < 5; variant++) {
+            struct objective_options options = case_options(type);
+            case_correct(&options, (enum config_correction)correction);
+            if (options.correction == CONFIG_CORRECTION_GEO_MIS ||
+                options.correction == CONFIG_CORRECTION_GEO_TIS ||
+                options.correction == CONFIG_CORRECTION_K3_MIS) {
+                options.correction_high = 1.1; /* wide enough to keep some */
+                options.correction_low *= 0.9;
             }
+            options.veto_threshold = variant == 1 ? 0.3 : 0;
+            options.opsm_delta = variant == 2 ? 0.05 : 0;
+            options.m2po_threshold = variant == 3 ? 0.1 : 0;
+            options.correction_normalize = variant == 3;
+            options.loglinear = variant == 4;
+            struct objective_case *c = case_random((uint64_t)(200 + variant), 6);
+            check_differences(c, &options);
+            free(c);
         }
     }
 }
@@ -212,7 +418,8 @@ START_TEST(scan_equals_the_sum_as_written)
                     continue;
                 }
                 struct objective_influence got;
-                objective_fipo_token(&fipo, gap_at(c, i, t), c->sequences[i].advantage, &got);
+                objective_fipo_token(&fipo, gap_at(c, &options, i, t), c->sequences[i].advantage,
+                                     &got);
                 ck_assert_double_eq_tol(got.future_kl, future_plain(c, &options, i, t), 1e-12);
                 ck_assert_double_eq_tol(got.weight, weight_plain(c, &options, i, t), 1e-12);
             }
@@ -287,8 +494,12 @@ END_TEST
 START_TEST(order_of_sequences_does_not_matter)
 {
     for (uint64_t seed = 0; seed < PROPERTY_SEEDS; seed++) {
-        struct objective_options options = case_options(CONFIG_LOSS_FIPO);
+        struct objective_options options =
+            case_options((enum config_loss_type)(seed % CONFIG_LOSS_COUNT));
         options.aggregation = (enum objective_aggregation)(seed % 5);
+        case_correct(&options, (enum config_correction)(seed % CONFIG_CORRECTION_COUNT));
+        options.m2po_threshold = seed % 2 == 0 ? 0.1 : 0;
+        options.opsm_delta = 0.1;
         struct objective_case *a = case_random(seed, CASE_SEQUENCES);
         struct objective_case *b = case_random(seed, CASE_SEQUENCES);
         uint64_t order[CASE_SEQUENCES];
@@ -324,9 +535,10 @@ END_TEST
 
 START_TEST(no_advantage_no_gradient)
 {
-    for (int type = 0; type <= CONFIG_LOSS_DR_GRPO; type++) {
+    for (int type = 0; type < CONFIG_LOSS_COUNT; type++) {
         struct objective_options options = case_options((enum config_loss_type)type);
-        options.tis_cap = 2;
+        case_correct(&options, CONFIG_CORRECTION_TIS);
+        options.dppo_kl = 0; /* pulls back whatever the advantage is */
         struct objective_case *c = case_random(6, CASE_SEQUENCES);
         for (uint32_t i = 0; i < c->count; i++) {
             c->sequences[i].advantage = 0;
@@ -366,7 +578,8 @@ int main(void)
 {
     Suite *suite = suite_create("objective properties");
     TCase *tests = tcase_create("all");
-    tcase_add_test(tests, gradients_match_finite_differences);
+    tcase_add_loop_test(tests, gradients_match_finite_differences, 0, CONFIG_LOSS_COUNT);
+    tcase_add_loop_test(tests, corrected_gradients_match_finite_differences, 0, CONFIG_LOSS_COUNT);
     tcase_add_test(tests, scan_equals_the_sum_as_written);
     tcase_add_test(tests, short_half_life_leaves_the_token_itself);
     tcase_add_test(tests, small_range_is_dapo);

@@ -61,6 +61,8 @@ static double advantage_scale(const struct advantage_options *options,
         return 1.0 / (batch->std + options->epsilon);
     case CONFIG_ADV_RLOO: /* R - mean of the others = n/(n-1) (R - mean of all) */
         return (double)group->count / (double)(group->count - 1);
+    case CONFIG_ADV_MAXRL:
+        return group->mean > 0 ? 1.0 / group->mean : 0;
     case CONFIG_ADV_GROUP_NO_STD:
     default:
         return 1.0;
@@ -116,13 +118,10 @@ void advantage_compute(const struct advantage_options *options, const struct adv
 
 void advantage_options_from_config(const struct rl_config *config, struct advantage_options *out)
 {
-    enum config_advantage mode = (enum config_advantage)config->loss.advantage;
-    if (config->loss.loss_type == CONFIG_LOSS_DR_GRPO &&
-        !rl_config_is_set(config, "loss.advantage")) {
-        mode = CONFIG_ADV_GROUP_NO_STD;
-    }
+    struct rl_loss_settings loss;
+    rl_config_loss_settings(config, &loss);
     *out = (struct advantage_options){
-        .mode = mode,
+        .mode = loss.advantage,
         .ddof = (int)config->loss.advantage_ddof,
         .epsilon = config->loss.advantage_eps,
     };

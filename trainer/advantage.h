@@ -3,7 +3,8 @@
  * all equal (a group with a single valid reward included) gives exactly 0, never a rounding error
  * divided by a tiny epsilon. An unscorable sample takes no part and has advantage 0.
  * Formulas: GRPO (arXiv 2402.03300), Dr.GRPO (2503.20783), RLOO (2402.14740), batch std as in TRL's
- * scale_rewards="batch". */
+ * scale_rewards="batch", MaxRL (R - mean)/mean for rewards >= 0 (0 where the mean is not above 0).
+ */
 #ifndef FORESIGHT_TRAINER_ADVANTAGE_H
 #define FORESIGHT_TRAINER_ADVANTAGE_H
 
@@ -36,7 +37,7 @@ struct advantage_stats {
     double group_std_mean; /* mean of the groups' standard deviations */
 };
 
-/* Options from loss.advantage*; dr_grpo takes group_no_std unless loss.advantage was given. */
+/* Options from loss.advantage*, or what loss_type is known for. */
 void advantage_options_from_config(const struct rl_config *config, struct advantage_options *out);
 
 /* advantage [sum of group_size]. `stats` may be NULL. */

@@ -62,7 +62,7 @@ rl_status batcher_plan_create(const struct batcher_options *options,
 /* Takes NULL. */
 void batcher_plan_destroy(struct batcher_plan *plan);
 
-/* A micro-batch as arrays for model_forward, model_head_forward and the objective. Reused from one
+/* A micro-batch as arrays for model_forward and model_head_forward. Reused from one
  * micro-batch to the next; grows when needed. */
 struct batcher_arrays {
     struct model_batch batch;        /* ready for model_forward; its arrays are the ones below */
@@ -74,8 +74,6 @@ struct batcher_arrays {
     const int32_t **page_table;      /* [S] into pages */
     int32_t *row_start;              /* [S + 1] sequence s has rows row_start[s] .. [s+1]-1 */
     int32_t *hidden_rows, *targets;  /* [M] */
-    float *behaviour;                /* [M] behaviour log-prob */
-    uint32_t *version;               /* [M] */
     int64_t token_count, row_count;  /* N, M */
     int64_t sequence_count, page_count;
     int64_t token_capacity, row_capacity, sequence_capacity, page_capacity;

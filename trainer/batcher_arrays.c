@@ -14,8 +14,6 @@ void batcher_arrays_init(struct batcher_arrays *arrays)
 
 void batcher_arrays_fini(struct batcher_arrays *arrays)
 {
-    free(arrays->version);
-    free(arrays->behaviour);
     free(arrays->targets);
     free(arrays->hidden_rows);
     free(arrays->row_start);
@@ -51,8 +49,6 @@ static bool batcher_grow(struct batcher_arrays *a, const struct batcher_microbat
         a->row_capacity = micro->row_count;
         ok = batcher_renew(&a->hidden_rows, micro->row_count, sizeof(*a->hidden_rows)) && ok;
         ok = batcher_renew(&a->targets, micro->row_count, sizeof(*a->targets)) && ok;
-        ok = batcher_renew(&a->behaviour, micro->row_count, sizeof(*a->behaviour)) && ok;
-        ok = batcher_renew(&a->version, micro->row_count, sizeof(*a->version)) && ok;
     }
     if (micro->sequence_count > a->sequence_capacity) {
         uint32_t count = micro->sequence_count;
@@ -82,8 +78,6 @@ static void batcher_fill_sequence(struct batcher_arrays *a, const struct batcher
     for (uint32_t t = 0; t < sample->completion_count; t++) {
         a->hidden_rows[rows + t] = (int32_t)(start + sample->prompt_count - 1 + t);
         a->targets[rows + t] = sample->tokens[sample->prompt_count + t];
-        a->behaviour[rows + t] = sample->logprob[t];
-        a->version[rows + t] = sample->version[t];
     }
     int64_t s = a->sequence_count++;
     a->first_position[s] = 0;

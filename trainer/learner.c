@@ -39,6 +39,7 @@ static rl_status set_options(struct learner *l)
     /* The very division that sampling makes: anything else would cost the last bit. */
     l->inv_temperature = kernel_sampling_inverse_temperature(&sampling);
     l->recompute_old = config->loss.old_logprob == CONFIG_OLD_RECOMPUTE;
+    l->needs_old = objective_needs_proximal(config);
     l->kl_in_reward = config->loss.beta > 0 && config->loss.kl_in == CONFIG_KL_IN_REWARD;
     l->guard_options = (struct guard_options){.norm_score_max = config->alarms.skip_grad_norm_score,
                                               .lag = config->async.max_staleness == CONFIG_AUTO
@@ -173,79 +174,8 @@ rl_status learner_publish(struct learner *learner, const struct learner_report *
     return publish(learner, report->version, report->hash);
 }
 
-/* --- passes
- * ------------------------------------------------------------------------------------------- */
-
-static uint32_t fault_of_rows(const float *rows, uint32_t count)
-{
-    for (uint32_t i = 0; i < count; i++) {
-        if (!isfinite(rows[i])) {
-            return GUARD_LOGPROB;
-        }
-    }
-    return 0;
-}
-
-/* Log-probs that stay fixed during the step: of the policy at its start and of the reference. */
-static rl_status fixed_logprobs(struct learner *l, const struct batcher_plan *plan)
-{
-    for (uint32_t i = 0; i < plan->microbatch_count; i++) {
-        if (l->rows.old != NULL) {
-            float *old = l->rows.old + l->rows.base[i];
-            RL_TRY(learner_forward_microbatch(l, plan, i, l->image, old, NULL));
-            l->faults |= fault_of_rows(old, plan->microbatches[i].row_count);
-        }
-        if (l->args.reference_image != NULL) {
-            float *reference = l->rows.reference + l->rows.base[i];
-            RL_TRY(
-                learner_forward_microbatch(l, plan, i, l->args.reference_image, reference, NULL));
-            l->faults |= fault_of_rows(reference, plan->microbatches[i].row_count);
-        }
-    }
-    return RL_OK;
-}
-
-/* KL in the reward: what it takes off each sample, summed over ranks (each rank knows its own). */
-static rl_status penalties(struct learner *l, const struct batcher_plan *plan, size_t samples)
-{
-    memset(l->sample_penalty, 0, samples * sizeof(double));
-    for (uint32_t i = 0; i < plan->microbatch_count; i++) {
-        const struct batcher_microbatch *micro = &plan->microbatches[i];
-        size_t row = l->rows.base[i];
-        for (uint32_t s = 0; s < micro->sequence_count; s++) {
-            const struct batcher_sequence *sequence = &plan->sequences[micro->first_sequence + s];
-            uint32_t count = sequence->sample->completion_count;
-            l->sample_penalty[sequence->index] = objective_kl_penalty(
-                l->args.config->loss.beta, l->rows.old + row, l->rows.reference + row, NULL, count);
-            row += count;
-        }
-    }
-    return collective_sum_double(l->args.collective, l->sample_penalty, (int64_t)samples);
-}
-
-/* Objective of every sequence of the micro-batch just forwarded: fills g_logprob and g_entropy. */
-static void objective_of_microbatch(struct learner *l, const struct batcher_plan *plan,
-                                    uint32_t index, bool first, struct objective_stats *stats)
-{
-    const struct batcher_microbatch *micro = &plan->microbatches[index];
-    for (uint32_t s = 0; s < micro->sequence_count; s++) {
-        const struct batcher_sequence *sequence = &plan->sequences[micro->first_sequence + s];
-        size_t row = (size_t)l->arrays.row_start[s];
-        size_t step_row = l->rows.base[index] + row;
-        struct objective_sequence input = {
-            .count = sequence->sample->completion_count,
-            .logprob = l->logprob + row,
-            .old = l->recompute_old ? l->rows.old + step_row : l->arrays.behaviour + row,
-            .behaviour = l->arrays.behaviour + row,
-            .reference = l->args.reference_image != NULL ? l->rows.reference + step_row : NULL,
-            .entropy = l->entropy + row,
-            .advantage = l->sample_advantage[sequence->index],
-            .version = l->arrays.version + row,
-            .version_now = l->version,
-            .on_version = first && learner_sampled_by(sequence->sample, l->version)};
-        objective_sequence(&l->objective, &input, l->g_logprob + row, l->g_entropy + row, stats);
-    }
-}
+/* --- updates
+ * ------------------------------------------------------------------------------------------ */
 
 /* Gradient, figures and faults of all ranks together. */
 static rl_status reduce(struct learner *l, struct objective_stats *stats, uint32_t *faults)
@@ -320,13 +250,12 @@ static rl_status run_minibatch(struct learner *l, const struct batcher_plan *pla
     uint32_t faults = l->faults;
     double start = rl_clock_now_s(NULL);
     objective_stats_init(&stats);
+    RL_TRY(learner_measure_minibatch(l, plan, mini));
     memset(l->grad, 0, (size_t)l->args.layout->master_count * sizeof(float));
     for (uint32_t i = 0; i < mini->microbatch_count; i++) {
         uint32_t micro = mini->first_microbatch + i;
         RL_TRY(learner_forward_microbatch(l, plan, micro, l->image, l->logprob, l->entropy));
-        faults |= fault_of_rows(l->logprob, plan->microbatches[micro].row_count);
-        faults |= fault_of_rows(l->arrays.behaviour, plan->microbatches[micro].row_count);
-        objective_of_microbatch(l, plan, micro, index == 0, &stats);
+        faults |= learner_objective_of_microbatch(l, plan, micro, index == 0, &stats);
         model_backward(
             &l->context, l->image, &l->kv, &l->arrays.batch, l->workspace,
             &(struct model_backward_args){
@@ -363,9 +292,9 @@ static rl_status prepare(struct learner *l, struct trajectory_group *const *grou
     RL_TRY(learner_grow_activations(l, plan));
     RL_TRY(learner_grow_step_rows(l, plan));
     RL_TRY(learner_grow_samples(l, samples));
-    RL_TRY(fixed_logprobs(l, plan));
+    RL_TRY(learner_fixed_logprobs(l, plan));
     if (l->kl_in_reward) {
-        RL_TRY(penalties(l, plan, samples));
+        RL_TRY(learner_penalties(l, plan, samples));
     }
     RL_TRY(advantage_of_groups(&l->advantage, groups, count,
                                l->kl_in_reward ? l->sample_penalty : NULL, l->sample_advantage,

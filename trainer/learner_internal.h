@@ -29,7 +29,9 @@ struct learner {
     int slot;              /* arena slot being written; -1: none */
     uint32_t version;
     float inv_temperature;
-    bool recompute_old, kl_in_reward;
+    bool recompute_old; /* ratios are taken against the step's start */
+    bool needs_old;     /* its log-probs are needed, for that or for M2PO */
+    bool kl_in_reward;
     bool version_per_step; /* also of a step without an update */
     struct guard_options guard_options;
     struct guard_state guard;
@@ -42,6 +44,9 @@ struct learner {
     float *logprob, *entropy, *g_logprob, *g_entropy; /* [row_capacity] */
     uint32_t row_capacity;
     struct step_rows rows;
+    struct objective_minibatch minibatch; /* of the minibatch under way */
+    struct objective_sequence *ahead;     /* [ahead_capacity] its sequences, for its measure */
+    size_t ahead_capacity;
     float *sample_advantage; /* [sample_capacity] */
     double *sample_penalty;  /* [sample_capacity] */
     size_t sample_capacity;
@@ -61,6 +66,23 @@ void learner_free_memory(struct learner *l);
 rl_status learner_forward_microbatch(struct learner *l, const struct batcher_plan *plan,
                                      uint32_t index, const void *image, float *logprob,
                                      float *entropy);
+
+/* Log-probs that stay fixed during the step: of the policy at its start and of the reference. Those
+ * that are not finite go to l->faults. Errors: RL_NO_MEMORY. */
+rl_status learner_fixed_logprobs(struct learner *l, const struct batcher_plan *plan);
+
+/* KL in the reward: what it takes off each sample, [samples] of all groups. Collective. */
+rl_status learner_penalties(struct learner *l, const struct batcher_plan *plan, size_t samples);
+
+/* What corrections need of a whole minibatch; nothing is done if they need nothing. Collective.
+ * Errors: RL_NO_MEMORY, the collective's. */
+rl_status learner_measure_minibatch(struct learner *l, const struct batcher_plan *plan,
+                                    const struct batcher_minibatch *mini);
+
+/* Objective of every sequence of the micro-batch just forwarded: fills g_logprob and g_entropy.
+ * Returns GUARD_LOGPROB if a log-prob, new or of the sampler, is not finite, else 0. */
+uint32_t learner_objective_of_microbatch(struct learner *l, const struct batcher_plan *plan,
+                                         uint32_t index, bool first, struct objective_stats *stats);
 
 /* True if every token of the sample was sampled by `version`. */
 bool learner_sampled_by(const struct trajectory *sample, uint32_t version);

@@ -77,7 +77,7 @@ rl_status learner_grow_step_rows(struct learner *l, const struct batcher_plan *p
         total += plan->microbatches[i].row_count;
     }
     bool ok = true;
-    if (l->recompute_old || l->kl_in_reward) {
+    if (l->needs_old || l->kl_in_reward) {
         ok = grow_floats(&rows->old, total);
     }
     if (l->args.reference_image != NULL) {
@@ -109,6 +109,7 @@ void learner_free_memory(struct learner *l)
     free(l->rows.old);
     free(l->rows.reference);
     free(l->rows.base);
+    free(l->ahead);
     free(l->sample_advantage);
     free(l->sample_penalty);
     batcher_arrays_fini(&l->arrays);

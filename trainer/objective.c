@@ -2,32 +2,14 @@
  * carry loss, is the sequence dropped), measure and differentiate from the last token to the first
  * (FIPO's sum runs that way), count the sequence. The invariant: what is masked, rejected or
  * dropped has gradient 0 and no part in the denominator, and no masked value is ever read. */
-#include "trainer/objective.h"
+#include "trainer/objective_internal.h"
 
 #include <assert.h>
 #include <math.h>
 #include <string.h>
 
-#define LOG_RATIO_MAX 20.0 /* bound of a log-ratio before exp */
 #define RAW_INFLUENCE_MAX 20.0
 #define AT_BOUND 1e-7 /* a weight so near its bound counts as clipped */
-
-/* What the first pass found out about a sequence. */
-struct objective_look {
-    uint32_t tokens; /* unmasked */
-    uint32_t dual;   /* tokens of negative advantage beyond the dual clip */
-    bool finite;
-};
-
-/* One token on its way through the loss. */
-struct objective_token {
-    double log_ratio; /* clamped */
-    double ratio;
-    bool inside; /* log-ratio not clamped */
-    double advantage;
-    double tis;
-    double weight; /* FIPO's f, else 1 */
-};
 
 /* What does not change along a sequence. */
 struct objective_pass {
@@ -36,15 +18,15 @@ struct objective_pass {
     struct objective_stats *stats;
     float *g_logprob, *g_entropy;
     struct objective_fipo fipo;
+    struct objective_verdict verdict;
+    enum objective_ratio ratio_kind;
+    double sequence_ratio, sequence_advantage, sequence_weight; /* of objectives by sequence */
+    bool sequence_inside;
+    double chain;        /* derivative of the log of the ratio by a token's log-prob, times n */
     double token_weight; /* aggregation: 1 or 1/n_i; 0 for a dropped sequence */
 };
 
-static double objective_clamp(double x, double low, double high)
-{
-    return fmin(fmax(x, low), high);
-}
-
-static bool objective_masked(const struct objective_sequence *sequence, uint32_t t)
+bool objective_masked(const struct objective_sequence *sequence, uint32_t t)
 {
     return sequence->mask != NULL && sequence->mask[t] == 0;
 }
@@ -60,29 +42,39 @@ static bool objective_finite(const float *values, uint32_t t)
     return values == NULL || isfinite(values[t]);
 }
 
-static bool objective_token_finite(const struct objective_sequence *sequence, uint32_t t)
+static bool objective_token_finite(const struct objective_options *options,
+                                   const struct objective_sequence *sequence, uint32_t t)
 {
-    return isfinite(sequence->logprob[t]) && isfinite(sequence->old[t]) &&
-           objective_finite(sequence->behaviour, t) && objective_finite(sequence->reference, t) &&
-           objective_finite(sequence->entropy, t) && isfinite(objective_advantage(sequence, t));
+    return isfinite(sequence->logprob[t]) && (options->loglinear || isfinite(sequence->old[t])) &&
+           objective_finite(sequence->behaviour, t) && objective_finite(sequence->proximal, t) &&
+           objective_finite(sequence->reference, t) && objective_finite(sequence->entropy, t) &&
+           isfinite(objective_advantage(sequence, t));
 }
 
 static struct objective_look objective_examine(const struct objective_options *options,
                                                const struct objective_sequence *sequence)
 {
-    struct objective_look look = {.finite = true};
+    struct objective_look look = {.finite = true, .lowest_log_rho = INFINITY};
     double log_delta = options->delta > 0 ? log(options->delta) : INFINITY;
     for (uint32_t t = 0; t < sequence->count; t++) {
         if (objective_masked(sequence, t)) {
             continue;
         }
-        if (!objective_token_finite(sequence, t)) {
+        if (!objective_token_finite(options, sequence, t)) {
             look.finite = false;
             return look;
         }
-        double log_ratio = (double)sequence->logprob[t] - (double)sequence->old[t];
+        double logprob = (double)sequence->logprob[t];
+        double log_ratio = logprob - objective_old_at(options, sequence, t);
+        double advantage = objective_advantage(sequence, t);
         look.tokens++;
-        look.dual += objective_advantage(sequence, t) < 0 && log_ratio > log_delta ? 1 : 0;
+        look.dual += advantage < 0 && log_ratio > log_delta ? 1 : 0;
+        look.log_ratio += log_ratio;
+        look.advantage += advantage;
+        if (sequence->behaviour != NULL) {
+            look.drift += (double)sequence->behaviour[t] - logprob;
+            objective_look_gap(&look, objective_gap_at(options, sequence, t));
+        }
     }
     return look;
 }
@@ -90,39 +82,29 @@ static struct objective_look objective_examine(const struct objective_options *o
 static struct objective_token objective_token_at(const struct objective_pass *pass, uint32_t t)
 {
     const struct objective_sequence *sequence = pass->sequence;
-    double gap = (double)sequence->logprob[t] - (double)sequence->old[t];
+    double logprob = (double)sequence->logprob[t];
+    double old = objective_old_at(pass->options, sequence, t);
+    double gap = logprob - old;
     struct objective_token token = {
-        .log_ratio = objective_clamp(gap, -LOG_RATIO_MAX, LOG_RATIO_MAX),
-        .inside = fabs(gap) <= LOG_RATIO_MAX,
+        .logprob = logprob,
+        .old = old,
+        .log_ratio = objective_bounded(gap),
+        .inside = fabs(gap) <= OBJECTIVE_LOG_RATIO_MAX,
         .advantage = objective_advantage(sequence, t),
-        .tis = 1,
-        .weight = 1,
+        .influence = 1,
     };
-    token.ratio = exp(token.log_ratio);
+    token.correction = objective_weight_at(pass->options, sequence, &pass->verdict, t, pass->stats);
+    if (pass->ratio_kind == OBJECTIVE_RATIO_TOKEN) {
+        token.ratio = exp(token.log_ratio);
+        return token;
+    }
+    token.ratio = pass->sequence_ratio;
+    token.inside = pass->sequence_inside;
+    if (pass->ratio_kind != OBJECTIVE_RATIO_MEAN_TOKEN) {
+        token.advantage = pass->sequence_advantage;
+        token.correction = pass->sequence_weight;
+    }
     return token;
-}
-
-/* Truncated importance weight from the sampler's policy to `old`, detached. */
-static void objective_correct(struct objective_pass *pass, uint32_t t,
-                              struct objective_token *token)
-{
-    struct objective_sums *sum = &pass->stats->sum;
-    const struct objective_sequence *sequence = pass->sequence;
-    if (sequence->behaviour == NULL) {
-        return;
-    }
-    double gap = (double)sequence->old[t] - (double)sequence->behaviour[t];
-    double bounded = objective_clamp(gap, -LOG_RATIO_MAX, LOG_RATIO_MAX);
-    sum->behaviour_kl -= gap;
-    sum->behaviour_kl3 += expm1(bounded) - bounded;
-    if (pass->options->tis_cap > 0) {
-        double weight = exp(bounded);
-        token->tis = fmin(weight, pass->options->tis_cap);
-        sum->tis_weight += token->tis;
-        sum->tis_weight_squared += token->tis * token->tis;
-        sum->tis_clipped += weight > pass->options->tis_cap ? 1 : 0;
-        pass->stats->max.tis_weight_max = fmax(pass->stats->max.tis_weight_max, token->tis);
-    }
 }
 
 static void objective_influence(struct objective_pass *pass, struct objective_token *token)
@@ -132,7 +114,7 @@ static void objective_influence(struct objective_pass *pass, struct objective_to
     }
     struct objective_influence influence;
     objective_fipo_token(&pass->fipo, token->log_ratio, token->advantage, &influence);
-    token->weight = influence.weight;
+    token->influence = influence.weight;
     struct objective_sums *sum = &pass->stats->sum;
     sum->future_kl += influence.future_kl;
     sum->influence += influence.weight;
@@ -143,33 +125,6 @@ static void objective_influence(struct objective_pass *pass, struct objective_to
     sum->influence_filtered += influence.participates ? 0 : 1;
     pass->stats->max.influence_max = fmax(pass->stats->max.influence_max, influence.weight);
     pass->stats->min.influence_min = fmin(pass->stats->min.influence_min, influence.weight);
-}
-
-/* PPO's clipped surrogate with dual clip; branches as a table so that each has its own gradient:
- * at a bound itself the gradient still flows. */
-static double objective_clip(struct objective_pass *pass, const struct objective_token *token,
-                             double *gradient)
-{
-    const struct objective_options *options = pass->options;
-    struct objective_sums *sum = &pass->stats->sum;
-    double advantage = token->advantage * token->weight;
-    double high = 1 + options->epsilon_high;
-    double low = 1 - options->epsilon_low;
-    *gradient = 0;
-    if (advantage >= 0 && token->ratio > high) {
-        sum->clip_high += advantage > 0 ? 1 : 0;
-        return -advantage * high;
-    }
-    if (advantage < 0 && token->ratio < low) {
-        sum->clip_low++;
-        return -advantage * low;
-    }
-    if (advantage < 0 && options->delta > 0 && token->ratio > options->delta) {
-        sum->clip_dual++;
-        return -advantage * options->delta;
-    }
-    *gradient = token->inside && advantage != 0 ? -advantage * token->ratio : 0;
-    return -advantage * token->ratio;
 }
 
 static double objective_reference(struct objective_pass *pass, uint32_t t)
@@ -199,6 +154,13 @@ static void objective_bonus(struct objective_pass *pass, uint32_t t)
     }
 }
 
+/* Place of the token's bucket among the sums. */
+static size_t objective_staleness_index(double age)
+{
+    size_t first = offsetof(struct objective_sums, staleness_0) / sizeof(double);
+    return first + (size_t)fmin(age, OBJECTIVE_STALENESS_BUCKETS - 1);
+}
+
 /* Which policy sampled the token, and whether the learner agrees about its log-prob. */
 static void objective_trace(struct objective_pass *pass, uint32_t t)
 {
@@ -210,6 +172,7 @@ static void objective_trace(struct objective_pass *pass, uint32_t t)
     double age = now > sequence->version[t] ? (double)(now - sequence->version[t]) : 0;
     pass->stats->sum.staleness += age;
     pass->stats->sum.staleness_tokens++;
+    objective_stats_sums(pass->stats)[objective_staleness_index(age)]++;
     pass->stats->max.staleness_max = fmax(pass->stats->max.staleness_max, age);
     if (sequence->on_version && sequence->version[t] == now && sequence->behaviour != NULL) {
         double gap = fabs((double)sequence->logprob[t] - (double)sequence->behaviour[t]);
@@ -222,20 +185,19 @@ static void objective_trace(struct objective_pass *pass, uint32_t t)
 static void objective_one_token(struct objective_pass *pass, uint32_t t)
 {
     struct objective_token token = objective_token_at(pass, t);
-    objective_correct(pass, t, &token);
     objective_influence(pass, &token);
     objective_trace(pass, t);
 
+    struct objective_stats *stats = pass->stats;
     double gradient = 0;
-    double loss = objective_clip(pass, &token, &gradient);
-    double total = token.tis * gradient + objective_reference(pass, t);
+    double loss = objective_policy_loss(pass->options, &token, &gradient, &stats->sum);
+    double total = token.correction * gradient * pass->chain + objective_reference(pass, t);
     objective_bonus(pass, t);
     total *= pass->token_weight;
     pass->g_logprob[t] = total != 0 ? (float)total : 0.0f;
 
-    struct objective_stats *stats = pass->stats;
-    stats->sum.policy_loss += pass->token_weight * token.tis * loss;
-    stats->sum.policy_kl -= (double)pass->sequence->logprob[t] - (double)pass->sequence->old[t];
+    stats->sum.policy_loss += pass->token_weight * token.correction * loss;
+    stats->sum.policy_kl -= token.logprob - token.old;
     stats->sum.advantage += token.advantage;
     stats->sum.ratio += token.ratio;
     stats->sum.ratio_squared += token.ratio * token.ratio;
@@ -266,13 +228,81 @@ static bool objective_drops(const struct objective_options *options,
     return options->loss_type == CONFIG_LOSS_FIPO && options->fipo_drop_sequences && look->dual > 1;
 }
 
+/* Ratio, advantage and weight that all tokens share where the objective takes whole sequences. The
+ * weight is the mean of the tokens' weights: so the value and each gradient are those of one loss.
+ */
+static void objective_share(struct objective_pass *pass, const struct objective_look *look)
+{
+    const struct objective_sequence *sequence = pass->sequence;
+    bool sum = pass->ratio_kind == OBJECTIVE_RATIO_SUM;
+    double log_ratio = sum ? look->log_ratio : look->log_ratio / look->tokens;
+    pass->chain = sum ? look->tokens : 1;
+    pass->sequence_ratio = exp(objective_bounded(log_ratio));
+    pass->sequence_inside = fabs(log_ratio) <= OBJECTIVE_LOG_RATIO_MAX;
+    pass->sequence_advantage =
+        sequence->token_advantage != NULL ? look->advantage / look->tokens : sequence->advantage;
+    double weights = 0;
+    for (uint32_t t = 0; t < sequence->count; t++) {
+        if (!objective_masked(sequence, t)) {
+            weights += objective_weight_at(pass->options, sequence, &pass->verdict, t, NULL);
+        }
+    }
+    pass->sequence_weight = weights / look->tokens;
+}
+
+static void objective_walk(struct objective_pass *pass, const struct objective_look *look)
+{
+    const struct objective_sequence *sequence = pass->sequence;
+    pass->chain = 1;
+    pass->ratio_kind = objective_ratio_of(pass->options->loss_type);
+    objective_judge(pass->options, look, &pass->verdict);
+    objective_fipo_start(pass->options, &pass->fipo);
+    if (pass->ratio_kind != OBJECTIVE_RATIO_TOKEN) {
+        objective_share(pass, look);
+    }
+    for (uint32_t t = sequence->count; t-- > 0;) {
+        if (objective_masked(sequence, t)) {
+            objective_fipo_masked(&pass->fipo);
+            continue;
+        }
+        objective_one_token(pass, t);
+    }
+}
+
+static void objective_count_verdict(const struct objective_options *options,
+                                    const struct objective_sequence *sequence,
+                                    const struct objective_look *look,
+                                    const struct objective_verdict *verdict,
+                                    struct objective_sums *sum)
+{
+    if (!objective_corrects(options, sequence)) {
+        return;
+    }
+    double rho = exp(objective_bounded(look->log_rho));
+    sum->rho_sequences++;
+    sum->sequence_rho += rho;
+    sum->sequence_rho_squared += rho * rho;
+    sum->sequences_masked += verdict->masked ? 1 : 0;
+    sum->sequences_vetoed += verdict->vetoed ? 1 : 0;
+}
+
+static void objective_check(const struct objective_options *options,
+                            const struct objective_sequence *sequence, const float *g_entropy)
+{
+    assert(options->entropy_coef == 0 || g_entropy != NULL);
+    assert(options->beta == 0 || sequence->reference != NULL);
+    assert(options->correction == CONFIG_CORRECTION_NONE || sequence->behaviour != NULL);
+    assert(!options->loglinear || (sequence->behaviour != NULL && sequence->version != NULL));
+    (void)options;
+    (void)sequence;
+    (void)g_entropy;
+}
+
 void objective_sequence(const struct objective_options *options,
                         const struct objective_sequence *sequence, float *g_logprob,
                         float *g_entropy, struct objective_stats *stats)
 {
-    assert(options->entropy_coef == 0 || g_entropy != NULL);
-    assert(options->beta == 0 || sequence->reference != NULL);
-    assert(options->tis_cap == 0 || sequence->behaviour != NULL);
+    objective_check(options, sequence, g_entropy);
     memset(g_logprob, 0, sequence->count * sizeof(*g_logprob));
     if (g_entropy != NULL) {
         memset(g_entropy, 0, sequence->count * sizeof(*g_entropy));
@@ -300,15 +330,9 @@ void objective_sequence(const struct objective_options *options,
                         : by_length ? 1.0 / look.tokens
                                     : 1.0,
     };
-    objective_fipo_start(options, &pass.fipo);
-    for (uint32_t t = sequence->count; t-- > 0;) {
-        if (objective_masked(sequence, t)) {
-            objective_fipo_masked(&pass.fipo);
-            continue;
-        }
-        objective_one_token(&pass, t);
-    }
+    objective_walk(&pass, &look);
     objective_count(options, &look, dropped, &stats->sum);
+    objective_count_verdict(options, sequence, &look, &pass.verdict, &stats->sum);
 }
 
 double objective_batch(const struct objective_options *options,

@@ -8,8 +8,15 @@
  * Masked positions are skipped before anything there is read: they may hold NaN. A value that is
  * not finite where the mask is set rejects the whole sequence, which is counted.
  *
+ * Three policies: behaviour (the sampler's, several versions in one sequence), old (what ratios are
+ * taken against), current. A correction weighs or masks by rho = exp(old - behaviour), detached; it
+ * multiplies token losses and leaves the denominator alone. At zero staleness each weight is
+ * exactly 1 and the loss has the same bits as without.
+ *
  * Sources: PPO clip and dual clip; GRPO arXiv 2402.03300, DAPO 2503.14476, Dr.GRPO 2503.20783,
- * FIPO 2603.19835. Log-ratios are clamped to +-20 before exp, with gradient 0 beyond. */
+ * FIPO 2603.19835, GSPO 2507.18071, CISPO 2506.13585, RLOO 2402.14740, decoupled PPO 2505.24298,
+ * A-3PO 2512.06547, M2PO 2510.01161, IcePop 2510.18855, sequence masking 2512.02556. Log-ratios are
+ * clamped to +-20 before exp, with gradient 0 beyond. */
 #ifndef FORESIGHT_TRAINER_OBJECTIVE_H
 #define FORESIGHT_TRAINER_OBJECTIVE_H
 
@@ -42,7 +49,21 @@ struct objective_options {
     double beta; /* KL in the loss; 0 where it goes into the reward */
     enum config_kl_type kl_type;
     double entropy_coef;
-    double tis_cap; /* 0: no truncated importance weight */
+    double sapo_positive, sapo_negative; /* steepness of the gate, > 0 */
+    double dppo_low, dppo_high, dppo_kl; /* probabilities; coefficient */
+    bool loglinear;                      /* old lies between behaviour and current, by versions */
+    enum config_correction correction;   /* NONE or a row of RL_CORRECTIONS */
+    double correction_low, correction_high;
+    bool correction_normalize;
+    double veto_threshold; /* ratio; 0: off */
+    double opsm_delta;     /* nats; 0: off */
+    double m2po_threshold; /* squared nats; 0: off */
+};
+
+/* What corrections know of the whole minibatch, over all ranks: objective_minibatch_measure. */
+struct objective_minibatch {
+    float gap_limit;     /* M2PO: largest squared gap that keeps its loss; +inf: all */
+    double weight_scale; /* multiplies the correction's weights; 1 unless they are normalised */
 };
 
 /* One sequence's completion tokens. All borrowed, all arrays [count]. */
@@ -50,16 +71,18 @@ struct objective_sequence {
     uint32_t count;         /* n */
     const uint8_t *mask;    /* 0: no loss here; NULL: all ones */
     const float *logprob;   /* nats, current weights: the only input with a gradient */
-    const float *old;       /* nats, policy that ratios are taken against */
-    const float *behaviour; /* nats, sampler; NULL: no mismatch metrics; needed if tis_cap > 0 */
+    const float *old;       /* nats, policy that ratios are taken against; loglinear: not read */
+    const float *behaviour; /* nats, sampler; NULL: no mismatch metrics and no correction */
+    const float *proximal;  /* nats, learner at the start of the step, for M2PO; NULL: old */
     const float *reference; /* nats, frozen model; needed if beta > 0 */
     const float *entropy;   /* nats, current weights; NULL: not measured */
     double advantage;
     const float *token_advantage; /* NULL: `advantage` for every token */
     const uint32_t *version;      /* weight version that sampled the token; NULL: not measured */
-    uint32_t version_now;         /* learner's version, for staleness */
+    uint32_t version_now;         /* learner's version at the start of the step */
     bool on_version; /* logprob was computed with exactly version_now's weights: tokens of that
                         version then measure logprob_mismatch */
+    const struct objective_minibatch *minibatch; /* NULL: nothing was measured, nothing is cut */
 };
 
 /* Running sums, all double so that they can be reduced over ranks as one array. "tokens" below are
@@ -84,12 +107,24 @@ struct objective_sequence {
     X(advantage) /* length-weighted */                                                             \
     X(ratio)                                                                                       \
     X(ratio_squared)                                                                               \
-    X(clip_low)  /* tokens: A < 0, ratio < 1 - epsilon_low */                                      \
-    X(clip_high) /* tokens: A > 0, ratio > 1 + epsilon_high */                                     \
-    X(clip_dual) /* tokens: A < 0, ratio > delta */                                                \
-    X(tis_weight)                                                                                  \
-    X(tis_weight_squared)                                                                          \
-    X(tis_clipped)                                                                                 \
+    X(clip_low)   /* tokens: A < 0, ratio < 1 - epsilon_low */                                     \
+    X(clip_high)  /* tokens: A > 0, ratio > 1 + epsilon_high */                                    \
+    X(clip_dual)  /* tokens: A < 0, ratio > delta */                                               \
+    X(rho_tokens) /* tokens whose rho was measured */                                              \
+    X(rho)                                                                                         \
+    X(rho_squared)                                                                                 \
+    X(rho_sequences)                                                                               \
+    X(sequence_rho) /* product of a sequence's rho, log bounded by 20 */                           \
+    X(sequence_rho_squared)                                                                        \
+    X(weight) /* of the loss, whatever made it; over tokens */                                     \
+    X(weight_squared)                                                                              \
+    X(weight_clipped)   /* tokens whose weight the correction cut to a bound */                    \
+    X(weight_masked)    /* tokens whose weight the correction made 0 */                            \
+    X(sequences_masked) /* by a correction that judges whole sequences */                          \
+    X(sequences_vetoed)                                                                            \
+    X(tokens_vetoed)                                                                               \
+    X(tokens_opsm)                                                                                 \
+    X(tokens_m2po)                                                                                 \
     X(behaviour_kl)  /* behaviour - old */                                                         \
     X(behaviour_kl3) /* k3 of the same */                                                          \
     X(future_kl)                                                                                   \
@@ -101,17 +136,36 @@ struct objective_sequence {
     X(influence_filtered) /* tokens that do not participate */                                     \
     X(staleness)          /* version_now - version, summed over staleness_tokens */                \
     X(staleness_tokens)                                                                            \
+    X(staleness_0) /* tokens of that staleness; the last is 15 and more */                         \
+    X(staleness_1)                                                                                 \
+    X(staleness_2)                                                                                 \
+    X(staleness_3)                                                                                 \
+    X(staleness_4)                                                                                 \
+    X(staleness_5)                                                                                 \
+    X(staleness_6)                                                                                 \
+    X(staleness_7)                                                                                 \
+    X(staleness_8)                                                                                 \
+    X(staleness_9)                                                                                 \
+    X(staleness_10)                                                                                \
+    X(staleness_11)                                                                                \
+    X(staleness_12)                                                                                \
+    X(staleness_13)                                                                                \
+    X(staleness_14)                                                                                \
+    X(staleness_15)                                                                                \
     X(mismatch) /* |logprob - behaviour|, summed over mismatch_tokens */                           \
     X(mismatch_tokens)
 #define OBJECTIVE_MAXIMA(X)                                                                        \
     X(ratio_max)                                                                                   \
     X(influence_max)                                                                               \
-    X(tis_weight_max)                                                                              \
+    X(weight_max)                                                                                  \
+    X(rho_max)                                                                                     \
     X(staleness_max)                                                                               \
     X(mismatch_max)                                                                                \
     X(gradient_max) /* |dL/dlogprob| before the division */
 #define OBJECTIVE_MINIMA(X)                                                                        \
     X(ratio_min)                                                                                   \
+    X(weight_min)                                                                                  \
+    X(rho_min)                                                                                     \
     X(influence_min)
 
 #define OBJECTIVE_FIELD(name) double name;
@@ -135,19 +189,20 @@ struct objective_stats {
 enum {
     OBJECTIVE_SUM_COUNT = sizeof(struct objective_sums) / sizeof(double),
     OBJECTIVE_MAX_COUNT = sizeof(struct objective_maxima) / sizeof(double),
-    OBJECTIVE_MIN_COUNT = sizeof(struct objective_minima) / sizeof(double)
+    OBJECTIVE_MIN_COUNT = sizeof(struct objective_minima) / sizeof(double),
+    OBJECTIVE_STALENESS_BUCKETS = 16
 };
 
-/* Options from loss.*. What loss_type is known for holds unless the option was given: grpo and
- * dr_grpo clip symmetrically by epsilon_low and have no dual clip; aggregation auto is token-mean
- * for fipo and dapo, seq-mean-token-mean for grpo, 1/(B * scale) for dr_grpo. The KL coefficient is
- * 0 here if kl_in is reward, the TIS cap if old_logprob is behaviour. Errors: RL_INVALID (delta in
- * (0, 1]). */
+/* Options from loss.*, by rl_config_loss_settings. The KL coefficient is 0 here if kl_in is reward.
+ * Errors: RL_INVALID (delta in (0, 1]). */
 rl_status objective_options_from_config(const struct rl_config *config,
                                         struct objective_options *out);
 
 /* True if a reference model is needed (KL in the loss or in the reward). */
 bool objective_needs_reference(const struct rl_config *config);
+
+/* True if the log-probs of the step's start are needed: recomputed, or for M2PO. */
+bool objective_needs_proximal(const struct rl_config *config);
 
 /* Sums 0, maxima -inf, minima +inf. */
 void objective_stats_init(struct objective_stats *stats);
@@ -160,6 +215,31 @@ void objective_stats_merge(struct objective_stats *into, const struct objective_
 double *objective_stats_sums(struct objective_stats *stats);
 double *objective_stats_maxima(struct objective_stats *stats);
 double *objective_stats_minima(struct objective_stats *stats);
+
+/* First of the OBJECTIVE_STALENESS_BUCKETS counts staleness_0 ... Borrowed. */
+const double *objective_stats_staleness(const struct objective_stats *stats);
+
+/* How the minibatch's parts on other ranks are added to this one's; as collective_sum_double and
+ * its like. */
+struct objective_reduce {
+    rl_status (*sum)(void *arg, double *values, int64_t count);
+    rl_status (*max)(void *arg, double *values, int64_t count);
+    void *arg;
+};
+
+/* What corrections need of a whole minibatch, before its gradients: of the sequences are read
+ * count, mask, old, proximal and behaviour, all known from the start of the step. M2PO: the largest
+ * squared gap up to which the mean of the squared gaps (old or proximal less behaviour) stays below
+ * the threshold; the smallest gap always passes. It is found by halving the range of float bits, so
+ * that ranks exchange three sums a round and no token. `reduce` NULL: one rank. Collective if
+ * given, and only if the options need it. Errors: reduce's. */
+rl_status objective_minibatch_measure(const struct objective_options *options,
+                                      const struct objective_sequence *sequences, uint32_t count,
+                                      const struct objective_reduce *reduce,
+                                      struct objective_minibatch *out);
+
+/* True if the options need objective_minibatch_measure. */
+bool objective_needs_measure(const struct objective_options *options);
 
 /* Unnormalised gradients of one sequence, and its contribution to `stats`. g_logprob [n] and
  * g_entropy [n] are overwritten, 0 wherever nothing flows; g_entropy may be NULL if entropy_coef

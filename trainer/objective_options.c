@@ -3,18 +3,14 @@
 #include "core/log.h"
 #include "trainer/objective.h"
 
-static enum objective_aggregation objective_auto_aggregation(enum config_loss_type type)
+static enum objective_aggregation objective_auto_aggregation(int loss_type)
 {
-    switch (type) {
-    case CONFIG_LOSS_GRPO:
-        return OBJECTIVE_SEQ_MEAN_TOKEN_MEAN;
-    case CONFIG_LOSS_DR_GRPO:
-        return OBJECTIVE_SEQ_MEAN_TOKEN_SUM_NORM;
-    case CONFIG_LOSS_FIPO:
-    case CONFIG_LOSS_DAPO:
-    default:
-        return OBJECTIVE_TOKEN_MEAN;
-    }
+#define OBJECTIVE_AGGREGATION(id, name, form, ratio, aggregation, ...)                             \
+    [CONFIG_LOSS_##id] = OBJECTIVE_##aggregation,
+    static const enum objective_aggregation known[CONFIG_LOSS_COUNT] = {
+        RL_OBJECTIVES(OBJECTIVE_AGGREGATION)};
+    return known[loss_type];
+#undef OBJECTIVE_AGGREGATION
 }
 
 static enum objective_aggregation objective_aggregation_of(const struct rl_config *config)
@@ -30,7 +26,7 @@ static enum objective_aggregation objective_aggregation_of(const struct rl_confi
         return OBJECTIVE_SEQ_SUM_NORM;
     case CONFIG_AGG_AUTO:
     default:
-        return objective_auto_aggregation((enum config_loss_type)config->loss.loss_type);
+        return objective_auto_aggregation(config->loss.loss_type);
     }
 }
 
@@ -38,14 +34,15 @@ static void objective_fill_options(const struct rl_config *config, struct object
 {
     int64_t scale = config->loss.loss_scale_factor > 0 ? config->loss.loss_scale_factor
                                                        : config->rollout.max_completion_length;
-    bool recompute = config->loss.old_logprob == CONFIG_OLD_RECOMPUTE;
+    struct rl_loss_settings loss;
+    rl_config_loss_settings(config, &loss);
     *out = (struct objective_options){
         .loss_type = (enum config_loss_type)config->loss.loss_type,
         .aggregation = objective_aggregation_of(config),
         .loss_scale = (double)scale,
-        .epsilon_low = config->loss.epsilon_low,
-        .epsilon_high = config->loss.epsilon_high,
-        .delta = config->loss.delta,
+        .epsilon_low = loss.epsilon_low,
+        .epsilon_high = loss.epsilon_high,
+        .delta = loss.delta,
         .fipo_decay_rate = config->loss.fipo_decay_rate,
         .fipo_clip_range = config->loss.fipo_clip_range,
         .fipo_clip_high_only = config->loss.fipo_clip_high_only,
@@ -55,7 +52,19 @@ static void objective_fill_options(const struct rl_config *config, struct object
         .beta = config->loss.kl_in == CONFIG_KL_IN_LOSS ? config->loss.beta : 0,
         .kl_type = (enum config_kl_type)config->loss.kl_type,
         .entropy_coef = config->loss.entropy_coef,
-        .tis_cap = recompute ? config->loss.tis_cap : 0,
+        .sapo_positive = config->loss.sapo_temperature_pos,
+        .sapo_negative = config->loss.sapo_temperature_neg,
+        .dppo_low = config->loss.dppo_mask_low,
+        .dppo_high = config->loss.dppo_mask_high,
+        .dppo_kl = config->loss.dppo_kl_coef,
+        .loglinear = config->loss.old_logprob == CONFIG_OLD_LOGLINEAR,
+        .correction = loss.correction,
+        .correction_low = loss.correction_low,
+        .correction_high = loss.correction_high,
+        .correction_normalize = config->loss.correction_normalize,
+        .veto_threshold = config->loss.veto_threshold,
+        .opsm_delta = config->loss.opsm_delta,
+        .m2po_threshold = config->loss.m2po_threshold,
     };
 }
 
@@ -64,20 +73,17 @@ rl_status objective_options_from_config(const struct rl_config *config,
 {
     struct objective_options options;
     objective_fill_options(config, &options);
-    bool classic =
-        options.loss_type == CONFIG_LOSS_GRPO || options.loss_type == CONFIG_LOSS_DR_GRPO;
-    if (classic && !rl_config_is_set(config, "loss.epsilon_high")) {
-        options.epsilon_high = options.epsilon_low;
-    }
-    if (classic && !rl_config_is_set(config, "loss.delta")) {
-        options.delta = 0;
-    }
     if (options.delta > 0 && options.delta <= 1) {
         return rl_fail(RL_INVALID, "loss.delta is %g: the dual clip must be above 1, or 0 (off)",
                        options.delta);
     }
     *out = options;
     return RL_OK;
+}
+
+bool objective_needs_proximal(const struct rl_config *config)
+{
+    return config->loss.old_logprob == CONFIG_OLD_RECOMPUTE || config->loss.m2po_threshold > 0;
 }
 
 bool objective_needs_reference(const struct rl_config *config)

@@ -25,6 +25,12 @@ double *objective_stats_minima(struct objective_stats *stats)
     return (double *)(void *)&stats->min;
 }
 
+const double *objective_stats_staleness(const struct objective_stats *stats)
+{
+    return (const double *)(const void *)((const char *)&stats->sum +
+                                          offsetof(struct objective_sums, staleness_0));
+}
+
 void objective_stats_init(struct objective_stats *stats)
 {
     *stats = (struct objective_stats){0};

@@ -139,16 +139,67 @@ static void fipo_metrics(struct rl_metrics *metrics, const struct objective_stat
     extreme(metrics, RL_METRIC_FIPO_WEIGHT_MAX, stats->max.influence_max);
 }
 
+/* E[rho^2] - 1: how far the learner's policy is from what sampled, as chi-squared. */
+static void chi_squared(struct rl_metrics *metrics, enum rl_metric_id id, double squares, double n)
+{
+    if (n > 0) {
+        rl_metrics_add(metrics, id, squares / n - 1);
+    }
+}
+
+/* Nothing is said where old is the sampler's policy: rho is 1 by definition there. */
+static void correction_metrics(struct rl_metrics *metrics, const struct objective_stats *stats)
+{
+    const struct objective_sums *sum = &stats->sum;
+    double n = sum->rho_tokens;
+    if (n <= 0) {
+        return;
+    }
+    double mean = sum->weight / n;
+    double variance = fmax(0, sum->weight_squared / n - mean * mean);
+    token_mean(metrics, RL_METRIC_MISMATCH_KL, sum->behaviour_kl, n);
+    token_mean(metrics, RL_METRIC_MISMATCH_K3, sum->behaviour_kl3, n);
+    token_mean(metrics, RL_METRIC_RHO_MEAN, sum->rho, n);
+    extreme(metrics, RL_METRIC_RHO_MAX, stats->max.rho_max);
+    extreme(metrics, RL_METRIC_RHO_MIN, stats->min.rho_min);
+    chi_squared(metrics, RL_METRIC_RHO_CHI2, sum->rho_squared, n);
+    chi_squared(metrics, RL_METRIC_RHO_CHI2_SEQUENCE, sum->sequence_rho_squared,
+                sum->rho_sequences);
+    token_mean(metrics, RL_METRIC_CORRECTION_MEAN, sum->weight, n);
+    rl_metrics_add(metrics, RL_METRIC_CORRECTION_STD, sqrt(variance));
+    extreme(metrics, RL_METRIC_CORRECTION_MAX, stats->max.weight_max);
+    extreme(metrics, RL_METRIC_CORRECTION_MIN, stats->min.weight_min);
+    rl_metrics_add(metrics, RL_METRIC_CORRECTION_ESS,
+                   sum->weight_squared > 0 ? sum->weight * mean / sum->weight_squared : 0);
+    token_mean(metrics, RL_METRIC_CORRECTION_CLIPPED, sum->weight_clipped, n);
+    token_mean(metrics, RL_METRIC_CORRECTION_MASKED, sum->weight_masked, n);
+    token_mean(metrics, RL_METRIC_CORRECTION_OPSM, sum->tokens_opsm, n);
+    token_mean(metrics, RL_METRIC_CORRECTION_M2PO, sum->tokens_m2po, n);
+    token_mean(metrics, RL_METRIC_CORRECTION_SEQUENCES, sum->sequences_masked, sum->rho_sequences);
+    token_mean(metrics, RL_METRIC_CORRECTION_VETO, sum->sequences_vetoed, sum->rho_sequences);
+}
+
+/* Share of the step's tokens at each staleness that occurred. */
+static void staleness_metrics(struct rl_metrics *metrics, const struct objective_stats *stats)
+{
+    const double *bucket = objective_stats_staleness(stats);
+    char key[RL_METRIC_NAME_BYTES];
+    for (int i = 0; i < OBJECTIVE_STALENESS_BUCKETS; i++) {
+        if (bucket[i] > 0) {
+            snprintf(key, sizeof(key), "staleness/hist_%d", i);
+            rl_metrics_set_named(metrics, key, bucket[i] / stats->sum.staleness_tokens);
+        }
+    }
+}
+
 void step_metrics_report(struct rl_metrics *metrics, const struct learner_report *report)
 {
     const struct objective_sums *sum = &report->objective.sum;
     double learning_s = report->prepare_s + report->forward_backward_s + report->update_s;
     objective_metrics(metrics, &report->objective);
     fipo_metrics(metrics, &report->objective);
-    if (sum->tis_weight > 0) {
-        token_mean(metrics, RL_METRIC_TIS_MEAN, sum->tis_weight, sum->tokens);
-        token_mean(metrics, RL_METRIC_TIS_CAPPED, sum->tis_clipped, sum->tokens);
-    }
+    correction_metrics(metrics, &report->objective);
+    staleness_metrics(metrics, &report->objective);
     if (sum->reference_kl != 0) {
         token_mean(metrics, RL_METRIC_KL, sum->reference_kl, sum->tokens);
     }

@@ -1,0 +1,69 @@
+#!/bin/bash
+# Every objective and every correction trains: two steps each from outside, and one asynchronous run
+# with each way to get old log-probs. At staleness 0 no correction may change a bit.
+foresight=$1
+. "$(dirname -- "$0")/train_support.sh"
+make_base
+
+# choices OPTION: the choices of an option of loss, one a line, from the program's own table
+choices() {
+    "$foresight" help markdown config | sed -n "s/^| \`$1\` | \([^ ]*\) |.*/\1/p" | head -1 |
+        sed 's/\\|/\n/g'
+}
+
+short=(run.steps=2 checkpoint.every=0 rollout.prompts_per_step=4 rollout.max_completion_length=16)
+exact='s["completed"] and s["logprob_mismatch"]["max"] == 0'
+
+# --- objectives
+count=0
+for loss in $(choices loss_type); do
+    train "loss_$loss" "${short[@]}" loss.loss_type="$loss"
+    summary "loss_$loss" "$exact"
+    count=$((count + 1))
+done
+[ $count -ge 11 ] || fail "only $count objectives were found"
+
+# --- corrections: one update a step, so that all three policies agree and every weight is 1
+one=("${short[@]}" optimizer.updates_per_step=1)
+train plain "${one[@]}"
+count=0
+for correction in $(choices correction); do
+    train "c_$correction" "${one[@]}" loss.old_logprob=recompute loss.correction="$correction"
+    same_bits plain "c_$correction"
+    count=$((count + 1))
+done
+[ $count -ge 11 ] || fail "only $count corrections were found"
+train everything "${one[@]}" loss.old_logprob=recompute loss.correction=mis \
+    loss.correction_normalize=true loss.veto_threshold=1e-4 loss.opsm_delta=0.01 \
+    loss.m2po_threshold=0.04
+same_bits plain everything
+train loglinear "${one[@]}" loss.old_logprob=loglinear
+same_bits plain loglinear
+
+# --- old tokens: weights are measured, and are not 1
+for old in recompute loglinear; do
+    train_ranks 3 "async_$old" run.steps=4 loss.old_logprob=$old loss.veto_threshold=1e-4 \
+        loss.opsm_delta=0.01
+    sound "async_$old" 2 4
+done
+train_ranks 4 async_learners run.steps=4 cluster.learners=2 loss.old_logprob=recompute \
+    loss.m2po_threshold=1e-6 loss.correction_normalize=true
+sound async_learners 2 4
+python3 - "$work/runs" <<'PY' || fail "metrics of corrections"
+import json, sys
+for name in ("async_recompute", "async_loglinear", "async_learners"):
+    lines = [json.loads(line) for line in open(f"{sys.argv[1]}/{name}/metrics.jsonl")]
+    for line in lines:
+        shares = [v for k, v in line.items() if k.startswith("staleness/hist_")]
+        assert abs(sum(shares) - 1) < 1e-9, (name, shares)
+        assert line["correction/weight_max"] <= 5 or name == "async_learners", (name, line)
+    assert any(line["correction/rho_max"] != 1 for line in lines), (name, "nothing was stale")
+PY
+
+# --- combinations without sense are refused by name
+"$foresight" train "$work/config.yaml" --dry-run loss.correction=tis >"$work/refused.log" 2>&1 &&
+    fail "a correction of ratios against the sampler was accepted"
+grep -q 'loss.old_logprob' "$work/refused.log" || fail "loss.old_logprob is not named"
+
+[ $failed -eq 0 ] && echo "script_train_objectives: all as expected"
+exit $failed
