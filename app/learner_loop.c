@@ -62,6 +62,15 @@ static double workers_busy_s(const struct learner_rank *l)
     return busy;
 }
 
+static double workers_cpu_s(const struct learner_rank *l)
+{
+    double cpu = 0;
+    for (int rank = 0; rank < world_size(l->world); rank++) {
+        cpu += l->seats[rank].status.cpu_s;
+    }
+    return cpu;
+}
+
 static rl_status save(struct learner_rank *l, bool wait)
 {
     struct train_snapshot snapshot;
@@ -74,6 +83,7 @@ static rl_status save(struct learner_rank *l, bool wait)
 
 struct feed_marks {
     double busy_s;
+    double rollout_s[RL_ROLLOUT_TIMES];
     uint64_t dead;
 };
 
@@ -92,6 +102,11 @@ static rl_status one_step(struct learner_rank *l, struct feed_marks *marks)
     feed.dead_workers = l->dead_workers - marks->dead;
     marks->busy_s += feed.generation_s;
     marks->dead = l->dead_workers;
+    for (int i = 0; i < RL_ROLLOUT_TIMES; i++) {
+        feed.rollout_s[i] = l->rollout_s[i] - marks->rollout_s[i];
+        marks->rollout_s[i] = l->rollout_s[i];
+    }
+    feed.rollout_cpu_s = workers_cpu_s(l);
     pthread_mutex_unlock(&l->mutex);
     l->stepping = true;
     rl_status status = train_run_step(&l->run, &batch, &feed);
@@ -135,17 +150,6 @@ static rl_status run_probe(struct learner_rank *l)
     return RL_OK;
 }
 
-static double workers_cpu_s(struct learner_rank *l)
-{
-    double cpu = 0;
-    pthread_mutex_lock(&l->mutex);
-    for (int rank = 0; rank < world_size(l->world); rank++) {
-        cpu += l->seats[rank].status.cpu_s;
-    }
-    pthread_mutex_unlock(&l->mutex);
-    return cpu;
-}
-
 static rl_status train_loop(struct learner_rank *l)
 {
     struct feed_marks marks = {0};
@@ -165,7 +169,9 @@ static rl_status train_loop(struct learner_rank *l)
                (unsigned long long)l->run.step);
         RL_TRY(save(l, true));
     }
+    pthread_mutex_lock(&l->mutex);
     l->run.worker_cpu_s = workers_cpu_s(l);
+    pthread_mutex_unlock(&l->mutex);
     if (status == RL_OK || status == RL_INTERRUPTED) {
         status = train_run_finish(&l->run, l->completed);
     }

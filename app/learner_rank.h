@@ -40,7 +40,8 @@ struct learner_rank {
     struct worker_seat *seats;   /* [world size] */
     struct channel_message held; /* a ticket that could not be sent yet */
     struct probe probe;
-    rl_status service_status; /* first failure of the main thread's side */
+    double rollout_s[RL_ROLLOUT_TIMES]; /* all rollout ranks since the start, the dead included */
+    rl_status service_status;           /* first failure of the main thread's side */
     uint64_t dead_workers;
     rl_status compute_status;
     atomic_bool finished; /* the compute thread is done */

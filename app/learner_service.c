@@ -71,6 +71,17 @@ static rl_status take_group(struct learner_rank *l, const struct channel_message
     return RL_OK;
 }
 
+/* What a rank's time went to since its status before; a new process in its seat counts from 0. */
+static void add_times(struct learner_rank *l, const struct wire_status *before,
+                      const struct wire_status *now)
+{
+    bool same = now->cpu_s >= before->cpu_s && now->tokens_generated >= before->tokens_generated;
+    for (int i = 0; i < RL_ROLLOUT_TIMES; i++) {
+        double spent = now->time_s[i] - (same ? before->time_s[i] : 0);
+        l->rollout_s[i] += spent > 0 ? spent : 0;
+    }
+}
+
 static rl_status handle_message(struct learner_rank *l, const struct channel_message *message)
 {
     struct wire_status status;
@@ -79,6 +90,7 @@ static rl_status handle_message(struct learner_rank *l, const struct channel_mes
         return l->serving ? take_group(l, message) : RL_OK;
     case WIRE_STATUS:
         if (wire_decode_status(message, &status) == RL_OK) {
+            add_times(l, &l->seats[message->peer].status, &status);
             l->seats[message->peer].status = status;
         }
         return RL_OK;

@@ -8,6 +8,7 @@
 #include "core/clock.h"
 #include "core/log.h"
 
+#include <math.h>
 #include <stdlib.h>
 
 enum { LOCAL_WORKER = 0, LOCAL_READER = 0, PROBE_SAMPLES = 64 };
@@ -16,6 +17,7 @@ struct local {
     struct train_run run;
     struct sampler *sampler;
     double busy_mark_s;
+    struct rollout_counters counters_mark;
     uint64_t timeout_mark;
 };
 
@@ -66,14 +68,31 @@ static rl_status collect_batch(struct local *l, struct admission_batch *batch)
     return status;
 }
 
+/* What the rollout side of this process did for the batch: it waits for scores only, the learner's
+ * turn is no time of it. */
+static void feed_times(struct local *l, double collect_s, struct train_feed *feed)
+{
+    const struct rollout_counters *now = sampler_counters(l->sampler);
+    double *times = feed->rollout_s;
+    times[RL_ROLLOUT_TIME_PREFILL] = now->prefill_s - l->counters_mark.prefill_s;
+    times[RL_ROLLOUT_TIME_DECODE] = now->decode_s - l->counters_mark.decode_s;
+    times[RL_ROLLOUT_TIME_SAMPLE] = now->sample_s - l->counters_mark.sample_s;
+    times[RL_ROLLOUT_TIME_OTHER] =
+        fmax(0, feed->generation_s - rl_times_sum(times, RL_ROLLOUT_TIMES));
+    times[RL_ROLLOUT_TIME_REWARD_WAIT] = fmax(0, collect_s - feed->generation_s);
+    l->counters_mark = *now;
+}
+
 static rl_status one_step(struct local *l)
 {
     struct admission_batch batch = {0};
     struct train_feed feed = {0};
     struct train_snapshot snapshot;
+    double start = rl_clock_now_s(NULL);
     RL_TRY(collect_batch(l, &batch));
+    feed.wait_s = rl_clock_now_s(NULL) - start;
     feed.generation_s = sampler_busy_s(l->sampler) - l->busy_mark_s;
-    feed.wait_s = feed.generation_s;
+    feed_times(l, feed.wait_s, &feed);
     feed.reward_timeouts = sampler_reward_timeouts(l->sampler) - l->timeout_mark;
     l->busy_mark_s = sampler_busy_s(l->sampler);
     l->timeout_mark = sampler_reward_timeouts(l->sampler);

@@ -6,6 +6,7 @@
 
 #include "app/session.h"
 #include "core/metrics.h"
+#include "core/role_times.h"
 #include "core/wait.h"
 #include "rollout/prompt_order.h"
 #include "trainer/admission.h"
@@ -31,10 +32,11 @@ struct train_totals {
     double skipped_updates, dead_workers;
     struct staleness_control staleness; /* async.max_staleness auto */
     double dumps, rollbacks, outlier_updates;
+    double learner_s[RL_LEARNER_TIMES], rollout_s[RL_ROLLOUT_TIMES];
     struct alarm_state alarms;
     struct guard_state guard; /* a copy of the learner's, taken for the checkpoint */
 };
-enum { TRAIN_TOTALS_FORMAT = 3 };
+enum { TRAIN_TOTALS_FORMAT = 4 };
 
 struct train_run {
     const struct rl_config *config;
@@ -63,14 +65,17 @@ struct train_run {
     struct train_totals totals;
     double started_s, step_started_s, cpu_started_s;
     double worker_cpu_s;    /* of all rollout ranks, for the summary */
+    double checkpoint_s;    /* since the step before */
     pthread_mutex_t *mutex; /* guards tickets, admission and `step`; NULL: one thread */
     bool quiet;
 };
 
 /* What a feeder knows of the time since the step before. */
 struct train_feed {
-    double wait_s;       /* learner without samples */
-    double generation_s; /* engines busy, all ranks */
+    double wait_s;                      /* learner without samples */
+    double generation_s;                /* engines busy, all ranks */
+    double rollout_s[RL_ROLLOUT_TIMES]; /* all rollout ranks */
+    double rollout_cpu_s;               /* their processes' CPU time since they started */
     uint32_t queue_depth;
     uint64_t reward_timeouts; /* since the step before */
     uint64_t dead_workers;    /* since the step before */

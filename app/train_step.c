@@ -82,6 +82,49 @@ static double completion_tokens(const struct admission_batch *batch)
     return tokens;
 }
 
+/* Where this rank's time of the step went. The checkpoint is the one after the step before. */
+static void learner_times(struct train_run *run, const struct learner_report *report,
+                          const struct train_feed *feed, double step_s,
+                          double times[RL_LEARNER_TIMES])
+{
+    memset(times, 0, RL_LEARNER_TIMES * sizeof(*times));
+    times[RL_LEARNER_TIME_WAIT_FOR_BATCH] = feed->wait_s;
+    times[RL_LEARNER_TIME_WEIGHT_SLOT] = report->slot_wait_s;
+    times[RL_LEARNER_TIME_PREPARE] = report->prepare_s;
+    times[RL_LEARNER_TIME_FORWARD_BACKWARD] = report->forward_backward_s;
+    times[RL_LEARNER_TIME_REDUCE] = report->reduce_s;
+    times[RL_LEARNER_TIME_UPDATE] = fmax(0, report->update_s - report->slot_wait_s);
+    times[RL_LEARNER_TIME_PUBLISH] = report->publish_s;
+    times[RL_LEARNER_TIME_CHECKPOINT] = run->checkpoint_s;
+    times[RL_LEARNER_TIME_OTHER] = fmax(0, step_s - rl_times_sum(times, RL_LEARNER_TIMES));
+    run->checkpoint_s = 0;
+}
+
+static void role_metrics(struct train_run *run, const struct train_feed *feed,
+                         const double learner_s[RL_LEARNER_TIMES])
+{
+    double rollout_s = rl_times_sum(feed->rollout_s, RL_ROLLOUT_TIMES);
+    double step_s = rl_times_sum(learner_s, RL_LEARNER_TIMES);
+    for (int i = 0; i < RL_LEARNER_TIMES; i++) {
+        rl_metrics_add(run->metrics, (enum rl_metric_id)(RL_METRIC_TIME_WAIT_FOR_BATCH + i),
+                       learner_s[i]);
+        run->totals.learner_s[i] += learner_s[i];
+    }
+    for (int i = 0; i < RL_ROLLOUT_TIMES; i++) {
+        rl_metrics_add(run->metrics, (enum rl_metric_id)(RL_METRIC_TIME_ROLLOUT_PREFILL + i),
+                       feed->rollout_s[i]);
+        run->totals.rollout_s[i] += feed->rollout_s[i];
+    }
+    if (step_s > 0) {
+        rl_metrics_add(run->metrics, RL_METRIC_LEARNER_IDLE, rl_learner_idle_s(learner_s) / step_s);
+    }
+    if (rollout_s > 0) {
+        rl_metrics_add(run->metrics, RL_METRIC_ROLLOUT_IDLE,
+                       rl_rollout_idle_s(feed->rollout_s) / rollout_s);
+    }
+    rl_metrics_add(run->metrics, RL_METRIC_ROLLOUT_CPU_TIME, feed->rollout_cpu_s);
+}
+
 static void add_totals(struct train_run *run, const struct learner_report *report,
                        const struct train_feed *feed, double tokens, double step_s)
 {
@@ -90,7 +133,8 @@ static void add_totals(struct train_run *run, const struct learner_report *repor
     totals->wall_s += step_s;
     totals->wait_s += feed->wait_s;
     totals->generation_s += feed->generation_s;
-    totals->learner_busy_s += report->prepare_s + report->forward_backward_s + report->update_s;
+    totals->learner_busy_s +=
+        report->prepare_s + report->forward_backward_s + report->reduce_s + report->update_s;
     totals->staleness_sum += stats->sum.staleness;
     totals->staleness_tokens += stats->sum.staleness_tokens;
     totals->staleness_max = fmax(totals->staleness_max, stats->max.staleness_max);
@@ -163,6 +207,7 @@ static void step_metrics(struct train_run *run, const struct admission_batch *ba
     const char *names[RL_REWARD_PARTS_MAX];
     uint32_t name_count = reward_set_count(run->rewards);
     struct dispatcher_counters counters;
+    double times[RL_LEARNER_TIMES];
     double tokens = completion_tokens(batch);
     for (uint32_t i = 0; i < name_count && i < RL_REWARD_PARTS_MAX; i++) {
         names[i] = reward_set_name(run->rewards, i);
@@ -182,7 +227,8 @@ static void step_metrics(struct train_run *run, const struct admission_batch *ba
                        (double)batch->counts.filtered_unsolved);
     }
     rl_metrics_add(run->metrics, RL_METRIC_STEP_TIME, step_s);
-    rl_metrics_add(run->metrics, RL_METRIC_TIME_WAIT_FOR_BATCH, feed->wait_s);
+    learner_times(run, report, feed, step_s, times);
+    role_metrics(run, feed, times);
     rl_metrics_add(run->metrics, RL_METRIC_TIME_GENERATION, feed->generation_s);
     rl_metrics_add(run->metrics, RL_METRIC_QUEUE_DEPTH, feed->queue_depth);
     rl_metrics_add(run->metrics, RL_METRIC_REWARD_TIMEOUTS, (double)feed->reward_timeouts);
@@ -345,7 +391,7 @@ rl_status train_run_save(struct train_run *run, struct train_snapshot *snapshot,
         status = checkpoint_writer_wait(run->writer, 0);
     }
     checkpoint_state_fini(&snapshot->state);
-    rl_metrics_add(run->metrics, RL_METRIC_TIME_CHECKPOINT, rl_clock_now_s(NULL) - start);
+    run->checkpoint_s += rl_clock_now_s(NULL) - start;
     return status;
 }
 
@@ -376,6 +422,36 @@ static double share(double part, double whole)
     return whole > 0 ? part / whole : 0;
 }
 
+/* {"seconds": {part: s, ...}, "idle": share}: what a role's time went to. */
+static json_t *role_summary(const double *times, int count, const char *(*name)(int), double idle_s)
+{
+    json_t *seconds = json_object();
+    for (int i = 0; i < count && seconds != NULL; i++) {
+        (void)json_object_set_new(seconds, name(i), json_real(times[i]));
+    }
+    return json_pack("{s:o, s:f}", "seconds", seconds, "idle",
+                     share(idle_s, rl_times_sum(times, count)));
+}
+
+static const char *learner_part(int part)
+{
+    return rl_learner_time_name((enum rl_learner_time)part);
+}
+
+static const char *rollout_part(int part)
+{
+    return rl_rollout_time_name((enum rl_rollout_time)part);
+}
+
+static json_t *time_summary(const struct train_totals *t)
+{
+    json_t *learner =
+        role_summary(t->learner_s, RL_LEARNER_TIMES, learner_part, rl_learner_idle_s(t->learner_s));
+    json_t *rollout =
+        role_summary(t->rollout_s, RL_ROLLOUT_TIMES, rollout_part, rl_rollout_idle_s(t->rollout_s));
+    return json_pack("{s:o, s:o}", "learner", learner, "rollout", rollout);
+}
+
 /* Takes `tickets`. */
 static rl_status write_summary(const struct train_run *run, bool completed, json_t *tickets)
 {
@@ -384,8 +460,7 @@ static rl_status write_summary(const struct train_run *run, bool completed, json
     snprintf(path, sizeof(path), "%s/summary.json", run->dir);
     json_t *part = json_pack(
         "{s:s, s:I, s:I, s:b, s:f, s:f, s:{s:f, s:f}, s:{s:f, s:I}, s:{s:f, s:f, s:f}, s:{s:f, "
-        "s:f}, "
-        "s:o}",
+        "s:f}, s:o, s:o}",
         "run", run->config->run.name, "seed", (json_int_t)run->config->run.seed, "steps",
         (json_int_t)run->step, "completed", completed, "rollout_tokens_per_second",
         share(t->completion_tokens, t->wall_s), "learner_tokens_per_second",
@@ -394,7 +469,7 @@ static rl_status write_summary(const struct train_run *run, bool completed, json
         "max", t->mismatch_max, "tokens", (json_int_t)t->mismatch_tokens, "wall_seconds", "train",
         t->wall_s, "train_wait_for_batch", t->wait_s, "train_learner_busy", t->learner_busy_s,
         "cpu_seconds", "learner", rl_clock_process_cpu_s(), "workers", run->worker_cpu_s, "tickets",
-        tickets);
+        tickets, "time", time_summary(t));
     if (part == NULL) {
         return rl_fail(RL_NO_MEMORY, "summary.json: out of memory");
     }

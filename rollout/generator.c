@@ -327,6 +327,17 @@ static int32_t fill_pass(struct rollout_generator *g, const struct rollout_plan 
     return rows;
 }
 
+static void count_pass(struct rollout_generator *g, const struct rollout_plan *plan, double pass_s)
+{
+    int32_t decoded = 0;
+    for (int32_t s = 0; s < plan->segment_count; s++) {
+        decoded += plan->segments[s].sample && plan->segments[s].count == 1;
+    }
+    double share = (double)decoded / (double)plan->token_count;
+    g->counters.decode_s += share * pass_s;
+    g->counters.prefill_s += (1 - share) * pass_s;
+}
+
 static void run_model(struct rollout_generator *g, const struct rollout_plan *plan, int32_t rows)
 {
     struct pass *pass = &g->pass;
@@ -339,7 +350,10 @@ static void run_model(struct rollout_generator *g, const struct rollout_plan *pl
                                 .positions = pass->positions,
                                 .segments = &segments};
     const float *hidden = NULL;
+    double start = rl_clock_now_s(NULL);
     model_forward(&g->context, g->image, &g->kv, &batch, g->workspace, &hidden);
+    double forwarded = rl_clock_now_s(NULL);
+    count_pass(g, plan, forwarded - start);
     if (rows == 0) {
         return;
     }
@@ -351,6 +365,7 @@ static void run_model(struct rollout_generator *g, const struct rollout_plan *pl
                                        .ids = pass->ids,
                                        .logprob = pass->logprob};
     model_head_decode(&g->context, g->image, g->workspace, &decode);
+    g->counters.sample_s += rl_clock_now_s(NULL) - forwarded;
 }
 
 /* Move a finished sequence's tokens into its trajectory. */

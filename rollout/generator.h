@@ -40,6 +40,9 @@ struct rollout_counters {
     uint64_t finished_groups;
     uint64_t switches;  /* weight switches with sequences running */
     uint64_t nonfinite; /* samples ended because a log-prob was not finite */
+    /* wall time of passes: over prompts (and tokens computed again), over one token of each
+     * sequence, split by tokens where a pass has both; vocabulary head and sampling */
+    double prefill_s, decode_s, sample_s;
 };
 
 /* `context` (its layout, kernels and pool) and `tokenizer` are borrowed for the generator's life;

@@ -20,9 +20,57 @@ struct worker {
     bool has_weights;
     uint32_t version;
     double next_status_s, busy_s, idle_s, longest_switch_s;
+    double lap_s;                    /* when the part of time that goes on now began */
+    double time_s[RL_ROLLOUT_TIMES]; /* but for the passes, which the generator counts */
     bool stopped;
     struct wire_stop stop;
 };
+
+/* --- where the time goes
+ * ------------------------------------------------------------------------------------ */
+
+/* What has gone on since the lap before was `part`. */
+static void lap(struct worker *w, enum rl_rollout_time part)
+{
+    double now = rl_clock_now_s(NULL);
+    w->time_s[part] += now - w->lap_s;
+    w->lap_s = now;
+}
+
+static double pass_s(const struct worker *w)
+{
+    const struct rollout_counters *c = rollout_generator_counters(w->args->generator);
+    return c->prefill_s + c->decode_s + c->sample_s;
+}
+
+/* Nothing to decode and nothing to move: who is waited for? */
+static enum rl_rollout_time awaited(const struct worker *w)
+{
+    if (!w->has_weights) {
+        return RL_ROLLOUT_TIME_WEIGHT_WAIT;
+    }
+    if (w->to_send != NULL) {
+        return RL_ROLLOUT_TIME_CHANNEL_FULL;
+    }
+    if (rollout_generator_groups(w->args->generator) > 0) {
+        return RL_ROLLOUT_TIME_WEIGHT_WAIT; /* for the version that its groups ask for */
+    }
+    return w->open > w->ticket_count ? RL_ROLLOUT_TIME_REWARD_WAIT : RL_ROLLOUT_TIME_TICKET_WAIT;
+}
+
+static const char *awaited_name(enum rl_rollout_time part)
+{
+    switch (part) {
+    case RL_ROLLOUT_TIME_WEIGHT_WAIT:
+        return "worker waits for weights";
+    case RL_ROLLOUT_TIME_CHANNEL_FULL:
+        return "worker waits for the learner to take groups";
+    case RL_ROLLOUT_TIME_REWARD_WAIT:
+        return "worker waits for rewards";
+    default:
+        return "worker waits for tickets";
+    }
+}
 
 /* --- messages in
  * ------------------------------------------------------------------------------------ */
@@ -198,6 +246,10 @@ static rl_status send_status(struct worker *w, double now)
                                  .decode_busy_s = w->busy_s,
                                  .idle_s = w->idle_s,
                                  .cpu_s = rl_clock_process_cpu_s()};
+    memcpy(report.time_s, w->time_s, sizeof(report.time_s));
+    report.time_s[RL_ROLLOUT_TIME_PREFILL] = counters->prefill_s;
+    report.time_s[RL_ROLLOUT_TIME_DECODE] = counters->decode_s;
+    report.time_s[RL_ROLLOUT_TIME_SAMPLE] = counters->sample_s;
     struct channel_message message = {.peer = args->learner};
     w->next_status_s = now + args->status_every_s;
     RL_TRY(wire_encode_status(&report, &message));
@@ -206,35 +258,51 @@ static rl_status send_status(struct worker *w, double now)
     return status == RL_AGAIN ? RL_OK : status;
 }
 
+static rl_status run_pass(struct worker *w, bool *busy)
+{
+    double start = rl_clock_now_s(NULL);
+    double passes = pass_s(w);
+    if (w->has_weights) {
+        RL_TRY(rollout_generator_tick(w->args->generator, busy));
+    }
+    w->busy_s += *busy ? rl_clock_now_s(NULL) - start : 0;
+    w->lap_s += pass_s(w) - passes; /* the generator has counted that */
+    return RL_OK;
+}
+
+/* Sleep on the channel. */
+static rl_status wait_for_work(struct worker *w)
+{
+    enum rl_rollout_time part = awaited(w);
+    struct rl_wait wait = rl_wait_begin(w->args->waits, awaited_name(part));
+    /* Scores come from threads of this rank, which do not wake this one. */
+    rl_status status = receive_all(w, part == RL_ROLLOUT_TIME_REWARD_WAIT ? 0.0002 : 0.002);
+    w->idle_s += rl_wait_end(&wait);
+    lap(w, part);
+    return status;
+}
+
 static rl_status run_round(struct worker *w)
 {
     bool busy = false;
     bool moved = false;
     RL_TRY(receive_all(w, 0));
+    lap(w, RL_ROLLOUT_TIME_OTHER);
     RL_TRY(switch_weights(w));
+    lap(w, RL_ROLLOUT_TIME_WEIGHT_WAIT);
     RL_TRY(submit_tickets(w));
-    double start = rl_clock_now_s(NULL);
-    if (w->has_weights) {
-        RL_TRY(rollout_generator_tick(w->args->generator, &busy));
-    }
-    double end = rl_clock_now_s(NULL);
-    w->busy_s += busy ? end - start : 0;
+    RL_TRY(run_pass(w, &busy));
     RL_TRY(move_groups(w, &moved));
-    if (end >= w->next_status_s) {
-        RL_TRY(send_status(w, end));
+    if (w->lap_s >= w->next_status_s) {
+        RL_TRY(send_status(w, rl_clock_now_s(NULL)));
     }
-    if (!busy && !moved) {
-        struct rl_wait wait = rl_wait_begin(w->args->waits, "worker waits for tickets");
-        rl_status status = receive_all(w, 0.002);
-        w->idle_s += rl_wait_end(&wait);
-        RL_TRY(status);
-    }
-    return RL_OK;
+    lap(w, RL_ROLLOUT_TIME_OTHER);
+    return busy || moved ? RL_OK : wait_for_work(w);
 }
 
 rl_status rollout_worker_run(const struct rollout_worker_args *args, struct wire_stop *stop)
 {
-    struct worker w = {.args = args};
+    struct worker w = {.args = args, .lap_s = rl_clock_now_s(NULL)};
     rl_status status = RL_OK;
     while (status == RL_OK && !w.stopped) {
         if (atomic_load_explicit(args->cancel, memory_order_relaxed)) {

@@ -124,7 +124,7 @@ START_TEST(small_round_trips)
     ck_assert_int_eq(memcmp(&ticket, &ticket_back, sizeof ticket), 0);
     channel_message_fini(&message);
 
-    struct wire_status status = {1, 2, 3, 4, 5, 6, 7, 8, 0.5, 1.5, 2.5, 3.5};
+    struct wire_status status = {1, 2, 3, 4, 5, 6, 7, 8, 0.5, 1.5, 2.5, 3.5, {4.5, 5.5}};
     struct wire_status status_back;
     ck_assert_int_eq(wire_encode_status(&status, &message), RL_OK);
     ck_assert_int_eq(wire_decode_status(&message, &status_back), RL_OK);
@@ -161,6 +161,8 @@ START_TEST(encoders_refuse)
     ticket.sample_count = WIRE_SAMPLES_MAX + 1;
     ck_assert_int_eq(wire_encode_ticket(&ticket, &message), RL_INVALID);
     struct wire_status status = {.idle_s = NAN};
+    ck_assert_int_eq(wire_encode_status(&status, &message), RL_INVALID);
+    status = (struct wire_status){.time_s = {[RL_ROLLOUT_TIME_DECODE] = -1}};
     ck_assert_int_eq(wire_encode_status(&status, &message), RL_INVALID);
     struct wire_stop stop = {.reason = 17};
     ck_assert_int_eq(wire_encode_stop(&stop, &message), RL_INVALID);

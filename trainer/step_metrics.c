@@ -195,7 +195,8 @@ static void staleness_metrics(struct rl_metrics *metrics, const struct objective
 void step_metrics_report(struct rl_metrics *metrics, const struct learner_report *report)
 {
     const struct objective_sums *sum = &report->objective.sum;
-    double learning_s = report->prepare_s + report->forward_backward_s + report->update_s;
+    double learning_s =
+        report->prepare_s + report->forward_backward_s + report->reduce_s + report->update_s;
     objective_metrics(metrics, &report->objective);
     fipo_metrics(metrics, &report->objective);
     correction_metrics(metrics, &report->objective);
@@ -216,9 +217,6 @@ void step_metrics_report(struct rl_metrics *metrics, const struct learner_report
     if (report->updates > 0) {
         rl_metrics_add(metrics, RL_METRIC_WEIGHTS_CHANGED, report->changed_fraction);
     }
-    rl_metrics_add(metrics, RL_METRIC_TIME_FORWARD_BACKWARD, report->forward_backward_s);
-    rl_metrics_add(metrics, RL_METRIC_TIME_UPDATE, report->update_s);
-    rl_metrics_add(metrics, RL_METRIC_TIME_PUBLISH, report->publish_s);
     if (learning_s > 0) {
         rl_metrics_add(metrics, RL_METRIC_LEARNER_TOKENS_PER_SECOND,
                        (double)report->tokens / learning_s);

@@ -483,10 +483,16 @@ static rl_status status_check(const struct wire_status *s, rl_status status)
                            s->rank, values[i]);
         }
     }
+    for (int i = 0; i < RL_ROLLOUT_TIMES; i++) {
+        if (!isfinite(s->time_s[i]) || s->time_s[i] < 0.0) {
+            return rl_fail(status, "status of rank %u: time of %s is %g, expected finite and >= 0",
+                           s->rank, rl_rollout_time_name((enum rl_rollout_time)i), s->time_s[i]);
+        }
+    }
     return RL_OK;
 }
 
-enum { WIRE_STATUS_BYTES = 4 * 4 + 4 * 8 + 4 * 8 };
+enum { WIRE_STATUS_BYTES = 4 * 4 + 4 * 8 + (4 + RL_ROLLOUT_TIMES) * 8 };
 
 rl_status wire_encode_status(const struct wire_status *status, struct channel_message *out)
 {
@@ -506,6 +512,9 @@ rl_status wire_encode_status(const struct wire_status *status, struct channel_me
     put_f64(&writer, status->decode_busy_s);
     put_f64(&writer, status->idle_s);
     put_f64(&writer, status->cpu_s);
+    for (int i = 0; i < RL_ROLLOUT_TIMES; i++) {
+        put_f64(&writer, status->time_s[i]);
+    }
     frame_end(frame, WIRE_STATUS, WIRE_STATUS_BYTES, out);
     return RL_OK;
 }
@@ -527,6 +536,9 @@ rl_status wire_decode_status(const struct channel_message *message, struct wire_
     status.decode_busy_s = get_f64(&reader);
     status.idle_s = get_f64(&reader);
     status.cpu_s = get_f64(&reader);
+    for (int i = 0; i < RL_ROLLOUT_TIMES; i++) {
+        status.time_s[i] = get_f64(&reader);
+    }
     RL_TRY(frame_done(&reader, WIRE_STATUS));
     RL_TRY(status_check(&status, RL_CORRUPT));
     *out = status;

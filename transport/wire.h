@@ -5,6 +5,7 @@
 #ifndef FORESIGHT_TRANSPORT_WIRE_H
 #define FORESIGHT_TRANSPORT_WIRE_H
 
+#include "core/role_times.h"
 #include "core/status.h"
 #include "core/trajectory.h"
 #include "transport/channel.h"
@@ -49,17 +50,18 @@ struct wire_ticket {
 
 struct wire_status {
     uint32_t rank;
-    uint32_t version;           /* weights in use */
-    uint32_t running_sequences; /* being decoded */
-    uint32_t waiting_sequences; /* admitted, not yet running */
-    uint64_t tickets_open;      /* received, not yet sent back */
-    uint64_t tokens_generated;  /* since the start */
-    uint64_t prompt_tokens;     /* prefilled since the start */
-    uint64_t weight_switches;   /* since the start */
-    double switch_pause_s;      /* longest pause of generation for a switch */
-    double decode_busy_s;       /* time in forward passes since the start */
-    double idle_s;              /* time without anything to decode since the start */
-    double cpu_s;               /* CPU time of the process */
+    uint32_t version;                /* weights in use */
+    uint32_t running_sequences;      /* being decoded */
+    uint32_t waiting_sequences;      /* admitted, not yet running */
+    uint64_t tickets_open;           /* received, not yet sent back */
+    uint64_t tokens_generated;       /* since the start */
+    uint64_t prompt_tokens;          /* prefilled since the start */
+    uint64_t weight_switches;        /* since the start */
+    double switch_pause_s;           /* longest pause of generation for a switch */
+    double decode_busy_s;            /* time in forward passes since the start */
+    double idle_s;                   /* time without anything to decode since the start */
+    double cpu_s;                    /* CPU time of the process */
+    double time_s[RL_ROLLOUT_TIMES]; /* wall time since the start, by what it was spent on */
 };
 
 struct wire_stop {
