@@ -181,6 +181,12 @@ bool channel_mpi_flushed(struct channel *base)
     return flushed;
 }
 
+double channel_mpi_silence_s(const struct channel *base, int rank)
+{
+    const struct channel_mpi *channel = (const struct channel_mpi *)base;
+    return rl_clock_now_s(NULL) - channel->peers[rank].heard_s;
+}
+
 static void queue_clear(struct mpi_queue *queue)
 {
     for (struct mpi_item *item = mpi_queue_pop(queue); item != NULL; item = mpi_queue_pop(queue)) {
@@ -220,13 +226,17 @@ static void create_peers(struct channel_mpi *channel)
         peer->watched = rank != me && (rank == 0 || me == 0 || (rank < learners && me < learners));
         peer->heard_s = now_s;
         peer->control = MPI_REQUEST_NULL;
+        if (world_has_joined(channel->world) && rank != me) {
+            peer->lost = true; /* nobody but rank 0, which comes next */
+            peer->watched = rank == 0;
+        }
     }
     channel->round_s = now_s;
 }
 
 static rl_status create_check(const struct world *world, const struct channel_mpi_options *options)
 {
-    if (!world_has_mpi(world) || world_learners(world) == 0) {
+    if ((!world_has_mpi(world) && !world_has_joined(world)) || world_learners(world) == 0) {
         return rl_fail(RL_INVALID, "an MPI channel needs mpirun and the ranks' roles");
     }
     if (options->ring_messages < 1 || options->credits < 1 || options->heartbeat_s <= 0.0 ||
@@ -285,6 +295,13 @@ rl_status channel_mpi_create(struct world *world, const struct channel_mpi_optio
     channel->comm = world_comm(world);
     channel->peers = peers;
     create_peers(channel);
+    if (world_has_joined(world)) {
+        status = channel_mpi_join(&channel->base, 0, world_incarnation(world), world_socket(world));
+        if (status != RL_OK) {
+            mpi_close(&channel->base);
+            return status;
+        }
+    }
     *out = &channel->base;
     return RL_OK;
 }

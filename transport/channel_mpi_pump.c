@@ -64,134 +64,11 @@ static struct mpi_flight *flight_make(int peer, uint32_t kind, size_t bytes)
     return flight;
 }
 
-/* Queued messages to a lost peer go nowhere. Caller holds the mutex. */
-static void outbox_purge(struct channel_mpi *channel, int rank)
+/* A process of mpirun's has gone wrong: no concern of its successor's. */
+static void lose_current(struct channel_mpi *channel, int rank, const char *why)
 {
-    struct mpi_queue kept = {0};
-    for (struct mpi_item *item = mpi_queue_pop(&channel->outbox); item != NULL;
-         item = mpi_queue_pop(&channel->outbox)) {
-        if (item->message.peer == rank) {
-            mpi_item_free(item);
-            channel->unsent--;
-            channel->counters.dropped_messages++;
-        } else {
-            mpi_queue_push(&kept, item);
-        }
-    }
-    channel->outbox = kept;
-}
-
-/* Ask MPI to give up receives from a lost peer. What does not end stays in the list, unread. */
-static void receiving_cancel(struct channel_mpi *channel, struct mpi_peer *peer)
-{
-    size_t coming = 0;
-    for (struct mpi_flight *flight = peer->receiving.head; flight != NULL; flight = flight->next) {
-        if (flight->request != MPI_REQUEST_NULL) {
-            MPI_Cancel(&flight->request);
-        }
-        coming++;
-    }
-    channel->inbox_coming -= coming;
-}
-
-/* Sends on their way to it no longer count as unsent. Caller holds the mutex. */
-static void sending_discount(struct channel_mpi *channel, int rank)
-{
-    for (struct mpi_flight *flight = channel->sending.head; flight != NULL; flight = flight->next) {
-        if (flight->item->message.peer == rank) {
-            channel->unsent--;
-        }
-    }
-}
-
-/* From now on `rank` does not exist: announced once, in the stream of messages. */
-static void peer_lose(struct channel_mpi *channel, int rank, const char *why, bool agreed)
-{
-    struct mpi_peer *peer = &channel->peers[rank];
-    if (peer->lost) {
-        return;
-    }
-    rl_log(agreed ? RL_LOG_DEBUG : RL_LOG_WARN, "rank %d is lost: %s", rank, why);
-    struct mpi_item *item = calloc(1, sizeof *item);
-    pthread_mutex_lock(&channel->mutex);
-    peer->lost = true;
-    channel->counters.lost_peers += agreed ? 0 : 1;
-    outbox_purge(channel, rank);
-    sending_discount(channel, rank);
-    receiving_cancel(channel, peer);
-    if (item != NULL) {
-        item->message = (struct channel_message){.peer = rank, .kind = CHANNEL_PEER_LOST};
-        mpi_queue_push(&channel->inbox, item);
-    }
-    pthread_cond_broadcast(&channel->arrived);
-    pthread_mutex_unlock(&channel->mutex);
-    if (!agreed) {
-        world_note_lost(channel->world, rank);
-    }
-    if (channel->collective != NULL) {
-        collective_mpi_note_lost(channel->collective, rank);
-    }
-}
-
-/* One control message to a peer; skipped while the last one has not left. */
-static void control_send(struct channel_mpi *channel, int rank, uint32_t flags)
-{
-    struct mpi_peer *peer = &channel->peers[rank];
-    int done = 1;
-    if (peer->control != MPI_REQUEST_NULL &&
-        (MPI_Test(&peer->control, &done, MPI_STATUS_IGNORE) != MPI_SUCCESS || !done)) {
-        return;
-    }
-    if (peer->control_data == NULL) {
-        peer->control_data = calloc(1, sizeof *peer->control_data);
-        if (peer->control_data == NULL) {
-            return; /* tried again with the next beat */
-        }
-    }
-    pthread_mutex_lock(&channel->mutex);
-    uint64_t consumed = peer->consumed;
-    pthread_mutex_unlock(&channel->mutex);
-    flags |= world_is_whole(channel->world) ? 0 : MPI_CONTROL_TORN;
-    *peer->control_data =
-        (struct mpi_control){.magic = MPI_CONTROL_MAGIC, .flags = flags, .consumed = consumed};
-    if (MPI_Isend(peer->control_data, sizeof *peer->control_data, MPI_BYTE, rank, MPI_TAG_CONTROL,
-                  channel->comm, &peer->control) == MPI_SUCCESS) {
-        peer->beat_s = channel->round_s;
-        peer->consumed_told = consumed;
-    } else {
-        peer->control = MPI_REQUEST_NULL;
-    }
-}
-
-static void control_take(struct channel_mpi *channel, int rank, const struct mpi_control *control)
-{
-    struct mpi_peer *peer = &channel->peers[rank];
-    pthread_mutex_lock(&channel->mutex);
-    if (control->consumed > peer->acked && control->consumed <= peer->sent) {
-        peer->acked = control->consumed;
-    }
-    pthread_mutex_unlock(&channel->mutex);
-    if ((control->flags & MPI_CONTROL_TORN) != 0) {
-        world_note_torn(channel->world);
-    }
-    if ((control->flags & MPI_CONTROL_LOST) != 0) {
-        peer->told = true; /* it knows; no need to answer in kind */
-        peer_lose(channel, rank, "it has given us up as lost", false);
-    } else if ((control->flags & MPI_CONTROL_GOODBYE) != 0) {
-        peer->told = true;
-        peer->leaving = true;
-    }
-}
-
-/* A lost peer that speaks again learns that it is lost, once. */
-static void peer_heard(struct channel_mpi *channel, int rank)
-{
-    struct mpi_peer *peer = &channel->peers[rank];
-    peer->met = true;
-    peer->heard_s = channel->round_s;
-    if (peer->lost && !peer->told) {
-        peer->told = true;
-        control_send(channel, rank, MPI_CONTROL_LOST);
+    if (channel->peers[rank].incarnation == 0) {
+        channel_mpi_lose(channel, rank, why, false);
     }
 }
 
@@ -200,47 +77,49 @@ static void take_control(struct channel_mpi *channel, MPI_Message *found, int ra
 {
     struct mpi_control control = {0};
     if (bytes != (int)sizeof control) {
-        peer_lose(channel, rank, "it sent a control message of the wrong size", false);
+        lose_current(channel, rank, "it sent a control message of the wrong size");
         return;
     }
     if (MPI_Mrecv(&control, sizeof control, MPI_BYTE, found, MPI_STATUS_IGNORE) != MPI_SUCCESS ||
         control.magic != MPI_CONTROL_MAGIC) {
-        peer_lose(channel, rank, "it sent a malformed control message", false);
+        lose_current(channel, rank, "it sent a malformed control message");
         return;
     }
-    peer_heard(channel, rank);
-    control_take(channel, rank, &control);
+    channel_mpi_heard(channel, rank);
+    if (channel->peers[rank].incarnation == 0) {
+        channel_mpi_control(channel, rank, &control);
+    }
 }
 
 static void take_data(struct channel_mpi *channel, MPI_Message *found, int rank, int tag, int bytes)
 {
     struct mpi_peer *peer = &channel->peers[rank];
     if (bytes < 0 || (size_t)bytes > channel->options.message_bytes || tag < MPI_TAG_KIND) {
-        peer_lose(channel, rank, "it sent a message beyond the limits", false);
+        lose_current(channel, rank, "it sent a message beyond the limits");
         return;
     }
     struct mpi_flight *flight = flight_make(rank, (uint32_t)(tag - MPI_TAG_KIND), (size_t)bytes);
     if (flight == NULL) {
-        peer_lose(channel, rank, "no memory for its message", false);
+        lose_current(channel, rank, "no memory for its message");
         return;
     }
     if (MPI_Imrecv(flight->item->message.data, bytes, MPI_BYTE, found, &flight->request) !=
         MPI_SUCCESS) {
         mpi_item_free(flight->item);
         free(flight);
-        peer_lose(channel, rank, "MPI could not receive its message", false);
+        lose_current(channel, rank, "MPI could not receive its message");
         return;
     }
-    peer_heard(channel, rank);
+    channel_mpi_heard(channel, rank);
     flights_push(&peer->receiving, flight);
-    if (!peer->lost) {
+    if (channel_mpi_is_current(peer)) {
         pthread_mutex_lock(&channel->mutex);
         channel->inbox_coming++;
         pthread_mutex_unlock(&channel->mutex);
     }
 }
 
-static bool inbox_has_room(struct channel_mpi *channel)
+bool channel_mpi_has_room(struct channel_mpi *channel)
 {
     pthread_mutex_lock(&channel->mutex);
     bool room = channel->inbox.count + channel->inbox_coming < channel->options.ring_messages;
@@ -252,8 +131,8 @@ static bool inbox_has_room(struct channel_mpi *channel)
 static bool pump_probe(struct channel_mpi *channel)
 {
     bool worked = false;
-    for (int i = 0; i < PUMP_BURST; i++) {
-        int tag = inbox_has_room(channel) ? MPI_ANY_TAG : MPI_TAG_CONTROL;
+    for (int i = 0; i < PUMP_BURST && channel->comm != MPI_COMM_NULL; i++) {
+        int tag = channel_mpi_has_room(channel) ? MPI_ANY_TAG : MPI_TAG_CONTROL;
         int flag = 0;
         int bytes = 0;
         MPI_Message found = MPI_MESSAGE_NULL;
@@ -280,7 +159,7 @@ static bool pump_probe(struct channel_mpi *channel)
 static void deliver(struct channel_mpi *channel, struct mpi_peer *peer, struct mpi_item *item)
 {
     pthread_mutex_lock(&channel->mutex);
-    bool drop = peer->lost;
+    bool drop = !channel_mpi_is_current(peer);
     if (drop) {
         channel->counters.dropped_messages++;
     } else {
@@ -303,7 +182,9 @@ static bool pump_receiving(struct channel_mpi *channel, struct mpi_peer *peer)
         if (!flight->done && MPI_Test(&flight->request, &done, MPI_STATUS_IGNORE) == MPI_SUCCESS &&
             done) {
             flight->done = true;
-            peer->heard_s = channel->round_s;
+            if (channel_mpi_is_current(peer)) {
+                peer->heard_s = channel->round_s;
+            }
             worked = true;
         }
     }
@@ -323,10 +204,19 @@ static void send_failed(struct channel_mpi *channel, struct mpi_item *item)
     channel->counters.dropped_messages++;
     pthread_mutex_unlock(&channel->mutex);
     mpi_item_free(item);
-    peer_lose(channel, rank, "MPI could not send to it", false);
+    channel_mpi_lose(channel, rank, "MPI could not send to it", false);
 }
 
-/* Hand queued messages to MPI. */
+static void outbox_to_link(struct channel_mpi *channel, struct mpi_item *item)
+{
+    if (channel_link_send(channel, &item->message) != RL_OK) {
+        send_failed(channel, item);
+        return;
+    }
+    mpi_item_free(item);
+}
+
+/* Hand queued messages to MPI, or to the sockets. */
 static bool pump_outbox(struct channel_mpi *channel)
 {
     bool worked = false;
@@ -343,7 +233,12 @@ static bool pump_outbox(struct channel_mpi *channel)
             break;
         }
         worked = true;
-        const struct channel_message *message = &item->message;
+        struct channel_message *message = &item->message;
+        if (channel->peers[message->peer].link != NULL) {
+            free(flight);
+            outbox_to_link(channel, item);
+            continue;
+        }
         if (MPI_Isend(message->data, (int)message->bytes, MPI_BYTE, message->peer,
                       MPI_TAG_KIND + (int)message->kind, channel->comm,
                       &flight->request) != MPI_SUCCESS) {
@@ -373,7 +268,8 @@ static bool pump_sending(struct channel_mpi *channel)
         struct mpi_flight *next = flight->next;
         flights_unlink(&channel->sending, before);
         pthread_mutex_lock(&channel->mutex);
-        channel->unsent -= channel->peers[flight->item->message.peer].lost ? 0 : 1;
+        channel->unsent -=
+            channel_mpi_is_current(&channel->peers[flight->item->message.peer]) ? 1 : 0;
         pthread_mutex_unlock(&channel->mutex);
         mpi_item_free(flight->item);
         free(flight);
@@ -383,79 +279,21 @@ static bool pump_sending(struct channel_mpi *channel)
     return worked;
 }
 
-/* A peer is told how much was consumed when a quarter of its credits is due, or with the beat. */
-static bool ack_is_due(struct channel_mpi *channel, struct mpi_peer *peer)
-{
-    uint64_t quarter = (uint64_t)channel->options.credits / 4;
-    pthread_mutex_lock(&channel->mutex);
-    uint64_t owed = peer->consumed - peer->consumed_told;
-    pthread_mutex_unlock(&channel->mutex);
-    if (owed == 0) {
-        return false;
-    }
-    bool beat_due = channel->round_s - peer->beat_s >= channel->options.heartbeat_s;
-    return owed >= (quarter > 0 ? quarter : 1) || beat_due;
-}
-
-/* A goodbye may overtake data while the inbox is full: what was sent before it still counts. */
-static bool peer_has_left(struct channel_mpi *channel, int rank)
-{
-    int waiting = 0;
-    return channel->peers[rank].leaving && channel->peers[rank].receiving.head == NULL &&
-           MPI_Iprobe(rank, MPI_ANY_TAG, channel->comm, &waiting, MPI_STATUS_IGNORE) ==
-               MPI_SUCCESS &&
-           !waiting;
-}
-
-static void pump_peer_life(struct channel_mpi *channel, int rank)
-{
-    struct mpi_peer *peer = &channel->peers[rank];
-    if (peer->lost || rank == channel->base.rank) {
-        return;
-    }
-    if (peer_has_left(channel, rank)) {
-        peer_lose(channel, rank, "it left", true);
-        return;
-    }
-    double now_s = channel->round_s;
-    bool beat_due = peer->watched && now_s - peer->beat_s >= channel->options.heartbeat_s;
-    if (beat_due || ack_is_due(channel, peer)) {
-        control_send(channel, rank, 0);
-    }
-    double limit_s = peer->met ? channel->options.dead_after_s : channel->options.first_contact_s;
-    if (peer->watched && now_s - peer->heard_s > limit_s) {
-        peer_lose(channel, rank,
-                  peer->met ? "no sign of life within async.dead_after_ms"
-                            : "it never gave a sign of life",
-                  false);
-    }
-}
-
-/* Silence counts only while we listen: after a stop of our own, everybody gets the time back. */
-static void pump_clock(struct channel_mpi *channel)
-{
-    double now_s = rl_clock_now_s(NULL);
-    double gap_s = now_s - channel->round_s;
-    if (gap_s > channel->options.heartbeat_s) {
-        for (int rank = 0; rank < channel->base.size; rank++) {
-            channel->peers[rank].heard_s += gap_s;
-        }
-    }
-    channel->round_s = now_s;
-}
-
 bool channel_mpi_pump_once(struct channel *base, struct collective *collective)
 {
     struct channel_mpi *channel = (struct channel_mpi *)base;
     channel->collective = collective;
-    pump_clock(channel);
+    channel_mpi_clock(channel);
     bool worked = pump_outbox(channel);
     worked = pump_probe(channel) || worked;
     for (int rank = 0; rank < base->size; rank++) {
         if (channel->peers[rank].receiving.head != NULL) {
             worked = pump_receiving(channel, &channel->peers[rank]) || worked;
         }
-        pump_peer_life(channel, rank);
+        if (channel->peers[rank].link != NULL) {
+            worked = channel_link_round(channel, rank) || worked;
+        }
+        channel_mpi_peer_round(channel, rank);
     }
     worked = pump_sending(channel) || worked;
     if (collective != NULL) {
@@ -520,6 +358,10 @@ static bool drain_test(struct channel_mpi *channel)
     for (int rank = 0; rank < channel->base.size; rank++) {
         struct mpi_peer *peer = &channel->peers[rank];
         pump_receiving(channel, peer);
+        if (peer->link != NULL) {
+            (void)socket_stream_flush(peer->link);
+            empty = empty && socket_stream_queued(peer->link) == 0;
+        }
         int done = 1;
         if (peer->control != MPI_REQUEST_NULL) {
             MPI_Test(&peer->control, &done, MPI_STATUS_IGNORE);
@@ -551,7 +393,7 @@ void channel_mpi_drain(struct channel_mpi *channel)
     pthread_mutex_unlock(&channel->mutex);
     for (int rank = 0; rank < channel->base.size; rank++) {
         if (channel->peers[rank].watched && !channel->peers[rank].lost) {
-            control_send(channel, rank, MPI_CONTROL_GOODBYE);
+            channel_mpi_control_send(channel, rank, MPI_CONTROL_GOODBYE);
         }
     }
     double deadline_s = rl_clock_now_s(NULL) + pump_goodbye_s;
@@ -564,6 +406,7 @@ void channel_mpi_drain(struct channel_mpi *channel)
     for (int rank = 0; rank < channel->base.size; rank++) {
         struct mpi_peer *peer = &channel->peers[rank];
         flights_abandon(&peer->receiving);
+        channel_link_close(channel, rank);
         if (peer->control == MPI_REQUEST_NULL) {
             free(peer->control_data);
         }

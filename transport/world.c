@@ -1,102 +1,22 @@
-/* The world. Owns MPI's life in this process, the table of hosts, and the watchdog that bounds the
- * few MPI calls that may block (init, communicators, finalize): MPI itself has no deadlines, and a
- * rank that dies inside one of them would hold the others for ever. Invariant: after world_open
- * returns, blocking MPI calls are made only under a watchdog. */
+/* The world: joining it, the table of hosts and processes, the roles. Leaving is in world_leave.c.
+ * The few MPI calls that may block (init, communicators, finalize) are bounded by a watchdog: MPI
+ * itself has no deadlines, and a rank that dies inside one of them would hold the others for ever.
+ * Invariant: after world_open returns, blocking MPI calls are made only under a watchdog. */
 #include "transport/world.h"
 
-#include "core/clock.h"
 #include "core/log.h"
-#include "core/wait.h"
 #include "transport/mpi_internal.h"
+#include "transport/process_life.h"
+#include "transport/watchdog.h"
+#include "transport/world_internal.h"
 
-#include <pthread.h>
-#include <signal.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-enum { WORLD_HOST_BYTES = 128, WORLD_EXIT_HUNG = 1 };
+enum { WORLD_EXIT_HUNG = 1 };
 static const double world_start_s = 300.0; /* large jobs start slowly */
-static const double world_finalize_s = 10.0;
-
-/* What each rank tells the others at the start. */
-struct world_card {
-    char host[WORLD_HOST_BYTES];
-    int64_t pid;
-};
-
-struct world {
-    int rank, size;
-    int local_rank, local_size;
-    int node, node_count;
-    int64_t leader_pid;
-    int *node_of; /* [size] */
-    int learners; /* 0 until formed */
-    bool mpi;
-    atomic_bool whole;
-    MPI_Comm comm;         /* MPI_COMM_NULL without MPI */
-    MPI_Comm learner_comm; /* MPI_COMM_NULL but on learners */
-    char host[WORLD_HOST_BYTES];
-};
-
-/* Ends the process if it is not called off in time. */
-struct watchdog {
-    pthread_t thread;
-    pthread_mutex_t mutex;
-    pthread_cond_t cond;
-    bool off; /* guarded by mutex */
-    const char *what;
-    double timeout_s;
-    int exit_code;
-};
-
-static bool watchdog_is_off(void *arg)
-{
-    return ((const struct watchdog *)arg)->off;
-}
-
-static void *watchdog_main(void *arg)
-{
-    struct watchdog *dog = arg;
-    struct rl_wait_signal signal = {
-        .cond = &dog->cond, .mutex = &dog->mutex, .done = watchdog_is_off, .arg = dog};
-    pthread_mutex_lock(&dog->mutex);
-    rl_status status = rl_wait_signal_poll(NULL, dog->what, &signal, dog->timeout_s);
-    pthread_mutex_unlock(&dog->mutex);
-    if (status != RL_OK) {
-        rl_log(RL_LOG_ERROR, "%s hung for %.0f s: this rank ends with code %d", dog->what,
-               dog->timeout_s, dog->exit_code);
-        fflush(NULL);
-        _exit(dog->exit_code);
-    }
-    return NULL;
-}
-
-static rl_status watchdog_start(struct watchdog *dog, const char *what, double timeout_s,
-                                int exit_code)
-{
-    *dog = (struct watchdog){.what = what, .timeout_s = timeout_s, .exit_code = exit_code};
-    pthread_mutex_init(&dog->mutex, NULL);
-    RL_TRY(rl_wait_cond_init(&dog->cond));
-    if (pthread_create(&dog->thread, NULL, watchdog_main, dog) != 0) {
-        pthread_cond_destroy(&dog->cond);
-        return rl_fail(RL_INTERNAL, "cannot start the watchdog of %s", what);
-    }
-    return RL_OK;
-}
-
-static void watchdog_stop(struct watchdog *dog)
-{
-    pthread_mutex_lock(&dog->mutex);
-    dog->off = true;
-    pthread_cond_signal(&dog->cond);
-    pthread_mutex_unlock(&dog->mutex);
-    pthread_join(dog->thread, NULL);
-    pthread_cond_destroy(&dog->cond);
-    pthread_mutex_destroy(&dog->mutex);
-}
 
 rl_status world_mpi_check(int code, const char *what)
 {
@@ -168,9 +88,23 @@ static void world_place(struct world *world, const struct world_card *cards)
     }
 }
 
+/* Remember the others' cards; a process that we cannot find (containers) is not looked for. */
+static void world_keep_cards(struct world *world, struct world_card *cards)
+{
+    for (int rank = 0; rank < world->size; rank++) {
+        if (world->node_of[rank] != world->node ||
+            process_life_began(cards[rank].pid) != cards[rank].began) {
+            cards[rank].began = 0;
+        }
+    }
+    world->cards = cards;
+}
+
 static rl_status world_meet(struct world *world)
 {
-    struct world_card mine = {.pid = (int64_t)getpid()};
+    struct world_card mine = {.pid = (int64_t)getpid(),
+                              .began = process_life_began((int64_t)getpid())};
+    (void)sched_getaffinity(0, sizeof mine.cores, &mine.cores);
     if (gethostname(mine.host, sizeof mine.host - 1) != 0 || mine.host[0] == '\0') {
         snprintf(mine.host, sizeof mine.host, "localhost");
     }
@@ -188,15 +122,41 @@ static rl_status world_meet(struct world *world)
             MPI_Allgather(&mine, sizeof mine, MPI_BYTE, cards, sizeof mine, MPI_BYTE, world->comm),
             "exchange of host names");
     }
-    if (status == RL_OK) {
-        world_place(world, cards);
+    if (status != RL_OK) {
+        free(cards);
+        return status;
     }
-    free(cards);
-    return status;
+    world_place(world, cards);
+    world_keep_cards(world, cards);
+    return RL_OK;
+}
+
+/* A process started for a seat: on rank 0's node, and with nobody to meet but rank 0. */
+static rl_status world_join(struct world *world)
+{
+    world->size = world->seat.size;
+    world->rank = world->seat.rank;
+    world->node_of = calloc((size_t)world->size, sizeof *world->node_of);
+    world->cards = calloc((size_t)world->size, sizeof *world->cards);
+    if (world->node_of == NULL || world->cards == NULL ||
+        gethostname(world->host, sizeof world->host - 1) != 0) {
+        return rl_fail(RL_NO_MEMORY, "no memory for a world of %d ranks", world->size);
+    }
+    world->cards[0].pid = world->seat.learner_pid;
+    world->cards[0].began = world->seat.learner_began;
+    world->leader_pid = world->seat.learner_pid;
+    world->node_count = 1;
+    world->local_rank = world->rank;
+    world->local_size = world->size;
+    return RL_OK;
 }
 
 static rl_status world_start(struct world *world, int *argc, char ***argv)
 {
+    world->joined = seat_from_environment(&world->seat);
+    if (world->joined) {
+        return world_join(world);
+    }
     if (!world_is_launched()) {
         return world_meet(world);
     }
@@ -220,10 +180,11 @@ rl_status world_open(int *argc, char ***argv, struct world **out)
     world->comm = MPI_COMM_NULL;
     world->learner_comm = MPI_COMM_NULL;
     atomic_init(&world->whole, true);
+    atomic_init(&world->leaderless, false);
+    atomic_init(&world->disowned, false);
     rl_status status = world_start(world, argc, argv);
     if (status != RL_OK) {
-        free(world->node_of);
-        free(world);
+        world_free(world);
         return status;
     }
     *out = world;
@@ -362,7 +323,77 @@ void world_note_lost(struct world *world, int rank)
 {
     if (rank >= 0 && rank < world->size && rank != world->rank) {
         atomic_store(&world->whole, false);
+        if (rank == 0) {
+            atomic_store(&world->leaderless, true);
+        }
     }
+}
+
+void world_note_disowned(struct world *world)
+{
+    atomic_store(&world->disowned, true);
+    atomic_store(&world->whole, false);
+}
+
+bool world_is_disowned(const struct world *world)
+{
+    return atomic_load(&world->disowned);
+}
+
+bool world_rank_is_seen(const struct world *world, int rank)
+{
+    return rank >= 0 && rank < world->size && world->cards[rank].began != 0;
+}
+
+bool world_rank_has_ended(const struct world *world, int rank)
+{
+    return world_rank_is_seen(world, rank) &&
+           process_life_began(world->cards[rank].pid) != world->cards[rank].began;
+}
+
+int64_t world_rank_pid(const struct world *world, int rank)
+{
+    return world->cards[rank].pid;
+}
+
+bool world_has_joined(const struct world *world)
+{
+    return world->joined;
+}
+
+uint32_t world_incarnation(const struct world *world)
+{
+    return world->joined ? world->seat.incarnation : 0;
+}
+
+int world_reader(const struct world *world)
+{
+    return world->joined ? world->seat.reader : world->rank;
+}
+
+int world_socket(const struct world *world)
+{
+    return world->joined ? world->seat.fd : -1;
+}
+
+rl_status world_start_successor(const struct world *world, const struct world_successor *successor,
+                                char *const *arguments, int64_t *pid, int *fd)
+{
+    int rank = successor->rank;
+    if (world->rank != 0 || world_node_of(world, rank) != world->node || rank == 0) {
+        return rl_fail(RL_UNSUPPORTED,
+                       "rank %d is on another node (%s): a process for its seat can be started on "
+                       "rank 0's only",
+                       rank, world->cards[rank].host);
+    }
+    struct seat seat = {.rank = rank,
+                        .size = world->size,
+                        .incarnation = successor->incarnation,
+                        .reader = successor->reader,
+                        .learner_pid = world->cards[0].pid,
+                        .learner_began = world->cards[0].began,
+                        .launcher_pid = (int64_t)getppid()};
+    return seat_start(&seat, arguments, &world->cards[rank].cores, pid, fd);
 }
 
 void world_note_torn(struct world *world)
@@ -373,99 +404,4 @@ void world_note_torn(struct world *world)
 bool world_is_whole(const struct world *world)
 {
     return atomic_load(&world->whole);
-}
-
-/* True if every rank came here in time. The barrier is non-blocking: a missing rank costs only the
- * deadline, and its request is left behind. */
-static bool world_all_leave(struct world *world, double timeout_s)
-{
-    if (!world_is_whole(world)) {
-        return false;
-    }
-    MPI_Request request = MPI_REQUEST_NULL;
-    if (MPI_Ibarrier(world->comm, &request) != MPI_SUCCESS) {
-        return false;
-    }
-    double deadline_s = rl_clock_now_s(NULL) + timeout_s;
-    int done = 0;
-    while (rl_clock_now_s(NULL) < deadline_s) {
-        if (MPI_Test(&request, &done, MPI_STATUS_IGNORE) != MPI_SUCCESS) {
-            return false;
-        }
-        if (done) {
-            return true;
-        }
-        rl_clock_sleep_s(NULL, 200e-6);
-    }
-    rl_log(RL_LOG_WARN, "not every rank came to the end within %.0f s", timeout_s);
-    return false;
-}
-
-/* Under mpirun --enable-recovery the launcher reports success whatever its ranks returned. A
- * failing rank 0 speaks for the job, so it ends the launcher too, whose status then says failure.
- * Only a parent that is Open MPI's launcher is told. */
-static void world_tell_launcher(const struct world *world, int exit_code)
-{
-    const char *recovery = getenv("OMPI_MCA_orte_enable_recovery");
-    if (world->rank != 0 || exit_code == 0 || recovery == NULL || strcmp(recovery, "1") != 0) {
-        return;
-    }
-    char path[64];
-    char name[32] = "";
-    snprintf(path, sizeof path, "/proc/%ld/comm", (long)getppid());
-    FILE *file = fopen(path, "re");
-    if (file != NULL) {
-        if (fgets(name, sizeof name, file) == NULL) {
-            name[0] = '\0';
-        }
-        fclose(file);
-    }
-    if (strcmp(name, "mpirun\n") == 0 || strcmp(name, "orterun\n") == 0 ||
-        strcmp(name, "mpiexec\n") == 0) {
-        fflush(NULL);
-        kill(getppid(), SIGTERM);
-    }
-}
-
-static void world_finalize(struct world *world)
-{
-    if (world->learner_comm != MPI_COMM_NULL) {
-        MPI_Comm_free(&world->learner_comm);
-    }
-    MPI_Comm_free(&world->comm);
-    MPI_Finalize();
-}
-
-void world_close(struct world *world, int exit_code, double timeout_s)
-{
-    if (world == NULL) {
-        return;
-    }
-    if (world->mpi) {
-        struct watchdog dog;
-        if (!world_all_leave(world, timeout_s) ||
-            watchdog_start(&dog, "leaving the job", world_finalize_s, exit_code) != RL_OK) {
-            world_tell_launcher(world, exit_code);
-            fflush(NULL);
-            _exit(exit_code);
-        }
-        world_finalize(world);
-        watchdog_stop(&dog);
-        world_tell_launcher(world, exit_code);
-    }
-    free(world->node_of);
-    free(world);
-}
-
-void world_abort(struct world *world, int exit_code)
-{
-    fflush(NULL);
-    if (world != NULL && world->mpi) {
-        struct watchdog dog;
-        world_tell_launcher(world, exit_code);
-        if (watchdog_start(&dog, "ending the job", world_finalize_s, exit_code) == RL_OK) {
-            MPI_Abort(MPI_COMM_WORLD, exit_code);
-        }
-    }
-    _exit(exit_code);
 }

@@ -39,6 +39,35 @@ int world_node_of(const struct world *world, int rank);
 const char *world_host(const struct world *world); /* this node's name; borrowed */
 bool world_has_mpi(const struct world *world);     /* false: started without mpirun */
 
+/* Started by rank 0 for the seat of a rank that was lost: a world of the same size and rank,
+ * without MPI, that can talk to rank 0 only. Any thread. */
+bool world_has_joined(const struct world *world);
+uint32_t world_incarnation(const struct world *world); /* of this process; 0: mpirun's own */
+int world_socket(const struct world *world); /* to rank 0, given away once; -1 unless joined */
+
+/* This process's index in its node's weight arena: no other process ever has the same, so that one
+ * that was given up and wakes again cannot undo its successor's pins. */
+int world_reader(const struct world *world);
+
+/* Pid of mpirun's process of `rank`; whether it can be seen from here (same node, and not hidden by
+ * a container); whether it was seen and has ended, which is known long before its silence tells. */
+int64_t world_rank_pid(const struct world *world, int rank);
+bool world_rank_is_seen(const struct world *world, int rank);
+bool world_rank_has_ended(const struct world *world, int rank);
+
+/* The next process for a lost rank's seat. */
+struct world_successor {
+    int rank;
+    uint32_t incarnation; /* >= 1, one more than the last */
+    int reader;           /* see world_reader */
+};
+
+/* Start `arguments` (NULL-terminated; [0] a path) for the seat, on the lost rank's cores. Caller
+ * owns *pid (waitpid) and *fd (a socket to it). Rank 0's main thread. Errors: RL_UNSUPPORTED (the
+ * rank is on another node), RL_IO, RL_NO_MEMORY. */
+rl_status world_start_successor(const struct world *world, const struct world_successor *successor,
+                                char *const *arguments, int64_t *pid, int *fd);
+
 /* Pid of the process that leads this node (local rank 0); names the node's shared arena. */
 int64_t world_node_leader_pid(const struct world *world);
 
@@ -53,11 +82,18 @@ void world_note_lost(struct world *world, int rank);
 void world_note_torn(struct world *world);
 bool world_is_whole(const struct world *world); /* false after either */
 
+/* Rank 0 has given this rank up (it was silent for too long): it shall leave quietly. Without
+ * --enable-recovery leaving would end the job, so world_close then stays until rank 0 has ended.
+ * Any thread. */
+void world_note_disowned(struct world *world);
+bool world_is_disowned(const struct world *world);
+
 /* Leave. Where all ranks live it waits (at most timeout_s) until every rank has come here, then
  * finalizes MPI. If somebody is missing, or finalizing hangs, this process flushes its streams and
  * ends by _exit(exit_code) without returning. mpirun --enable-recovery reports success whatever its
- * ranks return; there a failing rank 0 (exit_code not 0) also ends mpirun by SIGTERM, so that the
- * job's status is not a lie. Frees `world`. Takes NULL. Main thread. */
+ * ranks return; there a failing rank 0 (exit_code not 0), or any failing rank once rank 0 is dead,
+ * also ends mpirun by SIGTERM, so that the job's status is not a lie. Frees `world`. Takes NULL.
+ * Main thread. */
 void world_close(struct world *world, int exit_code, double timeout_s);
 
 /* End the whole job now with `exit_code` (> 0): MPI_Abort where there is MPI. Does not return. */
