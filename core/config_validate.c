@@ -80,9 +80,14 @@ static void config_check_clips(const struct rl_config *config, struct config_ver
                 "loss.fipo_safety_threshold is %g; it is a ratio: 0 (off) or at least 1", safety);
     struct rl_loss_settings loss;
     rl_config_loss_settings(config, &loss);
-    CONFIG_RULE(loss.advantage == CONFIG_ADV_BATCH || config->rollout.samples_per_prompt >= 2,
+    bool whitened = loss.advantage == CONFIG_ADV_REINFORCE_PLUS_PLUS;
+    CONFIG_RULE(whitened || loss.advantage == CONFIG_ADV_BATCH ||
+                    config->rollout.samples_per_prompt >= 2,
                 "rollout.samples_per_prompt is 1; a group needs 2 samples for an advantage other "
-                "than loss.advantage: batch");
+                "than loss.advantage: batch or reinforce_plus_plus");
+    CONFIG_RULE(whitened || config->loss.gamma == 1.0,
+                "loss.gamma is %g; only loss.advantage: reinforce_plus_plus discounts",
+                config->loss.gamma);
 }
 
 /* What x of a correction is where sampler and learner agree: its bounds must let that pass. */

@@ -23,6 +23,17 @@ for loss in $(choices loss_type); do
 done
 [ $count -ge 11 ] || fail "only $count objectives were found"
 
+# --- advantages
+count=0
+for advantage in $(choices advantage); do
+    train "a_$advantage" "${short[@]}" loss.advantage="$advantage"
+    summary "a_$advantage" "$exact"
+    count=$((count + 1))
+done
+[ $count -ge 7 ] || fail "only $count advantages were found"
+train a_kl "${short[@]}" loss.advantage=reinforce_plus_plus loss.gamma=0.9 loss.beta=0.05 \
+    loss.kl_in=reward
+
 # --- corrections: one update a step, so that all three policies agree and every weight is 1
 one=("${short[@]}" optimizer.updates_per_step=1)
 train plain "${one[@]}"
@@ -47,6 +58,7 @@ for old in recompute loglinear; do
     sound "async_$old" 2 4
 done
 train_ranks 4 async_learners run.steps=4 cluster.learners=2 loss.old_logprob=recompute \
+    loss.advantage=reinforce_plus_plus loss.beta=0.05 loss.kl_in=reward \
     loss.m2po_threshold=1e-6 loss.correction_normalize=true
 sound async_learners 2 4
 python3 - "$work/runs" <<'PY' || fail "metrics of corrections"

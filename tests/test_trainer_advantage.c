@@ -27,11 +27,15 @@ START_TEST(vectors)
         struct advantage_options options;
         double wanted[4];
     } rows[] = {
-        {{CONFIG_ADV_GROUP, 1, 1e-6}, {1.136812527, -0.840252737, -0.840252737, 0.543692948}},
-        {{CONFIG_ADV_GROUP, 1, 1e-4}, {1.136701284, -0.840170514, -0.840170514, 0.543639745}},
-        {{CONFIG_ADV_GROUP, 0, 0}, {1.312679335, -0.970241247, -0.970241247, 0.627803160}},
-        {{CONFIG_ADV_GROUP_NO_STD, 1, 1e-6}, {1.15, -0.85, -0.85, 0.55}},
-        {{CONFIG_ADV_RLOO, 1, 1e-6}, {1.533333333, -1.133333333, -1.133333333, 0.733333333}},
+        {{.mode = CONFIG_ADV_GROUP, .ddof = 1, .epsilon = 1e-6},
+         {1.136812527, -0.840252737, -0.840252737, 0.543692948}},
+        {{.mode = CONFIG_ADV_GROUP, .ddof = 1, .epsilon = 1e-4},
+         {1.136701284, -0.840170514, -0.840170514, 0.543639745}},
+        {{.mode = CONFIG_ADV_GROUP, .ddof = 0, .epsilon = 0},
+         {1.312679335, -0.970241247, -0.970241247, 0.627803160}},
+        {{.mode = CONFIG_ADV_GROUP_NO_STD, .ddof = 1, .epsilon = 1e-6}, {1.15, -0.85, -0.85, 0.55}},
+        {{.mode = CONFIG_ADV_RLOO, .ddof = 1, .epsilon = 1e-6},
+         {1.533333333, -1.133333333, -1.133333333, 0.733333333}},
     };
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
         check_vector(rows[i].options, rewards_one, 1, rows[i].wanted);
@@ -39,7 +43,16 @@ START_TEST(vectors)
     /* TRL's batch std has eps 1e-4 */
     static const double batch[8] = {1.495168785,  -1.105124754, -1.105124754, 0.715080723,
                                     -0.325036692, -0.325036692, 0.975110077,  -0.325036692};
-    check_vector((struct advantage_options){CONFIG_ADV_BATCH, 1, 1e-4}, rewards_two, 2, batch);
+    check_vector((struct advantage_options){.mode = CONFIG_ADV_BATCH, .ddof = 1, .epsilon = 1e-4},
+                 rewards_two, 2, batch);
+}
+END_TEST
+
+START_TEST(maxrl_divides_by_the_mean)
+{
+    static const double reward[8] = {1, 0, 0, 1, -1, 0, 0, 0};
+    static const double wanted[8] = {1, -1, -1, 1, 0, 0, 0, 0}; /* no mean above 0: nothing */
+    check_vector((struct advantage_options){.mode = CONFIG_ADV_MAXRL}, reward, 2, wanted);
 }
 END_TEST
 
@@ -48,8 +61,9 @@ START_TEST(equal_rewards_are_exactly_zero)
     /* the mean of seven times 0.1 is not 0.1 in floating point */
     static const double reward[10] = {0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 5, 1, 0};
     const uint32_t size[3] = {7, 1, 2};
-    for (int mode = CONFIG_ADV_GROUP; mode <= CONFIG_ADV_RLOO; mode++) {
-        struct advantage_options options = {(enum config_advantage)mode, 1, 1e-6};
+    for (int mode = CONFIG_ADV_GROUP; mode <= CONFIG_ADV_MAXRL; mode++) {
+        struct advantage_options options = {
+            .mode = (enum config_advantage)mode, .ddof = 1, .epsilon = 1e-6};
         struct advantage_input input = {.group_count = 3, .group_size = size, .reward = reward};
         struct advantage_stats stats;
         float got[10];
@@ -69,7 +83,7 @@ START_TEST(unscorable_samples_take_no_part)
     static const double reward[7] = {1, NAN, -1, -1, 99, 0.4, INFINITY};
     static const uint8_t valid[7] = {1, 1, 1, 1, 0, 1, 1};
     const uint32_t size[1] = {7};
-    struct advantage_options options = {CONFIG_ADV_GROUP, 1, 1e-6};
+    struct advantage_options options = {.mode = CONFIG_ADV_GROUP, .ddof = 1, .epsilon = 1e-6};
     struct advantage_input input = {
         .group_count = 1, .group_size = size, .reward = reward, .valid = valid};
     struct advantage_stats stats;
@@ -92,8 +106,9 @@ START_TEST(nothing_valid_is_zero_not_nan)
 {
     static const double reward[2] = {NAN, NAN};
     const uint32_t size[1] = {2};
-    for (int mode = CONFIG_ADV_GROUP; mode <= CONFIG_ADV_RLOO; mode++) {
-        struct advantage_options options = {(enum config_advantage)mode, 1, 0};
+    for (int mode = CONFIG_ADV_GROUP; mode <= CONFIG_ADV_MAXRL; mode++) {
+        struct advantage_options options = {
+            .mode = (enum config_advantage)mode, .ddof = 1, .epsilon = 0};
         struct advantage_input input = {.group_count = 1, .group_size = size, .reward = reward};
         struct advantage_stats stats;
         float got[2];
@@ -115,7 +130,8 @@ START_TEST(groups_and_penalty)
         group->samples[i].reward = 1;
     }
     static const double penalty[3] = {0.5, 0, 0};
-    struct advantage_options options = {CONFIG_ADV_GROUP_NO_STD, 1, 1e-6};
+    struct advantage_options options = {
+        .mode = CONFIG_ADV_GROUP_NO_STD, .ddof = 1, .epsilon = 1e-6};
     float got[3];
     ck_assert_int_eq(advantage_of_groups(&options, &group, 1, penalty, got, NULL), RL_OK);
     ck_assert_float_eq(got[0], -0.25f);
@@ -144,6 +160,117 @@ START_TEST(dr_grpo_drops_the_std_unless_told)
 }
 END_TEST
 
+/* Groups with these rewards and completion lengths; tokens do not matter. */
+static void make_groups(const double *reward, const uint32_t *length, uint32_t group_count,
+                        struct trajectory_group **groups)
+{
+    static const int32_t tokens[64];
+    static const float logprob[64];
+    static const uint32_t version[64];
+    for (uint32_t g = 0; g < group_count; g++) {
+        ck_assert_int_eq(trajectory_group_create(4, &groups[g]), RL_OK);
+        for (uint32_t s = 0; s < 4; s++) {
+            struct trajectory *sample = &groups[g]->samples[s];
+            ck_assert_int_eq(
+                trajectory_set_tokens(sample, tokens, logprob, version, 1, length[4 * g + s]),
+                RL_OK);
+            sample->reward_valid = isfinite(reward[4 * g + s]);
+            sample->reward = (float)reward[4 * g + s];
+            sample->finish = RL_FINISH_STOP;
+        }
+    }
+}
+
+static const uint32_t token_lengths[8] = {3, 5, 2, 4, 2, 2, 3, 1};
+
+/* advantage [22] of both groups' tokens */
+static void token_advantages(const struct advantage_options *options, const double *reward,
+                             const float *penalty, float *advantage)
+{
+    struct trajectory_group *groups[2];
+    float sample[8];
+    make_groups(reward, token_lengths, 2, groups);
+    ck_assert_uint_eq(advantage_token_count(groups, 2), 22);
+    ck_assert_int_eq(advantage_of_groups(options, groups, 2, NULL, sample, NULL), RL_OK);
+    advantage_of_tokens(options, groups, 2, sample, penalty, advantage);
+    trajectory_group_destroy(groups[0]);
+    trajectory_group_destroy(groups[1]);
+}
+
+START_TEST(token_vectors)
+{
+    static const struct {
+        enum config_advantage mode;
+        double wanted[8];
+    } rows[] = {
+        {CONFIG_ADV_REINFORCE_PLUS_PLUS_BASELINE,
+         {1.466276049, -1.156331518, -1.156331518, 0.679493779, -0.369549248, -0.369549248,
+          0.941754536, -0.369549248}},
+        {CONFIG_ADV_REINFORCE_PLUS_PLUS,
+         {1.207686510, -1.275407249, -1.275407249, 0.462758382, -0.033860369, -0.033860369,
+          1.207686510, -0.033860369}},
+    };
+    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+        struct advantage_options options = {.mode = rows[i].mode, .ddof = 1, .gamma = 1};
+        float got[22];
+        ck_assert(advantage_by_token(&options));
+        token_advantages(&options, rewards_two, NULL, got);
+        for (uint32_t s = 0, t = 0; s < 8; s++) {
+            for (uint32_t k = 0; k < token_lengths[s]; k++) {
+                ck_assert_double_eq_tol((double)got[t++], rows[i].wanted[s], 2e-7);
+            }
+        }
+    }
+}
+END_TEST
+
+/* Returns fall off from the end, and a penalty counts from its token backwards. */
+START_TEST(returns_are_discounted)
+{
+    struct advantage_options options = {
+        .mode = CONFIG_ADV_REINFORCE_PLUS_PLUS, .ddof = 1, .gamma = 0.5};
+    float penalty[22] = {0};
+    float plain[22];
+    float got[22];
+    token_advantages(&options, rewards_two, NULL, plain);
+    double step = (double)plain[2] - (double)plain[1]; /* returns 1 and 0.5 */
+    ck_assert_double_gt(step, 0);
+    ck_assert_double_eq_tol((double)plain[1] - (double)plain[0], step / 2, 1e-6);
+    penalty[1] = 0.25f;
+    token_advantages(&options, rewards_two, penalty, got);
+    double down = (double)got[2] - (double)got[1]; /* returns 1 and 0.25 */
+    double last = (double)got[1] - (double)got[0]; /* 0.25 and 0.125 */
+    ck_assert_double_eq_tol(down / last, 6, 1e-4);
+}
+END_TEST
+
+START_TEST(what_carries_no_loss_is_not_whitened_with)
+{
+    static const double broken[8] = {1, NAN, -1, 0.4, 0, 0, 1, 0};
+    static const double equal[8] = {0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1};
+    struct advantage_options options = {
+        .mode = CONFIG_ADV_REINFORCE_PLUS_PLUS, .ddof = 1, .gamma = 1, .mask_truncated = true};
+    float got[22];
+    token_advantages(&options, broken, NULL, got);
+    double sum = 0;
+    for (int t = 0; t < 22; t++) {
+        ck_assert(isfinite(got[t]));
+        ck_assert(t < 3 || t >= 8 || got[t] == 0.0f);
+        sum += (double)got[t];
+    }
+    ck_assert_double_eq_tol(sum, 0, 1e-5);
+    token_advantages(&options, equal, NULL, got);
+    for (int t = 0; t < 22; t++) {
+        ck_assert_float_eq(got[t], 0.0f);
+    }
+    float penalty[22] = {0};
+    penalty[3] = NAN; /* of the second sample */
+    token_advantages(&options, rewards_two, penalty, got);
+    ck_assert_float_eq(got[4], 0.0f);
+    ck_assert_float_ne(got[0], 0.0f);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("advantage");
@@ -154,6 +281,10 @@ int main(void)
     tcase_add_test(tests, nothing_valid_is_zero_not_nan);
     tcase_add_test(tests, groups_and_penalty);
     tcase_add_test(tests, dr_grpo_drops_the_std_unless_told);
+    tcase_add_test(tests, maxrl_divides_by_the_mean);
+    tcase_add_test(tests, token_vectors);
+    tcase_add_test(tests, returns_are_discounted);
+    tcase_add_test(tests, what_carries_no_loss_is_not_whitened_with);
     suite_add_tcase(suite, tests);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);

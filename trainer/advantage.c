@@ -124,6 +124,8 @@ void advantage_options_from_config(const struct rl_config *config, struct advant
         .mode = loss.advantage,
         .ddof = (int)config->loss.advantage_ddof,
         .epsilon = config->loss.advantage_eps,
+        .gamma = config->loss.gamma,
+        .mask_truncated = config->loss.mask_truncated_completions,
     };
 }
 

@@ -15,6 +15,9 @@ struct advantage_options {
     enum config_advantage mode;
     int ddof;       /* 0 or 1: taken off the count in the standard deviation */
     double epsilon; /* added to the standard deviation */
+    double gamma;   /* discount of REINFORCE++'s returns */
+    bool
+        mask_truncated; /* completions cut at the limit carry no loss: they are not whitened with */
 };
 
 /* Rewards of all groups, one after the other. Borrowed. */
@@ -51,5 +54,24 @@ rl_status advantage_of_groups(const struct advantage_options *options,
                               struct trajectory_group *const *groups, uint32_t group_count,
                               const double *penalty, float *advantage,
                               struct advantage_stats *stats);
+
+/* True for advantages that differ from token to token: REINFORCE++ and its baseline form. Then
+ * advantage_of_groups gives R - mean of the group, and advantage_of_tokens what to train with. */
+bool advantage_by_token(const struct advantage_options *options);
+
+/* Completion tokens of all groups: the length of what advantage_of_tokens writes. */
+size_t advantage_token_count(struct trajectory_group *const *groups, uint32_t group_count);
+
+/* REINFORCE++ (arXiv 2501.03262): returns G_t = r_t + gamma G_{t+1}, where r is the reward at the
+ * last token less `penalty` of each token [tokens] (KL in the reward; NULL: none). The baseline
+ * form: `sample` [samples], which advantage_of_groups gave, at each token. Either is whitened over
+ * all tokens of all groups, (x - mean) / sqrt(var + 1e-8), so that long answers weigh more. Every
+ * learner holds all groups (and all penalties, once summed), so all compute the same bits without
+ * asking each other. 0 for tokens of unscorable samples, of masked ones, of samples with a penalty
+ * that is not finite, and where all values are equal. `advantage` [tokens], group by group, sample
+ * by sample. */
+void advantage_of_tokens(const struct advantage_options *options,
+                         struct trajectory_group *const *groups, uint32_t group_count,
+                         const float *sample, const float *penalty, float *advantage);
 
 #endif

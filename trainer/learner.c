@@ -304,7 +304,8 @@ static rl_status prepare(struct learner *l, struct trajectory_group *const *grou
                       (!l->kl_in_reward || isfinite(l->sample_penalty[i]));
         l->faults |= finite ? 0 : GUARD_ADVANTAGE;
     }
-    return RL_OK;
+    return advantage_by_token(&l->advantage) ? learner_token_advantages(l, groups, count, plan)
+                                             : RL_OK;
 }
 
 static rl_status finish(struct learner *l, uint64_t step, struct learner_report *report)

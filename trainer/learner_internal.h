@@ -50,6 +50,10 @@ struct learner {
     float *sample_advantage; /* [sample_capacity] */
     double *sample_penalty;  /* [sample_capacity] */
     size_t sample_capacity;
+    /* advantages by token; of all ranks' sequences, since whitening takes the whole batch */
+    float *token_advantage, *token_penalty; /* [token_capacity] */
+    size_t *token_first;                    /* [sample_capacity] */
+    size_t token_capacity;
 };
 
 /* Make room for a step: activations and token rows of the largest micro-batch, log-probs that stay
@@ -57,6 +61,7 @@ struct learner {
 rl_status learner_grow_activations(struct learner *l, const struct batcher_plan *plan);
 rl_status learner_grow_step_rows(struct learner *l, const struct batcher_plan *plan);
 rl_status learner_grow_samples(struct learner *l, size_t samples);
+rl_status learner_grow_tokens(struct learner *l, size_t tokens);
 
 /* Release all of it. */
 void learner_free_memory(struct learner *l);
@@ -73,6 +78,11 @@ rl_status learner_fixed_logprobs(struct learner *l, const struct batcher_plan *p
 
 /* KL in the reward: what it takes off each sample, [samples] of all groups. Collective. */
 rl_status learner_penalties(struct learner *l, const struct batcher_plan *plan, size_t samples);
+
+/* Advantages of all tokens of all ranks, after those of samples. Collective with KL in the reward.
+ * Errors: RL_NO_MEMORY, the collective's. */
+rl_status learner_token_advantages(struct learner *l, struct trajectory_group *const *groups,
+                                   uint32_t count, const struct batcher_plan *plan);
 
 /* What corrections need of a whole minibatch; nothing is done if they need nothing. Collective.
  * Errors: RL_NO_MEMORY, the collective's. */

@@ -93,13 +93,30 @@ rl_status learner_grow_samples(struct learner *l, size_t samples)
     }
     free(l->sample_advantage);
     free(l->sample_penalty);
+    free(l->token_first);
     l->sample_capacity = 0;
     l->sample_advantage = calloc(samples, sizeof(float));
     l->sample_penalty = calloc(samples, sizeof(double));
-    if (l->sample_advantage == NULL || l->sample_penalty == NULL) {
+    l->token_first = calloc(samples, sizeof(size_t));
+    if (l->sample_advantage == NULL || l->sample_penalty == NULL || l->token_first == NULL) {
         return rl_fail(RL_NO_MEMORY, "learner: out of memory for %zu samples", samples);
     }
     l->sample_capacity = samples;
+    return RL_OK;
+}
+
+rl_status learner_grow_tokens(struct learner *l, size_t tokens)
+{
+    if (tokens <= l->token_capacity) {
+        return RL_OK;
+    }
+    l->token_capacity = 0;
+    bool ok = grow_floats(&l->token_advantage, tokens);
+    ok = ok && (!l->kl_in_reward || grow_floats(&l->token_penalty, tokens));
+    if (!ok) {
+        return rl_fail(RL_NO_MEMORY, "learner: out of memory for %zu advantages", tokens);
+    }
+    l->token_capacity = tokens;
     return RL_OK;
 }
 
@@ -112,6 +129,9 @@ void learner_free_memory(struct learner *l)
     free(l->ahead);
     free(l->sample_advantage);
     free(l->sample_penalty);
+    free(l->token_advantage);
+    free(l->token_penalty);
+    free(l->token_first);
     batcher_arrays_fini(&l->arrays);
     model_workspace_destroy(l->workspace);
     model_kv_fini(&l->kv);

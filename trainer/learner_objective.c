@@ -55,6 +55,46 @@ rl_status learner_penalties(struct learner *l, const struct batcher_plan *plan, 
     return collective_sum_double(l->args.collective, l->sample_penalty, (int64_t)samples);
 }
 
+/* KL in the reward of every token of the step; as above. */
+static rl_status token_penalties(struct learner *l, const struct batcher_plan *plan, size_t tokens)
+{
+    memset(l->token_penalty, 0, tokens * sizeof(float));
+    for (uint32_t i = 0; i < plan->microbatch_count; i++) {
+        const struct batcher_microbatch *micro = &plan->microbatches[i];
+        size_t row = l->rows.base[i];
+        for (uint32_t s = 0; s < micro->sequence_count; s++) {
+            const struct batcher_sequence *sequence = &plan->sequences[micro->first_sequence + s];
+            float *out = l->token_penalty + l->token_first[sequence->index];
+            for (uint32_t t = 0; t < sequence->sample->completion_count; t++, row++) {
+                out[t] = (float)objective_kl_penalty(l->args.config->loss.beta, l->rows.old + row,
+                                                     l->rows.reference + row, NULL, 1);
+            }
+        }
+    }
+    return collective_sum_float(l->args.collective, l->token_penalty, (int64_t)tokens);
+}
+
+rl_status learner_token_advantages(struct learner *l, struct trajectory_group *const *groups,
+                                   uint32_t count, const struct batcher_plan *plan)
+{
+    size_t tokens = advantage_token_count(groups, count);
+    size_t index = 0;
+    size_t first = 0;
+    RL_TRY(learner_grow_tokens(l, tokens));
+    for (uint32_t g = 0; g < count; g++) {
+        for (uint32_t s = 0; s < groups[g]->sample_count; s++) {
+            l->token_first[index++] = first;
+            first += groups[g]->samples[s].completion_count;
+        }
+    }
+    if (l->kl_in_reward) {
+        RL_TRY(token_penalties(l, plan, tokens));
+    }
+    advantage_of_tokens(&l->advantage, groups, count, l->sample_advantage,
+                        l->kl_in_reward ? l->token_penalty : NULL, l->token_advantage);
+    return RL_OK;
+}
+
 static rl_status reduce_sum(void *collective, double *values, int64_t count)
 {
     return collective_sum_double(collective, values, count);
@@ -134,6 +174,9 @@ uint32_t learner_objective_of_microbatch(struct learner *l, const struct batcher
             .advantage = l->sample_advantage[sequence->index],
             .minibatch = &l->minibatch,
             .on_version = first && learner_sampled_by(sequence->sample, l->version)};
+        if (advantage_by_token(&l->advantage)) {
+            input.token_advantage = l->token_advantage + l->token_first[sequence->index];
+        }
         fill_policies(l, sequence->sample, step_row, &input);
         faults |= fault_of_rows(input.behaviour, input.count);
         objective_sequence(&l->objective, &input, l->g_logprob + row, l->g_entropy + row, stats);
