@@ -27,6 +27,7 @@ struct train_totals {
     uint64_t prompts_hash;
     double wall_s, learner_busy_s, generation_s, wait_s;
     double staleness_sum, staleness_tokens, staleness_max;
+    double staleness_histogram[OBJECTIVE_STALENESS_BUCKETS]; /* tokens */
     double mismatch_max, mismatch_tokens;
     double completion_tokens, learner_tokens;
     double skipped_updates, dead_workers;
@@ -36,7 +37,7 @@ struct train_totals {
     struct alarm_state alarms;
     struct guard_state guard; /* a copy of the learner's, taken for the checkpoint */
 };
-enum { TRAIN_TOTALS_FORMAT = 4 };
+enum { TRAIN_TOTALS_FORMAT = 5 };
 
 struct train_run {
     const struct rl_config *config;

@@ -138,6 +138,9 @@ static void add_totals(struct train_run *run, const struct learner_report *repor
     totals->staleness_sum += stats->sum.staleness;
     totals->staleness_tokens += stats->sum.staleness_tokens;
     totals->staleness_max = fmax(totals->staleness_max, stats->max.staleness_max);
+    for (int i = 0; i < OBJECTIVE_STALENESS_BUCKETS; i++) {
+        totals->staleness_histogram[i] += objective_stats_staleness(stats)[i];
+    }
     totals->mismatch_tokens += stats->sum.mismatch_tokens;
     if (stats->sum.mismatch_tokens > 0) {
         totals->mismatch_max = fmax(totals->mismatch_max, stats->max.mismatch_max);
@@ -452,6 +455,17 @@ static json_t *time_summary(const struct train_totals *t)
     return json_pack("{s:o, s:o}", "learner", learner, "rollout", rollout);
 }
 
+/* Tokens trained on at staleness 0, 1, ... 14, 15 and more. */
+static json_t *histogram_summary(const struct train_totals *totals)
+{
+    json_t *array = json_array();
+    for (int i = 0; array != NULL && i < OBJECTIVE_STALENESS_BUCKETS; i++) {
+        (void)json_array_append_new(array,
+                                    json_integer((json_int_t)totals->staleness_histogram[i]));
+    }
+    return array;
+}
+
 /* Takes `tickets`. */
 static rl_status write_summary(const struct train_run *run, bool completed, json_t *tickets)
 {
@@ -459,17 +473,18 @@ static rl_status write_summary(const struct train_run *run, bool completed, json
     char path[CHECKPOINT_PATH_MAX + 32];
     snprintf(path, sizeof(path), "%s/summary.json", run->dir);
     json_t *part = json_pack(
-        "{s:s, s:I, s:I, s:b, s:f, s:f, s:{s:f, s:f}, s:{s:f, s:I}, s:{s:f, s:f, s:f}, s:{s:f, "
-        "s:f}, s:o, s:o}",
+        "{s:s, s:I, s:I, s:b, s:f, s:f, s:{s:f, s:f, s:o}, s:{s:f, s:I}, s:{s:f, s:f, s:f}, "
+        "s:{s:f, s:f}, s:o, s:o}",
         "run", run->config->run.name, "seed", (json_int_t)run->config->run.seed, "steps",
         (json_int_t)run->step, "completed", completed, "rollout_tokens_per_second",
         share(t->completion_tokens, t->wall_s), "learner_tokens_per_second",
         share(t->learner_tokens, t->learner_busy_s), "staleness", "mean",
-        share(t->staleness_sum, t->staleness_tokens), "max", t->staleness_max, "logprob_mismatch",
-        "max", t->mismatch_max, "tokens", (json_int_t)t->mismatch_tokens, "wall_seconds", "train",
-        t->wall_s, "train_wait_for_batch", t->wait_s, "train_learner_busy", t->learner_busy_s,
-        "cpu_seconds", "learner", rl_clock_process_cpu_s(), "workers", run->worker_cpu_s, "tickets",
-        tickets, "time", time_summary(t));
+        share(t->staleness_sum, t->staleness_tokens), "max", t->staleness_max, "histogram",
+        histogram_summary(t), "logprob_mismatch", "max", t->mismatch_max, "tokens",
+        (json_int_t)t->mismatch_tokens, "wall_seconds", "train", t->wall_s, "train_wait_for_batch",
+        t->wait_s, "train_learner_busy", t->learner_busy_s, "cpu_seconds", "learner",
+        rl_clock_process_cpu_s(), "workers", run->worker_cpu_s, "tickets", tickets, "time",
+        time_summary(t));
     if (part == NULL) {
         return rl_fail(RL_NO_MEMORY, "summary.json: out of memory");
     }

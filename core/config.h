@@ -28,7 +28,14 @@ enum config_aggregation {
     CONFIG_AGG_SEQ_MEAN_TOKEN_MEAN,
     CONFIG_AGG_SEQ_MEAN_TOKEN_SUM_NORM
 };
-enum config_kl_type { CONFIG_KL_K1, CONFIG_KL_K2, CONFIG_KL_K3 };
+enum config_kl_type {
+    CONFIG_KL_K1,
+    CONFIG_KL_K2,
+    CONFIG_KL_K3,
+    CONFIG_KL_K3_PLUS,
+    CONFIG_KL_K3_UNBIASED,
+    CONFIG_KL_COUNT
+};
 enum config_kl_in { CONFIG_KL_IN_LOSS, CONFIG_KL_IN_REWARD };
 enum config_old_logprob { CONFIG_OLD_BEHAVIOUR, CONFIG_OLD_RECOMPUTE, CONFIG_OLD_LOGLINEAR };
 enum config_advantage {

@@ -563,7 +563,7 @@ START_TEST(help_names_every_option)
     ck_assert_ptr_nonnull(strstr(markdown, "| `" #name "` |"));
 #include "core/config.def"
     ck_assert_str_eq(markdown, again);
-    ck_assert_ptr_nonnull(strstr(markdown, "| k1\\|k2\\|k3 | `k3` |"));
+    ck_assert_ptr_nonnull(strstr(markdown, "| k1\\|k2\\|k3\\|k3+\\|k3_unbiased | `k3` |"));
     free(help);
     free(markdown);
     free(again);

@@ -154,10 +154,11 @@ END_TEST
 
 START_TEST(kl_vectors)
 {
-    static const char *const names[] = {"kl_k1", "kl_k2", "kl_k3"};
+    static const char *const names[] = {"kl_k1", "kl_k2", "kl_k3", "kl_k3+(k2 grad)",
+                                        "kl_k3_unbiased(DSv3.2)"};
     json_t *root = case_golden();
     const json_t *batch = json_object_get(root, "common_batch");
-    for (int type = 0; type < 3; type++) {
+    for (int type = 0; type < CONFIG_KL_COUNT; type++) {
         struct objective_case *c = case_common(json_object_get(batch, "inputs"));
         for (uint32_t i = 0; i < c->count; i++) {
             c->sequences[i].advantage = 0;
@@ -181,13 +182,13 @@ END_TEST
 START_TEST(kl_is_clamped_and_exact_near_zero)
 {
     double derivative = 0;
-    double tiny = objective_kl(CONFIG_KL_K3, 1e-9, &derivative);
+    double tiny = objective_kl(CONFIG_KL_K3, 1e-9, 0, &derivative);
     ck_assert_double_ge(tiny, 0);
     ck_assert_double_le(tiny, 1e-17);
     ck_assert_double_eq_tol(derivative, 1e-9, 1e-15);
-    ck_assert_double_eq(objective_kl(CONFIG_KL_K3, -30, &derivative), 10);
+    ck_assert_double_eq(objective_kl(CONFIG_KL_K3, -30, 0, &derivative), 10);
     ck_assert_double_eq(derivative, 0);
-    double far = objective_kl(CONFIG_KL_K3, 30, &derivative); /* clamped value is above 10 */
+    double far = objective_kl(CONFIG_KL_K3, 30, 0, &derivative); /* clamped value is above 10 */
     ck_assert_double_eq(far, 10);
     ck_assert_double_eq(derivative, 0);
 }

@@ -135,6 +135,8 @@ sound() {
     summary "$1" 's["completed"] and s["logprob_mismatch"]["max"] == 0'
     summary "$1" 's["logprob_mismatch"]["tokens"] > 0'
     summary "$1" "s['staleness']['max'] <= $2"
+    summary "$1" 'sum(i * n for i, n in enumerate(s["staleness"]["histogram"])) == round(
+        s["staleness"]["mean"] * sum(s["staleness"]["histogram"]))'
     summary "$1" 's["tickets"]["created"] == s["tickets"]["trained"] + sum(s["tickets"]["dropped"].values())'
     summary "$1" "s['tickets']['live'] == 0 and s['tickets']['trained'] == 6 * $3"
     summary "$1" 's["tickets"]["dropped"]["rejected"] == 0 and s["tickets"]["dropped"]["unscorable"] == 0'

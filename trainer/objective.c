@@ -127,15 +127,16 @@ static void objective_influence(struct objective_pass *pass, struct objective_to
     pass->stats->min.influence_min = fmin(pass->stats->min.influence_min, influence.weight);
 }
 
-static double objective_reference(struct objective_pass *pass, uint32_t t)
+static double objective_reference(struct objective_pass *pass, const struct objective_token *token,
+                                  uint32_t t)
 {
     const struct objective_sequence *sequence = pass->sequence;
     if (sequence->reference == NULL) {
         return 0;
     }
-    double gap = (double)sequence->logprob[t] - (double)sequence->reference[t];
+    double gap = token->logprob - (double)sequence->reference[t];
     double derivative = 0;
-    double value = objective_kl(pass->options->kl_type, gap, &derivative);
+    double value = objective_kl(pass->options->kl_type, gap, token->log_ratio, &derivative);
     pass->stats->sum.reference_kl += value;
     pass->stats->sum.kl_loss += pass->token_weight * pass->options->beta * value;
     return pass->options->beta * derivative;
@@ -191,7 +192,7 @@ static void objective_one_token(struct objective_pass *pass, uint32_t t)
     struct objective_stats *stats = pass->stats;
     double gradient = 0;
     double loss = objective_policy_loss(pass->options, &token, &gradient, &stats->sum);
-    double total = token.correction * gradient * pass->chain + objective_reference(pass, t);
+    double total = token.correction * gradient * pass->chain + objective_reference(pass, &token, t);
     objective_bonus(pass, t);
     total *= pass->token_weight;
     pass->g_logprob[t] = total != 0 ? (float)total : 0.0f;

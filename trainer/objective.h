@@ -267,9 +267,11 @@ double objective_batch(const struct objective_options *options,
 double objective_kl_penalty(double beta, const float *logprob, const float *reference,
                             const uint8_t *mask, uint32_t count);
 
-/* KL estimate of one token and its derivative with respect to logprob; gap = logprob - reference.
- * k3 is expm1(-gap) + gap with -gap clamped to +-20 and the value to +-10 (gradient 0 beyond). */
-double objective_kl(enum config_kl_type type, double gap, double *derivative);
+/* KL estimate of one token and its derivative with respect to logprob; gap = logprob - reference,
+ * log_ratio = logprob - old within +-20, which only k3_unbiased reads and differentiates (0 at the
+ * bounds). k3 is expm1(-gap) + gap with -gap clamped to +-20 and the value to +-10 (gradient 0
+ * beyond). */
+double objective_kl(enum config_kl_type type, double gap, double log_ratio, double *derivative);
 
 /* --- FIPO's weights, one token at a time from the last to the first ------------------------------
  */
