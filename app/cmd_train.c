@@ -69,12 +69,6 @@ static rl_status train_in_world(struct rl_config *config, struct world *world)
                        world_size(world));
     }
     RL_TRY(world_form(world, (int)config->cluster.learners));
-    if (world_node_count(world) > 1) {
-        return rl_fail(RL_UNSUPPORTED,
-                       "%d nodes: weights travel through shared memory only, all "
-                       "ranks must be on one node",
-                       world_node_count(world));
-    }
     enum world_role role = world_role(world, world_rank(world));
     rl_log_identify(world_role_name(role), world_rank(world));
     return role == WORLD_LEARNER ? train_learner_rank(config, world)

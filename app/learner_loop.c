@@ -8,7 +8,10 @@
 
 #include <stdlib.h>
 
-enum { PROBE_SAMPLES = 64 };
+enum {
+    PROBE_SAMPLES = 64,
+    REMOTE_HISTORY = 8 /* versions back that deltas start from */
+};
 
 struct batch_wait {
     struct learner_rank *rank;
@@ -85,6 +88,7 @@ struct feed_marks {
     double busy_s;
     double rollout_s[RL_ROLLOUT_TIMES];
     uint64_t dead;
+    struct weight_sender_counters weights;
 };
 
 static rl_status one_step(struct learner_rank *l, struct feed_marks *marks)
@@ -107,11 +111,16 @@ static rl_status one_step(struct learner_rank *l, struct feed_marks *marks)
         marks->rollout_s[i] = l->rollout_s[i];
     }
     feed.rollout_cpu_s = workers_cpu_s(l);
+    struct weight_sender_counters weights;
+    learner_weights_counters(l->weights, &weights);
+    feed.weights = weight_sender_counters_since(&weights, &marks->weights);
+    marks->weights = weights;
     pthread_mutex_unlock(&l->mutex);
     l->stepping = true;
     rl_status status = train_run_step(&l->run, &batch, &feed);
     admission_batch_fini(&batch);
     RL_TRY(status);
+    learner_weights_published(l->weights);
     l->stepping = false;
     return train_run_checkpoint_due(&l->run) ? save(l, false) : RL_OK;
 }
@@ -178,8 +187,26 @@ static rl_status train_loop(struct learner_rank *l)
     return status;
 }
 
+static rl_status open_weights(struct learner_rank *l)
+{
+    struct learner_weights_options options = {
+        .config = l->config,
+        .world = l->world,
+        .channel = l->channel,
+        .arena = l->run.arena,
+        .history = l->run.history,
+        .hello = {.rank = (uint32_t)world_rank(l->world),
+                  .world_size = (uint32_t)world_size(l->world),
+                  .config_hash = prompts_hash(l->prompts),
+                  .slot_bytes = l->session.layout->image_bytes},
+        .element_bytes = (uint32_t)model_image_element_bytes(l->session.layout)};
+    snprintf(options.hello.host, sizeof(options.hello.host), "%s", world_host(l->world));
+    return learner_weights_create(&options, &l->weights);
+}
+
 rl_status learner_loop_run(struct learner_rank *l)
 {
+    bool remote = learner_weights_any_remote(l->config, l->world);
     struct train_run_args args = {.config = l->config,
                                   .session = &l->session,
                                   .prompts = l->prompts,
@@ -187,12 +214,15 @@ rl_status learner_loop_run(struct learner_rank *l)
                                   .waits = l->waits,
                                   .shared_arena = true,
                                   .readers = world_size(l->world),
-                                  .history = 1,
+                                  .history = remote ? REMOTE_HISTORY : 1,
                                   .mutex = &l->mutex};
     rl_status status = train_run_open(&args, &l->run);
     if (status == RL_OK) {
         pthread_mutex_lock(&l->mutex);
-        status = learner_service_greet(l);
+        status = open_weights(l);
+        for (int rank = 0; rank < world_size(l->world) && status == RL_OK; rank++) {
+            status = l->seats[rank].alive ? learner_service_greet(l, rank) : RL_OK;
+        }
         l->serving = status == RL_OK;
         pthread_mutex_unlock(&l->mutex);
     }

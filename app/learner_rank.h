@@ -5,6 +5,7 @@
 #ifndef FORESIGHT_APP_LEARNER_RANK_H
 #define FORESIGHT_APP_LEARNER_RANK_H
 
+#include "app/learner_weights.h"
 #include "app/train.h"
 #include "app/train_run.h"
 
@@ -33,12 +34,13 @@ struct learner_rank {
     struct session session;
     struct prompts *prompts;
     struct train_run run;
-    pthread_mutex_t mutex;       /* guards what is below, the run's tickets and its admission */
-    pthread_cond_t arrived;      /* a group was admitted or something is wrong */
-    bool serving;                /* weights are published: greet workers, issue tickets */
-    bool draining;               /* no more ordinary tickets */
-    struct worker_seat *seats;   /* [world size] */
-    struct channel_message held; /* a ticket that could not be sent yet */
+    struct learner_weights *weights; /* from when `serving` is set */
+    pthread_mutex_t mutex;           /* guards what is below, the run's tickets and its admission */
+    pthread_cond_t arrived;          /* a group was admitted or something is wrong */
+    bool serving;                    /* weights are published: greet workers, issue tickets */
+    bool draining;                   /* no more ordinary tickets */
+    struct worker_seat *seats;       /* [world size] */
+    struct channel_message held;     /* a ticket that could not be sent yet */
     struct probe probe;
     double rollout_s[RL_ROLLOUT_TIMES]; /* all rollout ranks since the start, the dead included */
     rl_status service_status;           /* first failure of the main thread's side */
@@ -56,9 +58,9 @@ void learner_service_fail(struct learner_rank *l, rl_status status);
 /* Rollout ranks not lost. The mutex must be held. */
 uint32_t learner_service_workers(const struct learner_rank *l);
 
-/* Tell every rollout rank where the weights are. The mutex must be held; once, after the first
- * weights were published. */
-rl_status learner_service_greet(struct learner_rank *l);
+/* Tell a rollout rank where the weights are. The mutex must be held; once for each process, after
+ * the first weights were published. */
+rl_status learner_service_greet(struct learner_rank *l, int rank);
 
 /* One round of the main thread beside the pump: messages in, tickets out. Takes the mutex for
  * moments. Returns whether there was work. */

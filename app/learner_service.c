@@ -42,7 +42,10 @@ static void lose_peer(struct learner_rank *l, int rank)
     uint32_t tickets = 0;
     if (l->serving) { /* before that the compute thread has the run to itself */
         tickets = dispatcher_worker_lost(l->run.dispatcher, rank);
-        weight_arena_clear_reader(l->run.arena, rank);
+        rl_status status = learner_weights_lose(l->weights, rank, rank);
+        if (status != RL_OK) {
+            learner_service_fail(l, status);
+        }
     }
     rl_log(RL_LOG_WARN, "rollout rank %d is lost; its %u tickets will be issued again", rank,
            tickets);
@@ -98,6 +101,9 @@ static rl_status handle_message(struct learner_rank *l, const struct channel_mes
     case CHANNEL_PEER_LOST:
         lose_peer(l, message->peer);
         return RL_OK;
+    case WIRE_HELLO:
+    case WIRE_BYTES:
+        return l->serving ? learner_weights_take(l->weights, message) : RL_OK;
     default:
         return RL_OK;
     }
@@ -106,27 +112,9 @@ static rl_status handle_message(struct learner_rank *l, const struct channel_mes
 /* --- main thread: messages out
  * ------------------------------------------------------------------------------ */
 
-rl_status learner_service_greet(struct learner_rank *l)
+rl_status learner_service_greet(struct learner_rank *l, int rank)
 {
-    struct wire_hello hello = {.rank = (uint32_t)world_rank(l->world),
-                               .world_size = (uint32_t)world_size(l->world),
-                               .config_hash = prompts_hash(l->prompts),
-                               .slot_bytes = l->session.layout->image_bytes};
-    snprintf(hello.arena_name, sizeof(hello.arena_name), "%s", weight_arena_name(l->run.arena));
-    snprintf(hello.host, sizeof(hello.host), "%s", world_host(l->world));
-    for (int rank = 0; rank < world_size(l->world); rank++) {
-        struct channel_message message = {.peer = rank};
-        if (!l->seats[rank].alive) {
-            continue;
-        }
-        RL_TRY(wire_encode_hello(&hello, &message));
-        rl_status status = channel_send(l->channel, &message);
-        channel_message_fini(&message);
-        if (status != RL_PEER_LOST) {
-            RL_TRY(status);
-        }
-    }
-    return RL_OK;
+    return learner_weights_greet(l->weights, rank);
 }
 
 static rl_status encode_ticket(struct learner_rank *l, uint64_t number, uint64_t prompt_id,
@@ -150,13 +138,23 @@ static uint32_t tickets_per_worker(const struct learner_rank *l)
     return (uint32_t)(2 * running + 1);
 }
 
+/* May the rank be given a ticket? Where groups must be of the newest version (`newest`), only once
+ * its node has that. */
+static bool can_generate(const struct learner_rank *l, int rank, bool newest)
+{
+    uint32_t version = learner_version(l->run.learner);
+    return l->seats[rank].alive &&
+           learner_weights_ready(l->weights, rank, newest ? &version : NULL);
+}
+
 static int32_t pick_worker(struct learner_rank *l)
 {
     int32_t best = -1;
     uint32_t fewest = tickets_per_worker(l);
+    bool newest = l->config->async.max_staleness == 0;
     for (int rank = 0; rank < world_size(l->world); rank++) {
         uint32_t outstanding = dispatcher_outstanding(l->run.dispatcher, rank);
-        if (l->seats[rank].alive && outstanding < fewest) {
+        if (outstanding < fewest && can_generate(l, rank, newest)) {
             fewest = outstanding;
             best = rank;
         }
@@ -170,7 +168,11 @@ static rl_status next_ticket(struct learner_rank *l)
     struct dispatcher_ticket ticket;
     int32_t worker = pick_worker(l);
     if (l->probe.issued < l->probe.wanted) {
-        for (worker = 0; !l->seats[worker].alive; worker++) {
+        for (worker = 0; worker < world_size(l->world) && !can_generate(l, worker, true);
+             worker++) {
+        }
+        if (worker == world_size(l->world)) {
+            return RL_AGAIN; /* the last weights are on their way */
         }
         uint32_t index = l->probe.issued++;
         return encode_ticket(l, TRAIN_PROBE_TICKET + index, index % prompts_count(l->prompts),

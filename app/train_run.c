@@ -255,6 +255,10 @@ static rl_status open_metrics(struct train_run *run)
                                run->totals.outlier_updates);
     rl_metrics_restore_counter(run->metrics, RL_METRIC_ROLLBACKS, run->totals.rollbacks);
     rl_metrics_restore_counter(run->metrics, RL_METRIC_DEAD_WORKERS, run->totals.dead_workers);
+    rl_metrics_restore_counter(run->metrics, RL_METRIC_WEIGHTS_FULL_SENDS,
+                               (double)run->totals.weights.full_sends);
+    rl_metrics_restore_counter(run->metrics, RL_METRIC_WEIGHTS_REFUSED,
+                               (double)run->totals.weights.refused);
     rl_metrics_restore_counter(run->metrics, RL_METRIC_UPDATES,
                                (double)learner_optimizer(run->learner)->step);
     return RL_OK;

@@ -18,6 +18,7 @@
 #include "transport/collective.h"
 #include "transport/weight_arena.h"
 #include "transport/weight_history.h"
+#include "transport/weight_sender.h"
 
 #include <pthread.h>
 
@@ -34,10 +35,11 @@ struct train_totals {
     struct staleness_control staleness; /* async.max_staleness auto */
     double dumps, rollbacks, outlier_updates;
     double learner_s[RL_LEARNER_TIMES], rollout_s[RL_ROLLOUT_TIMES];
+    struct weight_sender_counters weights;
     struct alarm_state alarms;
     struct guard_state guard; /* a copy of the learner's, taken for the checkpoint */
 };
-enum { TRAIN_TOTALS_FORMAT = 5 };
+enum { TRAIN_TOTALS_FORMAT = 6 };
 
 struct train_run {
     const struct rl_config *config;
@@ -78,8 +80,9 @@ struct train_feed {
     double rollout_s[RL_ROLLOUT_TIMES]; /* all rollout ranks */
     double rollout_cpu_s;               /* their processes' CPU time since they started */
     uint32_t queue_depth;
-    uint64_t reward_timeouts; /* since the step before */
-    uint64_t dead_workers;    /* since the step before */
+    uint64_t reward_timeouts;              /* since the step before */
+    uint64_t dead_workers;                 /* since the step before */
+    struct weight_sender_counters weights; /* since the step before; zeros without other nodes */
 };
 
 struct train_run_args {

@@ -150,6 +150,7 @@ static void add_totals(struct train_run *run, const struct learner_report *repor
     totals->skipped_updates += (double)report->skipped;
     totals->outlier_updates += (double)report->outliers;
     totals->dead_workers += (double)feed->dead_workers;
+    weight_sender_counters_add(&totals->weights, &feed->weights);
 }
 
 /* --- async.max_staleness auto
@@ -220,6 +221,7 @@ static void step_metrics(struct train_run *run, const struct admission_batch *ba
     train_run_unlock(run);
     step_metrics_groups(run->metrics, batch->groups, batch->count, names, name_count);
     step_metrics_report(run->metrics, report);
+    step_metrics_weights(run->metrics, &feed->weights, run->session->layout->image_bytes);
     step_metrics_tickets(run->metrics, &counters);
     rl_metrics_set_waits(run->metrics, run->waits);
     rl_metrics_add(run->metrics, RL_METRIC_STALENESS_DROPPED, (double)batch->counts.stale);
@@ -466,6 +468,16 @@ static json_t *histogram_summary(const struct train_totals *totals)
     return array;
 }
 
+static json_t *weight_summary(const struct train_run *run)
+{
+    const struct weight_sender_counters *w = &run->totals.weights;
+    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:f}", "full_image_bytes",
+                     (json_int_t)run->session->layout->image_bytes, "sends", (json_int_t)w->sends,
+                     "bytes", (json_int_t)w->bytes, "full_sends", (json_int_t)w->full_sends,
+                     "published", (json_int_t)w->published, "refused", (json_int_t)w->refused,
+                     "encode_seconds", w->encode_s);
+}
+
 /* Takes `tickets`. */
 static rl_status write_summary(const struct train_run *run, bool completed, json_t *tickets)
 {
@@ -474,7 +486,7 @@ static rl_status write_summary(const struct train_run *run, bool completed, json
     snprintf(path, sizeof(path), "%s/summary.json", run->dir);
     json_t *part = json_pack(
         "{s:s, s:I, s:I, s:b, s:f, s:f, s:{s:f, s:f, s:o}, s:{s:f, s:I}, s:{s:f, s:f, s:f}, "
-        "s:{s:f, s:f}, s:o, s:o}",
+        "s:{s:f, s:f}, s:o, s:o, s:o}",
         "run", run->config->run.name, "seed", (json_int_t)run->config->run.seed, "steps",
         (json_int_t)run->step, "completed", completed, "rollout_tokens_per_second",
         share(t->completion_tokens, t->wall_s), "learner_tokens_per_second",
@@ -484,7 +496,7 @@ static rl_status write_summary(const struct train_run *run, bool completed, json
         (json_int_t)t->mismatch_tokens, "wall_seconds", "train", t->wall_s, "train_wait_for_batch",
         t->wait_s, "train_learner_busy", t->learner_busy_s, "cpu_seconds", "learner",
         rl_clock_process_cpu_s(), "workers", run->worker_cpu_s, "tickets", tickets, "time",
-        time_summary(t));
+        time_summary(t), "weights", weight_summary(run));
     if (part == NULL) {
         return rl_fail(RL_NO_MEMORY, "summary.json: out of memory");
     }

@@ -3,12 +3,12 @@
  * Signals are the learner's business: a rollout rank leaves when the learner says so. */
 #include "app/signals.h"
 #include "app/train.h"
+#include "app/worker_weights.h"
 
 #include "core/clock.h"
 #include "core/log.h"
 #include "rollout/worker.h"
 #include "transport/channel_mpi.h"
-#include "transport/weight_arena.h"
 #include "transport/wire.h"
 
 #include <pthread.h>
@@ -29,7 +29,7 @@ struct worker_rank {
     struct prompts *prompts;
     struct reward_set *rewards;
     struct reward_pool *pool;
-    struct weight_arena *arena;
+    struct worker_weights *weights;
     struct rollout_generator *generator;
     atomic_bool cancel;
     bool run_failed; /* the learner said so when it stopped us */
@@ -65,7 +65,7 @@ static rl_status open_engine(struct worker_rank *w)
                                     &w->generator);
 }
 
-static rl_status attach(struct worker_rank *w, const struct channel_message *message)
+static rl_status take_hello(struct worker_rank *w, const struct channel_message *message)
 {
     struct wire_hello hello;
     RL_TRY(wire_decode_hello(message, &hello));
@@ -75,10 +75,10 @@ static rl_status attach(struct worker_rank *w, const struct channel_message *mes
                        "configurations or data differ",
                        world_rank(w->world));
     }
-    return weight_arena_attach(hello.arena_name, w->session.layout->image_bytes, &w->arena);
+    return worker_weights_hello(w->weights, &hello);
 }
 
-/* Wait until learner 0 has published its first weights and says where. */
+/* Wait until learner 0 has published its first weights, says where, and they are here. */
 static rl_status wait_for_greeting(struct worker_rank *w, bool *stopped)
 {
     struct wire_stop stop;
@@ -90,7 +90,7 @@ static rl_status wait_for_greeting(struct worker_rank *w, bool *stopped)
         struct channel_message message = {0};
         status = channel_receive(w->channel, 0.1, &message);
         if (status == RL_OK && message.kind == WIRE_HELLO) {
-            status = attach(w, &message);
+            status = take_hello(w, &message);
         } else if (status == RL_OK && message.kind == WIRE_STOP) {
             *stopped = true;
             status = wire_decode_stop(&message, &stop);
@@ -102,7 +102,13 @@ static rl_status wait_for_greeting(struct worker_rank *w, bool *stopped)
         } else if (status == RL_OK) {
             status = RL_AGAIN;
         }
+        if (status == RL_AGAIN && message.data != NULL) {
+            worker_weights_deliver(w->weights, &message);
+        }
         channel_message_fini(&message);
+        if ((status == RL_OK || status == RL_AGAIN) && !*stopped) { /* a leader is sent some */
+            status = worker_weights_ready(w->weights) ? RL_OK : RL_AGAIN;
+        }
     }
     (void)rl_wait_end(&wait);
     return status != RL_AGAIN ? status
@@ -117,6 +123,12 @@ static rl_status work(struct worker_rank *w)
     struct wire_stop stop;
     bool stopped = false;
     RL_TRY(open_engine(w));
+    struct worker_weights_options weights = {.channel = w->channel,
+                                             .learner = LEARNER_RANK,
+                                             .rank = world_rank(w->world),
+                                             .reader = world_rank(w->world),
+                                             .image_bytes = w->session.layout->image_bytes};
+    RL_TRY(worker_weights_create(&weights, &w->weights));
     RL_TRY(wait_for_greeting(w, &stopped));
     if (stopped) {
         return RL_OK;
@@ -125,13 +137,16 @@ static rl_status work(struct worker_rank *w)
         .rank = world_rank(w->world),
         .learner = LEARNER_RANK,
         .channel = w->channel,
-        .arena = w->arena,
+        .weights = worker_weights_source(w->weights),
+        .deliver = worker_weights_deliver,
+        .deliver_arg = w->weights,
         .generator = w->generator,
         .prompts = w->prompts,
         .scorer = {.submit = submit_to_pool, .take = take_from_pool, .arg = w->pool},
         .waits = w->waits,
         .cancel = &w->cancel,
         .status_every_s = status_every_s};
+    worker_weights_working(w->weights);
     rl_status status = rollout_worker_run(&args, &stop);
     w->run_failed = status == RL_OK && stop.reason == WIRE_STOP_FAILED;
     return status;
@@ -161,7 +176,7 @@ static rl_status open_rank(struct worker_rank *w)
 static void close_rank(struct worker_rank *w)
 {
     rollout_generator_destroy(w->generator);
-    weight_arena_close(w->arena);
+    worker_weights_destroy(w->weights);
     reward_pool_destroy(w->pool);
     reward_set_destroy(w->rewards);
     prompts_destroy(w->prompts);

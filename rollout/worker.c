@@ -18,6 +18,7 @@ struct worker {
     struct trajectory_group *to_score, *to_send; /* held because the next stage is full */
     uint64_t open;                               /* tickets received and not yet sent back */
     bool has_weights;
+    bool weights_coming; /* a newer version is being verified */
     uint32_t version;
     double next_status_s, busy_s, idle_s, longest_switch_s;
     double lap_s;                    /* when the part of time that goes on now began */
@@ -46,7 +47,7 @@ static double pass_s(const struct worker *w)
 /* Nothing to decode and nothing to move: who is waited for? */
 static enum rl_rollout_time awaited(const struct worker *w)
 {
-    if (!w->has_weights) {
+    if (!w->has_weights || (w->weights_coming && w->ticket_count > 0)) {
         return RL_ROLLOUT_TIME_WEIGHT_WAIT;
     }
     if (w->to_send != NULL) {
@@ -99,7 +100,7 @@ static rl_status queue_ticket(struct worker *w, const struct wire_ticket *ticket
     return RL_OK;
 }
 
-static rl_status handle_message(struct worker *w, const struct channel_message *message)
+static rl_status handle_message(struct worker *w, struct channel_message *message)
 {
     struct wire_ticket ticket;
     switch (message->kind) {
@@ -122,6 +123,7 @@ static rl_status handle_message(struct worker *w, const struct channel_message *
         }
         return RL_OK;
     default:
+        w->args->deliver(w->args->deliver_arg, message);
         return RL_OK;
     }
 }
@@ -146,9 +148,11 @@ static rl_status receive_all(struct worker *w, double timeout_s)
 /* --- work
  * ------------------------------------------------------------------------------------------- */
 
+/* New groups begin with the newest weights there are: at staleness 0 nothing else would do. Those
+ * that run go on meanwhile. */
 static rl_status submit_tickets(struct worker *w)
 {
-    while (w->ticket_count > 0) {
+    while (w->ticket_count > 0 && !w->weights_coming) {
         const struct wire_ticket *ticket = &w->tickets[w->ticket_head];
         const struct prompt *prompt = prompts_at(w->args->prompts, ticket->prompt_id);
         struct rollout_request request = {.ticket = ticket->ticket,
@@ -171,12 +175,19 @@ static rl_status submit_tickets(struct worker *w)
 static rl_status switch_weights(struct worker *w)
 {
     uint32_t newest = 0;
-    if (!weight_arena_latest(w->args->arena, &newest) || (w->has_weights && newest == w->version)) {
+    rl_status status = weight_source_latest(w->args->weights, &newest, &w->weights_coming);
+    if (status == RL_AGAIN || (status == RL_OK && w->has_weights && newest == w->version)) {
         return RL_OK;
     }
+    RL_TRY(status);
     double start = rl_clock_now_s(NULL);
     struct weight_view view;
-    RL_TRY(weight_arena_acquire(w->args->arena, w->args->rank, &view));
+    status = weight_source_acquire(w->args->weights, newest, &view);
+    if (status == RL_AGAIN || status == RL_NOT_FOUND) {
+        w->weights_coming = true; /* a newer one has taken its place */
+        return RL_OK;
+    }
+    RL_TRY(status);
     rollout_generator_set_weights(w->args->generator, view.image, view.version);
     w->version = view.version;
     if (w->has_weights) {
@@ -275,8 +286,9 @@ static rl_status wait_for_work(struct worker *w)
 {
     enum rl_rollout_time part = awaited(w);
     struct rl_wait wait = rl_wait_begin(w->args->waits, awaited_name(part));
-    /* Scores come from threads of this rank, which do not wake this one. */
-    rl_status status = receive_all(w, part == RL_ROLLOUT_TIME_REWARD_WAIT ? 0.0002 : 0.002);
+    /* Scores and weights come from threads of this rank, which do not wake this one. */
+    bool soon = part == RL_ROLLOUT_TIME_REWARD_WAIT || part == RL_ROLLOUT_TIME_WEIGHT_WAIT;
+    rl_status status = receive_all(w, soon ? 0.0002 : 0.002);
     w->idle_s += rl_wait_end(&wait);
     lap(w, part);
     return status;
@@ -318,6 +330,6 @@ rl_status rollout_worker_run(const struct rollout_worker_args *args, struct wire
     trajectory_group_destroy(w.to_score);
     trajectory_group_destroy(w.to_send);
     free(w.tickets);
-    weight_arena_release(args->arena, args->rank);
+    weight_source_release(args->weights);
     return status;
 }

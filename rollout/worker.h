@@ -8,7 +8,7 @@
 #include "rollout/generator.h"
 #include "rollout/prompts.h"
 #include "transport/channel.h"
-#include "transport/weight_arena.h"
+#include "transport/weight_source.h"
 #include "transport/wire.h"
 
 #include <stdatomic.h>
@@ -22,10 +22,13 @@ struct rollout_scorer {
 };
 
 struct rollout_worker_args {
-    int rank;    /* own world rank: reader index in the arena */
+    int rank;    /* own world rank */
     int learner; /* rank that issues tickets and takes groups */
     struct channel *channel;
-    struct weight_arena *arena;
+    struct weight_source *weights;
+    /* Takes the data of messages that are not the worker's own (of the weight path). */
+    void (*deliver)(void *arg, struct channel_message *message);
+    void *deliver_arg;
     struct rollout_generator *generator;
     const struct prompts *prompts;
     struct rollout_scorer scorer;

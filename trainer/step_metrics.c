@@ -223,6 +223,19 @@ void step_metrics_report(struct rl_metrics *metrics, const struct learner_report
     }
 }
 
+void step_metrics_weights(struct rl_metrics *metrics, const struct weight_sender_counters *sent,
+                          size_t image_bytes)
+{
+    if (sent->sends == 0) {
+        return;
+    }
+    rl_metrics_add(metrics, RL_METRIC_WEIGHTS_BYTES, (double)sent->bytes / (double)sent->sends);
+    rl_metrics_add(metrics, RL_METRIC_WEIGHTS_FULL_IMAGE, (double)image_bytes);
+    rl_metrics_add(metrics, RL_METRIC_WEIGHTS_FULL_SENDS, (double)sent->full_sends);
+    rl_metrics_add(metrics, RL_METRIC_WEIGHTS_REFUSED, (double)sent->refused);
+    rl_metrics_add(metrics, RL_METRIC_TIME_WEIGHT_ENCODE, sent->encode_s);
+}
+
 void step_metrics_tickets(struct rl_metrics *metrics, const struct dispatcher_counters *counters)
 {
     const struct dispatcher_counters *c = counters;

@@ -7,6 +7,7 @@
 #include "trainer/dispatcher.h"
 #include "trainer/learner.h"
 #include "trainer/progress.h"
+#include "transport/weight_sender.h"
 
 /* Rewards, lengths, accuracy of the groups. `reward_names` [reward_count] name the parts. */
 void step_metrics_groups(struct rl_metrics *metrics, struct trajectory_group *const *groups,
@@ -21,5 +22,9 @@ void step_metrics_tickets(struct rl_metrics *metrics, const struct dispatcher_co
 /* What the live line shows of a step; eta_s and steps are the caller's. */
 void step_metrics_progress(const struct rl_metrics *metrics, int64_t step,
                            struct progress_step *out);
+
+/* What was sent to other nodes since the step before; nothing is recorded without any. */
+void step_metrics_weights(struct rl_metrics *metrics, const struct weight_sender_counters *sent,
+                          size_t image_bytes);
 
 #endif

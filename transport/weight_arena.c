@@ -18,6 +18,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
+#include <xxhash.h>
 
 static uint64_t newest_pack(uint32_t version, int slot)
 {
@@ -40,11 +41,17 @@ static unsigned char *slot_image(const struct weight_arena *arena, int slot)
     return arena->mapping + header->slot_offset + (uint64_t)slot * header->slot_stride;
 }
 
+/* `next` is read before `newest`: acquire_version fills the latter before it empties the former. */
+static bool pin_holds(struct arena_pin *pin, uint32_t slot)
+{
+    return (atomic_load(&pin->held) >> slot & 1) != 0 || atomic_load(&pin->checked) == slot + 1 ||
+           atomic_load(&pin->next) == slot + 1 || atomic_load(&pin->newest) == slot + 1;
+}
+
 static bool slot_is_pinned(struct arena_header *header, uint32_t slot)
 {
     for (uint32_t i = 0; i < header->readers; i++) {
-        struct arena_pin *pin = &header->pins[i];
-        if (atomic_load(&pin->newest) == slot + 1 || (atomic_load(&pin->held) >> slot & 1) != 0) {
+        if (pin_holds(&header->pins[i], slot)) {
             return true;
         }
     }
@@ -56,7 +63,7 @@ static bool slot_close(const struct weight_arena *arena, uint32_t slot)
 {
     struct arena_header *header = arena->header;
     uint64_t word = atomic_load(&header->version[slot]);
-    bool kept = (word & ARENA_VALID) != 0 && (uint32_t)word >= arena->keep_from;
+    bool kept = (word & ARENA_VALID) != 0 && (uint32_t)word >= atomic_load(&header->keep_from);
     if (kept || slot_is_pinned(header, slot)) {
         return false;
     }
@@ -87,9 +94,7 @@ static rl_status arena_fail_busy(struct weight_arena *arena, double waited_s)
     size_t used = 0;
     for (uint32_t i = 0; i < header->readers; i++) {
         for (uint32_t slot = 0; slot < header->slots && used + 16 < sizeof holders; slot++) {
-            struct arena_pin *pin = &header->pins[i];
-            if (atomic_load(&pin->newest) == slot + 1 ||
-                (atomic_load(&pin->held) >> slot & 1) != 0) {
+            if (pin_holds(&header->pins[i], slot)) {
                 int length =
                     snprintf(holders + used, sizeof holders - used, " %u(slot %u)", i, slot);
                 used += length > 0 ? (size_t)length : 0;
@@ -98,13 +103,34 @@ static rl_status arena_fail_busy(struct weight_arena *arena, double waited_s)
     }
     return rl_fail(RL_TIMEOUT, "no free weight slot of %u for %.1f s%s; readers that hold one:%s",
                    header->slots, waited_s,
-                   arena->keep_from <= UINT32_MAX ? " (a window of versions is kept)" : "",
+                   atomic_load(&header->keep_from) <= UINT32_MAX ? " (a window of versions is kept)"
+                                                                 : "",
                    holders);
 }
 
 void weight_arena_keep_from(struct weight_arena *arena, uint32_t version)
 {
-    arena->keep_from = version;
+    atomic_store(&arena->header->keep_from, version);
+}
+
+bool weight_arena_kept_from(const struct weight_arena *arena, uint32_t *version)
+{
+    uint64_t kept = atomic_load(&arena->header->keep_from);
+    if (kept > UINT32_MAX) {
+        return false;
+    }
+    *version = (uint32_t)kept;
+    return true;
+}
+
+int weight_arena_readers(const struct weight_arena *arena)
+{
+    return (int)arena->header->readers;
+}
+
+int weight_arena_slots(const struct weight_arena *arena)
+{
+    return (int)arena->header->slots;
 }
 
 rl_status weight_arena_begin_write(struct weight_arena *arena, double timeout_s, int *slot,
@@ -148,6 +174,15 @@ rl_status weight_arena_publish(struct weight_arena *arena, int slot, uint32_t ve
     atomic_store(&header->newest, newest_pack(version, slot));
     arena->writing = -1;
     return RL_OK;
+}
+
+rl_status weight_arena_publish_verified(struct weight_arena *arena, int slot, uint32_t version,
+                                        uint64_t hash)
+{
+    if (slot >= 0 && slot == arena->writing) {
+        atomic_store(&arena->header->verified[slot], ARENA_VALID | version);
+    }
+    return weight_arena_publish(arena, slot, version, hash);
 }
 
 bool weight_arena_latest(const struct weight_arena *arena, uint32_t *version)
@@ -219,6 +254,16 @@ rl_status weight_arena_acquire(struct weight_arena *arena, int reader, struct we
     return RL_OK;
 }
 
+rl_status weight_arena_newest(const struct weight_arena *arena, struct weight_view *out)
+{
+    uint64_t newest = atomic_load(&arena->header->newest);
+    if ((newest & ARENA_VALID) == 0) {
+        return RL_AGAIN;
+    }
+    fill_view(arena, (uint32_t)newest_slot(newest), newest_version(newest), out);
+    return RL_OK;
+}
+
 void weight_arena_release(struct weight_arena *arena, int reader)
 {
     if (arena_check_reader(arena, reader) == RL_OK) {
@@ -237,28 +282,99 @@ static int find_version(struct arena_header *header, uint32_t version)
     return -1;
 }
 
+/* Which slot holds `version`, before it is pinned. */
+static rl_status seek_version(const struct weight_arena *arena, uint32_t version, uint32_t *slot)
+{
+    uint64_t newest = atomic_load(&arena->header->newest); /* before the slots: marked earlier */
+    if ((newest & ARENA_VALID) == 0 || newest_version(newest) < version) {
+        return RL_AGAIN;
+    }
+    int found = find_version(arena->header, version);
+    if (found < 0) {
+        return RL_NOT_FOUND;
+    }
+    *slot = (uint32_t)found;
+    return RL_OK;
+}
+
+/* The slot has just been pinned: did the pin come in time? */
+static rl_status confirm_version(const struct weight_arena *arena, uint32_t version, uint32_t slot)
+{
+    uint64_t word = atomic_load(&arena->header->version[slot]);
+    if (word == (ARENA_VALID | version)) {
+        return RL_OK;
+    }
+    return word == (ARENA_VALID | ARENA_CLOSING | version) ? RL_AGAIN : RL_NOT_FOUND;
+}
+
+/* Pin by one of a reader's slot words, which holds nothing yet. */
+static rl_status hold_version(const struct weight_arena *arena, uint32_t version,
+                              _Atomic uint32_t *word, uint32_t *slot)
+{
+    RL_TRY(seek_version(arena, version, slot));
+    atomic_store(word, *slot + 1);
+    rl_status status = confirm_version(arena, version, *slot);
+    if (status != RL_OK) {
+        atomic_store(word, 0);
+    }
+    return status;
+}
+
+rl_status weight_arena_acquire_version(struct weight_arena *arena, int reader, uint32_t version,
+                                       struct weight_view *out)
+{
+    RL_TRY(arena_check_reader(arena, reader));
+    struct arena_pin *pin = &arena->header->pins[reader];
+    uint32_t slot = 0;
+    RL_TRY(hold_version(arena, version, &pin->next, &slot));
+    atomic_store(&pin->newest, slot + 1);
+    atomic_store(&pin->next, 0);
+    fill_view(arena, slot, version, out);
+    return RL_OK;
+}
+
 rl_status weight_arena_pin(struct weight_arena *arena, int reader, uint32_t version,
                            struct weight_view *out)
 {
     RL_TRY(arena_check_reader(arena, reader));
+    struct arena_pin *pin = &arena->header->pins[reader];
+    uint32_t slot = 0;
+    RL_TRY(seek_version(arena, version, &slot));
+    uint64_t bit = UINT64_C(1) << slot;
+    uint64_t before = atomic_fetch_or(&pin->held, bit);
+    rl_status status = confirm_version(arena, version, slot);
+    if (status != RL_OK && (before & bit) == 0) {
+        atomic_fetch_and(&pin->held, ~bit);
+        return status;
+    }
+    fill_view(arena, slot, version, out);
+    return RL_OK;
+}
+
+bool weight_arena_is_verified(const struct weight_arena *arena, uint32_t version)
+{
+    int slot = find_version(arena->header, version);
+    return slot >= 0 && atomic_load(&arena->header->verified[slot]) == (ARENA_VALID | version);
+}
+
+rl_status weight_arena_verify(struct weight_arena *arena, int reader, uint32_t version)
+{
+    RL_TRY(arena_check_reader(arena, reader));
     struct arena_header *header = arena->header;
-    uint64_t newest = atomic_load(&header->newest); /* before the slots: they are marked earlier */
-    if ((newest & ARENA_VALID) == 0 || newest_version(newest) < version) {
-        return RL_AGAIN;
+    _Atomic uint32_t *word = &header->pins[reader].checked;
+    uint32_t slot = 0;
+    RL_TRY(hold_version(arena, version, word, &slot));
+    uint64_t hash = XXH3_64bits(slot_image(arena, (int)slot), header->slot_bytes);
+    uint64_t expected = atomic_load(&header->hash[slot]);
+    if (hash == expected) {
+        atomic_store(&header->verified[slot], ARENA_VALID | version);
     }
-    uint64_t word = 0;
-    int slot = find_version(header, version);
-    if (slot >= 0) {
-        uint64_t bit = UINT64_C(1) << slot;
-        uint64_t before = atomic_fetch_or(&header->pins[reader].held, bit);
-        word = atomic_load(&header->version[slot]);
-        if ((before & bit) != 0 || word == (ARENA_VALID | version)) {
-            fill_view(arena, (uint32_t)slot, version, out);
-            return RL_OK;
-        }
-        atomic_fetch_and(&header->pins[reader].held, ~bit);
-    }
-    return word == (ARENA_VALID | ARENA_CLOSING | version) ? RL_AGAIN : RL_NOT_FOUND;
+    atomic_store(word, 0);
+    return hash == expected ? RL_OK
+                            : rl_fail(RL_CORRUPT,
+                                      "weight version %u in slot %u has the hash %016" PRIx64
+                                      ", it was published with %016" PRIx64,
+                                      version, slot, hash, expected);
 }
 
 void weight_arena_unpin(struct weight_arena *arena, int reader, uint32_t version)
@@ -274,8 +390,11 @@ void weight_arena_unpin(struct weight_arena *arena, int reader, uint32_t version
 
 void weight_arena_clear_reader(struct weight_arena *arena, int reader)
 {
-    weight_arena_release(arena, reader);
     if (arena_check_reader(arena, reader) == RL_OK) {
-        atomic_store(&arena->header->pins[reader].held, 0);
+        struct arena_pin *pin = &arena->header->pins[reader];
+        atomic_store(&pin->held, 0);
+        atomic_store(&pin->newest, 0);
+        atomic_store(&pin->next, 0);
+        atomic_store(&pin->checked, 0);
     }
 }

@@ -59,6 +59,15 @@ int weight_arena_remove_stale(void);
  * A window of n versions needs n + 2 slots. Creator only, begin_write's thread. */
 void weight_arena_keep_from(struct weight_arena *arena, uint32_t version);
 
+/* What keep_from was given last; false: nothing is kept. Any thread, any process. */
+bool weight_arena_kept_from(const struct weight_arena *arena, uint32_t *version);
+
+/* What it was made with. */
+int weight_arena_slots(const struct weight_arena *arena);
+
+/* The same of its reader indices. */
+int weight_arena_readers(const struct weight_arena *arena);
+
 /* Get a slot that is neither newest nor pinned nor kept; waits up to timeout_s. *image [slot_bytes]
  * may be written until publish; begin_write before that gives the same slot again. Creator only,
  * one thread. Errors: RL_INVALID, RL_TIMEOUT (names the readers that hold slots). */
@@ -69,6 +78,14 @@ rl_status weight_arena_begin_write(struct weight_arena *arena, double timeout_s,
  * time). Errors: RL_INVALID. */
 rl_status weight_arena_publish(struct weight_arena *arena, int slot, uint32_t version,
                                uint64_t hash);
+
+/* The same for a writer that has compared the image with its hash itself: readers need not. */
+rl_status weight_arena_publish_verified(struct weight_arena *arena, int slot, uint32_t version,
+                                        uint64_t hash);
+
+/* The newest image without a pin: for the writer, between two publications of its own.
+ * RL_AGAIN (not logged): nothing is published. */
+rl_status weight_arena_newest(const struct weight_arena *arena, struct weight_view *out);
 
 /* Newest version; false if nothing is published yet. Two loads: poll it before every pass. */
 bool weight_arena_latest(const struct weight_arena *arena, uint32_t *version);
@@ -82,6 +99,21 @@ rl_status weight_arena_acquire(struct weight_arena *arena, int reader, struct we
 
 /* Unpin what acquire pinned. The view is invalid from here on, unless pin holds the version too. */
 void weight_arena_release(struct weight_arena *arena, int reader);
+
+/* Pin `version` for `reader` in place of what acquire or this pinned before; that stays pinned if
+ * this fails. Lock-free; acquire's thread. Not logged: RL_AGAIN, RL_NOT_FOUND as for pin. Errors:
+ * RL_INVALID. */
+rl_status weight_arena_acquire_version(struct weight_arena *arena, int reader, uint32_t version,
+                                       struct weight_view *out);
+
+/* Compare the hash of the image of `version` with the one it was published with, and mark it as
+ * verified for all who map the arena. Reads the whole image; holds it meanwhile by a pin of its
+ * own, so that it may run beside the reader's other calls (one thread per reader index).
+ * Not logged: RL_AGAIN, RL_NOT_FOUND as for pin. Errors: RL_CORRUPT, RL_INVALID. */
+rl_status weight_arena_verify(struct weight_arena *arena, int reader, uint32_t version);
+
+/* Has anybody verified `version`, and is it still here? A few loads. */
+bool weight_arena_is_verified(const struct weight_arena *arena, uint32_t version);
 
 /* Pin exactly `version` for `reader`, beside what else it holds; a reader may hold as many versions
  * as there are slots. Pins do not count: twice pinned is once. Lock-free. One thread per reader

@@ -11,8 +11,10 @@
 
 /* What a reader holds; one cache line each, so that polling readers do not disturb one another. */
 struct arena_pin {
-    _Alignas(64) _Atomic uint32_t newest; /* acquire: slot + 1; 0: none */
-    _Atomic uint64_t held;                /* pin: one bit a slot */
+    _Alignas(64) _Atomic uint64_t held; /* pin: one bit a slot */
+    _Atomic uint32_t newest;            /* acquire: slot + 1; 0: none */
+    _Atomic uint32_t next;              /* acquire_version, on its way to `newest` */
+    _Atomic uint32_t checked;           /* verify */
 };
 
 /* Start of the mapping; the pins follow, then the slots at slot_offset. */
@@ -29,6 +31,9 @@ struct arena_header {
     /* ARENA_VALID | version; ARENA_CLOSING beside it while the writer looks for pins; 0: empty. */
     _Alignas(64) _Atomic uint64_t version[WEIGHT_ARENA_SLOTS_MAX];
     _Alignas(64) _Atomic uint64_t hash[WEIGHT_ARENA_SLOTS_MAX];
+    _Atomic uint64_t
+        verified[WEIGHT_ARENA_SLOTS_MAX]; /* ARENA_VALID | version: hash was compared */
+    _Atomic uint64_t keep_from; /* versions from here on are not overwritten; UINT64_MAX: none */
     struct arena_pin pins[];
 };
 
@@ -38,9 +43,8 @@ struct weight_arena {
     size_t mapping_bytes;
     int fd; /* -1: private */
     bool creator;
-    bool named;         /* the name still exists */
-    int writing;        /* slot between begin_write and publish; -1: none */
-    uint64_t keep_from; /* versions from here on are not overwritten */
+    bool named;  /* the name still exists */
+    int writing; /* slot between begin_write and publish; -1: none */
     char name[WEIGHT_ARENA_NAME_MAX];
 };
 

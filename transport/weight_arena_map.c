@@ -26,7 +26,7 @@
 #define ARENA_FOLDER "/dev/shm"
 
 enum {
-    ARENA_FORMAT = 2,
+    ARENA_FORMAT = 3,
     ARENA_PAGE = 4096,
     ARENA_HUGE = 2 * 1024 * 1024,
     ARENA_READERS_MAX = 1000000,
@@ -72,6 +72,7 @@ static void arena_fill_header(struct arena_header *header, const struct arena_he
     header->slot_stride = plan->slot_stride;
     header->slot_offset = plan->slot_offset;
     header->readers = plan->readers;
+    atomic_store(&header->keep_from, UINT64_MAX);
     header->magic = plan->magic;
 }
 
@@ -174,7 +175,6 @@ static struct weight_arena *arena_alloc(bool creator)
     if (arena != NULL) {
         arena->fd = -1;
         arena->writing = -1;
-        arena->keep_from = UINT64_MAX;
         arena->creator = creator;
     }
     return arena;
