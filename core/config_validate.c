@@ -113,6 +113,10 @@ static void config_check_corrections(const struct rl_config *config, struct conf
     CONFIG_RULE(none || !behaviour,
                 "loss.correction weighs by exp(old - behaviour), which is 1 with "
                 "loss.old_logprob: behaviour; take recompute or loglinear");
+    bool vtrace = loss.advantage == CONFIG_ADV_VTRACE;
+    CONFIG_RULE(!vtrace || (none && config->loss.old_logprob == CONFIG_OLD_RECOMPUTE),
+                "loss.advantage: vtrace weighs by exp(old - behaviour) itself: it needs "
+                "loss.old_logprob: recompute and loss.correction: none (or auto)");
     CONFIG_RULE(config->loss.veto_threshold == 0.0 || !behaviour,
                 "loss.veto_threshold looks at exp(old - behaviour), which is 1 with "
                 "loss.old_logprob: behaviour; take recompute or loglinear");
@@ -197,12 +201,16 @@ static struct config_bounds config_bounds_of(enum config_correction correction)
 #undef CONFIG_BOUNDS
 }
 
-static enum config_correction config_correction_of(const struct rl_config *config)
+static enum config_correction config_correction_of(const struct rl_config *config,
+                                                   enum config_advantage advantage)
 {
     bool known = config->loss.correction > CONFIG_CORRECTION_AUTO &&
                  config->loss.correction < CONFIG_CORRECTION_COUNT;
     if (known) {
         return (enum config_correction)config->loss.correction;
+    }
+    if (advantage == CONFIG_ADV_VTRACE) {
+        return CONFIG_CORRECTION_NONE; /* the advantage carries the weights */
     }
     switch (config->loss.old_logprob) {
     case CONFIG_OLD_RECOMPUTE:
@@ -223,17 +231,19 @@ static double config_given(const struct rl_config *config, const char *key, doub
 void rl_config_loss_settings(const struct rl_config *config, struct rl_loss_settings *out)
 {
     struct config_objective known = config_objective_of(config->loss.loss_type);
-    enum config_correction correction = config_correction_of(config);
+    enum config_advantage advantage = rl_config_is_set(config, "loss.advantage")
+                                          ? (enum config_advantage)config->loss.advantage
+                                          : known.advantage;
+    enum config_correction correction = config_correction_of(config, advantage);
     struct config_bounds bounds = config_bounds_of(correction);
     double low =
         config_given(config, "loss.epsilon_low", config->loss.epsilon_low, known.epsilon_low);
     double high = known.epsilon_high < 0 ? low : known.epsilon_high;
-    bool advantage = rl_config_is_set(config, "loss.advantage");
     *out = (struct rl_loss_settings){
         .epsilon_low = low,
         .epsilon_high = config_given(config, "loss.epsilon_high", config->loss.epsilon_high, high),
         .delta = config_given(config, "loss.delta", config->loss.delta, known.delta),
-        .advantage = advantage ? (enum config_advantage)config->loss.advantage : known.advantage,
+        .advantage = advantage,
         .correction = correction,
         .correction_low =
             config->loss.correction_low >= 0 ? config->loss.correction_low : bounds.low,

@@ -26,11 +26,13 @@ done
 # --- advantages
 count=0
 for advantage in $(choices advantage); do
-    train "a_$advantage" "${short[@]}" loss.advantage="$advantage"
+    old=behaviour
+    [ "$advantage" = vtrace ] && old=recompute
+    train "a_$advantage" "${short[@]}" loss.advantage="$advantage" loss.old_logprob=$old
     summary "a_$advantage" "$exact"
     count=$((count + 1))
 done
-[ $count -ge 7 ] || fail "only $count advantages were found"
+[ $count -ge 8 ] || fail "only $count advantages were found"
 train a_kl "${short[@]}" loss.advantage=reinforce_plus_plus loss.gamma=0.9 loss.beta=0.05 \
     loss.kl_in=reward
 
@@ -50,8 +52,13 @@ train everything "${one[@]}" loss.old_logprob=recompute loss.correction=mis \
 same_bits plain everything
 train loglinear "${one[@]}" loss.old_logprob=loglinear
 same_bits plain loglinear
+train no_std "${one[@]}" loss.advantage=group_no_std
+train vtrace "${one[@]}" loss.advantage=vtrace loss.old_logprob=recompute
+same_bits no_std vtrace
 
 # --- old tokens: weights are measured, and are not 1
+train_ranks 3 async_vtrace run.steps=4 loss.advantage=vtrace loss.old_logprob=recompute
+sound async_vtrace 2 4
 for old in recompute loglinear; do
     train_ranks 3 "async_$old" run.steps=4 loss.old_logprob=$old loss.veto_threshold=1e-4 \
         loss.opsm_delta=0.01

@@ -271,6 +271,28 @@ START_TEST(what_carries_no_loss_is_not_whitened_with)
 }
 END_TEST
 
+START_TEST(vtrace_vector)
+{
+    static const float old[3] = {-0.9f, -0.4f, -1.2f};
+    static const float behaviour[3] = {-1.1f, -0.3f, -0.6f};
+    static const double wanted[3] = {0.372438978, 0.372438978, 0.411608727};
+    struct advantage_options options = {.mode = CONFIG_ADV_VTRACE, .rho_max = 1, .c_max = 1};
+    float got[3];
+    advantage_vtrace(&options, 0.75f, old, behaviour, 3, got); /* reward 1, mean 0.25 */
+    for (int t = 0; t < 3; t++) {
+        ck_assert_double_eq_tol((double)got[t], wanted[t], 1e-7);
+    }
+    advantage_vtrace(&options, 0.1f, old, old, 3, got);
+    for (int t = 0; t < 3; t++) {
+        ck_assert_float_eq(got[t], 0.1f);
+    }
+    options.rho_max = 2; /* the first token's ratio is 1.22 */
+    advantage_vtrace(&options, 0.75f, old, behaviour, 3, got);
+    ck_assert_double_eq_tol((double)got[0], 0.372438978 * 1.221402758, 1e-6);
+    advantage_vtrace(&options, 0.75f, old, behaviour, 0, got);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("advantage");
@@ -283,6 +305,7 @@ int main(void)
     tcase_add_test(tests, dr_grpo_drops_the_std_unless_told);
     tcase_add_test(tests, maxrl_divides_by_the_mean);
     tcase_add_test(tests, token_vectors);
+    tcase_add_test(tests, vtrace_vector);
     tcase_add_test(tests, returns_are_discounted);
     tcase_add_test(tests, what_carries_no_loss_is_not_whitened_with);
     suite_add_tcase(suite, tests);

@@ -125,6 +125,8 @@ void advantage_options_from_config(const struct rl_config *config, struct advant
         .ddof = (int)config->loss.advantage_ddof,
         .epsilon = config->loss.advantage_eps,
         .gamma = config->loss.gamma,
+        .rho_max = config->loss.vtrace_rho_max,
+        .c_max = config->loss.vtrace_c_max,
         .mask_truncated = config->loss.mask_truncated_completions,
     };
 }

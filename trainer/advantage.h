@@ -13,11 +13,11 @@
 
 struct advantage_options {
     enum config_advantage mode;
-    int ddof;       /* 0 or 1: taken off the count in the standard deviation */
-    double epsilon; /* added to the standard deviation */
-    double gamma;   /* discount of REINFORCE++'s returns */
-    bool
-        mask_truncated; /* completions cut at the limit carry no loss: they are not whitened with */
+    int ddof;              /* 0 or 1: taken off the count in the standard deviation */
+    double epsilon;        /* added to the standard deviation */
+    double gamma;          /* discount of REINFORCE++'s returns */
+    double rho_max, c_max; /* V-trace's bounds, >= 1 */
+    bool mask_truncated;   /* what was cut at the limit carries no loss: not whitened with */
 };
 
 /* Rewards of all groups, one after the other. Borrowed. */
@@ -55,8 +55,9 @@ rl_status advantage_of_groups(const struct advantage_options *options,
                               const double *penalty, float *advantage,
                               struct advantage_stats *stats);
 
-/* True for advantages that differ from token to token: REINFORCE++ and its baseline form. Then
- * advantage_of_groups gives R - mean of the group, and advantage_of_tokens what to train with. */
+/* True for advantages that differ from token to token: REINFORCE++, its baseline form, V-trace.
+ * Then advantage_of_groups gives R - mean of the group, and advantage_of_tokens or advantage_vtrace
+ * what to train with. */
 bool advantage_by_token(const struct advantage_options *options);
 
 /* Completion tokens of all groups: the length of what advantage_of_tokens writes. */
@@ -73,5 +74,13 @@ size_t advantage_token_count(struct trajectory_group *const *groups, uint32_t gr
 void advantage_of_tokens(const struct advantage_options *options,
                          struct trajectory_group *const *groups, uint32_t group_count,
                          const float *sample, const float *penalty, float *advantage);
+
+/* V-trace (IMPALA, arXiv 1802.01561) without a critic: the value of every token is the mean reward
+ * of the group, the reward comes at the end, nothing is discounted. With rho = exp(old -
+ * behaviour), the last token has min(rho, rho_max) (R - mean); one before it min(rho, rho_max)
+ * times the product of the later tokens' min(rho, c_max), the last one's bounded by rho_max, times
+ * (R - mean). `advantage` [count]; where the policies agree it is `sample` exactly. */
+void advantage_vtrace(const struct advantage_options *options, float sample, const float *old,
+                      const float *behaviour, uint32_t count, float *advantage);
 
 #endif

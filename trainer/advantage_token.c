@@ -5,6 +5,7 @@
 #include <math.h>
 
 #define WHITEN_EPSILON 1e-8 /* added to the variance */
+#define LOG_RHO_MAX 20.0    /* bound of a log-ratio before exp */
 
 /* One pass over the tokens that count. */
 struct advantage_walk {
@@ -20,7 +21,8 @@ typedef void (*advantage_visit_fn)(struct advantage_walk *walk, double value, si
 bool advantage_by_token(const struct advantage_options *options)
 {
     return options->mode == CONFIG_ADV_REINFORCE_PLUS_PLUS ||
-           options->mode == CONFIG_ADV_REINFORCE_PLUS_PLUS_BASELINE;
+           options->mode == CONFIG_ADV_REINFORCE_PLUS_PLUS_BASELINE ||
+           options->mode == CONFIG_ADV_VTRACE;
 }
 
 size_t advantage_token_count(struct trajectory_group *const *groups, uint32_t group_count)
@@ -120,4 +122,16 @@ void advantage_of_tokens(const struct advantage_options *options,
     advantage_visit(&walk, groups, group_count, advantage_add_square);
     walk.scale = 1 / sqrt(walk.squares / freedom + WHITEN_EPSILON);
     advantage_visit(&walk, groups, group_count, advantage_write);
+}
+
+void advantage_vtrace(const struct advantage_options *options, float sample, const float *old,
+                      const float *behaviour, uint32_t count, float *advantage)
+{
+    double ahead = (double)sample; /* value target of the next token less the baseline */
+    for (uint32_t t = count; t-- > 0;) {
+        double gap = fmin(fmax((double)old[t] - (double)behaviour[t], -LOG_RHO_MAX), LOG_RHO_MAX);
+        double rho = fmin(exp(gap), options->rho_max);
+        advantage[t] = (float)(rho * ahead);
+        ahead *= t + 1 == count ? rho : fmin(exp(gap), options->c_max);
+    }
 }

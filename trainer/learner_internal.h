@@ -79,7 +79,7 @@ rl_status learner_fixed_logprobs(struct learner *l, const struct batcher_plan *p
 /* KL in the reward: what it takes off each sample, [samples] of all groups. Collective. */
 rl_status learner_penalties(struct learner *l, const struct batcher_plan *plan, size_t samples);
 
-/* Advantages of all tokens of all ranks, after those of samples. Collective with KL in the reward.
+/* Advantages by token, after those of samples. Collective with KL in the reward.
  * Errors: RL_NO_MEMORY, the collective's. */
 rl_status learner_token_advantages(struct learner *l, struct trajectory_group *const *groups,
                                    uint32_t count, const struct batcher_plan *plan);

@@ -74,6 +74,23 @@ static rl_status token_penalties(struct learner *l, const struct batcher_plan *p
     return collective_sum_float(l->args.collective, l->token_penalty, (int64_t)tokens);
 }
 
+/* Of this rank's sequences only: nothing is measured over the batch. */
+static void vtrace_advantages(struct learner *l, const struct batcher_plan *plan)
+{
+    for (uint32_t i = 0; i < plan->microbatch_count; i++) {
+        const struct batcher_microbatch *micro = &plan->microbatches[i];
+        size_t row = l->rows.base[i];
+        for (uint32_t s = 0; s < micro->sequence_count; s++) {
+            const struct batcher_sequence *sequence = &plan->sequences[micro->first_sequence + s];
+            const struct trajectory *sample = sequence->sample;
+            advantage_vtrace(&l->advantage, l->sample_advantage[sequence->index], l->rows.old + row,
+                             sample->logprob, sample->completion_count,
+                             l->token_advantage + l->token_first[sequence->index]);
+            row += sample->completion_count;
+        }
+    }
+}
+
 rl_status learner_token_advantages(struct learner *l, struct trajectory_group *const *groups,
                                    uint32_t count, const struct batcher_plan *plan)
 {
@@ -86,6 +103,10 @@ rl_status learner_token_advantages(struct learner *l, struct trajectory_group *c
             l->token_first[index++] = first;
             first += groups[g]->samples[s].completion_count;
         }
+    }
+    if (l->advantage.mode == CONFIG_ADV_VTRACE) {
+        vtrace_advantages(l, plan);
+        return RL_OK;
     }
     if (l->kl_in_reward) {
         RL_TRY(token_penalties(l, plan, tokens));
