@@ -80,6 +80,10 @@ static inline struct objective_options case_options(enum config_loss_type type)
         .dppo_low = 0.2,
         .dppo_high = 0.2,
         .dppo_kl = 1e-3,
+        .vespo_k_positive = 2,
+        .vespo_lambda_positive = 3,
+        .vespo_k_negative = 3,
+        .vespo_lambda_negative = 2,
         .correction = CONFIG_CORRECTION_NONE,
     };
 }

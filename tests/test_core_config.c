@@ -232,8 +232,8 @@ static const struct broken broken_files[] = {
     {"async: {enabled: 1}\n", "write true or false"},
     {"async: {enabled: 'true'}\n", "write true or false"},
     {"loss: {loss_type: gropo}\n",
-     "not one of fipo|grpo|dapo|dr_grpo|gspo|gspo_token|cispo|reinforce|rloo|sapo|dppo; did you "
-     "mean grpo?"},
+     "not one of fipo|grpo|dapo|dr_grpo|gspo|gspo_token|cispo|reinforce|rloo|sapo|dppo|vespo; "
+     "did you mean grpo?"},
     {"loss: {loss_type: 0}\n", "not one of fipo|grpo|dapo|dr_grpo|gspo"},
 };
 

@@ -100,7 +100,7 @@ static struct objective_token objective_token_at(const struct objective_pass *pa
     }
     token.ratio = pass->sequence_ratio;
     token.inside = pass->sequence_inside;
-    if (pass->ratio_kind != OBJECTIVE_RATIO_MEAN_TOKEN) {
+    if (pass->ratio_kind == OBJECTIVE_RATIO_MEAN || pass->ratio_kind == OBJECTIVE_RATIO_SUM) {
         token.advantage = pass->sequence_advantage;
         token.correction = pass->sequence_weight;
     }
@@ -235,9 +235,10 @@ static bool objective_drops(const struct objective_options *options,
 static void objective_share(struct objective_pass *pass, const struct objective_look *look)
 {
     const struct objective_sequence *sequence = pass->sequence;
-    bool sum = pass->ratio_kind == OBJECTIVE_RATIO_SUM;
+    bool sum =
+        pass->ratio_kind == OBJECTIVE_RATIO_SUM || pass->ratio_kind == OBJECTIVE_RATIO_SUM_TOKEN;
     double log_ratio = sum ? look->log_ratio : look->log_ratio / look->tokens;
-    pass->chain = sum ? look->tokens : 1;
+    pass->chain = pass->ratio_kind == OBJECTIVE_RATIO_SUM ? look->tokens : 1;
     pass->sequence_ratio = exp(objective_bounded(log_ratio));
     pass->sequence_inside = fabs(log_ratio) <= OBJECTIVE_LOG_RATIO_MAX;
     pass->sequence_advantage =

@@ -51,8 +51,9 @@ struct objective_options {
     double entropy_coef;
     double sapo_positive, sapo_negative; /* steepness of the gate, > 0 */
     double dppo_low, dppo_high, dppo_kl; /* probabilities; coefficient */
-    bool loglinear;                      /* old lies between behaviour and current, by versions */
-    enum config_correction correction;   /* NONE or a row of RL_CORRECTIONS */
+    double vespo_k_positive, vespo_lambda_positive, vespo_k_negative, vespo_lambda_negative;
+    bool loglinear;                    /* old lies between behaviour and current, by versions */
+    enum config_correction correction; /* NONE or a row of RL_CORRECTIONS */
     double correction_low, correction_high;
     bool correction_normalize;
     double veto_threshold; /* ratio; 0: off */

@@ -13,13 +13,15 @@ enum objective_form {
     OBJECTIVE_CISPO,
     OBJECTIVE_REINFORCE,
     OBJECTIVE_SAPO,
-    OBJECTIVE_DPPO
+    OBJECTIVE_DPPO,
+    OBJECTIVE_VESPO
 };
 enum objective_ratio {
     OBJECTIVE_RATIO_TOKEN,
     OBJECTIVE_RATIO_MEAN,
     OBJECTIVE_RATIO_MEAN_TOKEN,
-    OBJECTIVE_RATIO_SUM
+    OBJECTIVE_RATIO_SUM,
+    OBJECTIVE_RATIO_SUM_TOKEN
 };
 
 /* One token on its way through the loss. */

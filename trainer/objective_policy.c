@@ -89,6 +89,18 @@ static double objective_dppo(const struct objective_options *options,
     return surrogate + options->dppo_kl * token->log_ratio * token->log_ratio;
 }
 
+/* A sequence's ratio as a weight that is 1 at 1 and falls off on both sides, smoothly. */
+static double objective_vespo(const struct objective_options *options,
+                              const struct objective_token *token, double *gradient)
+{
+    bool positive = token->advantage > 0;
+    double k = positive ? options->vespo_k_positive : options->vespo_k_negative;
+    double lambda = positive ? options->vespo_lambda_positive : options->vespo_lambda_negative;
+    double weight = exp(k * log(token->ratio) + lambda * (1 - token->ratio));
+    *gradient = -weight * token->advantage;
+    return *gradient * token->logprob;
+}
+
 double objective_policy_loss(const struct objective_options *options,
                              const struct objective_token *token, double *gradient,
                              struct objective_sums *sum)
@@ -103,6 +115,8 @@ double objective_policy_loss(const struct objective_options *options,
         return objective_sapo(options, token, gradient);
     case OBJECTIVE_DPPO:
         return objective_dppo(options, token, gradient, sum);
+    case OBJECTIVE_VESPO:
+        return objective_vespo(options, token, gradient);
     case OBJECTIVE_CLIP:
     default:
         return objective_clip(options, token, gradient, sum);
