@@ -21,7 +21,8 @@ rl_status simulate_engine_init(struct simulate_engine *engine,
     struct rollout_scheduler_limits limits = {.max_running = scale->max_running,
                                               .max_groups = scale->max_groups,
                                               .max_length = scale->prompt + scale->max_new,
-                                              .prefill_chunk = scale->prefill_chunk};
+                                              .prefill_chunk = scale->prefill_chunk,
+                                              .recompute = options->recompute > 0};
     return rollout_scheduler_create(&limits, &engine->scheduler);
 }
 
@@ -79,8 +80,10 @@ static rl_status enter(struct simulate_engine *engine)
     int32_t samples = (int32_t)engine->options->samples_per_prompt;
     int32_t index;
     RL_TRY(trajectory_group_create((uint32_t)samples, &entry.group));
-    rl_status status = rollout_scheduler_add(engine->scheduler, engine->scale->prompt,
-                                             engine->scale->max_new, samples, &index);
+    struct rollout_scheduler_group group = {.prompt_count = engine->scale->prompt,
+                                            .max_new = engine->scale->max_new,
+                                            .samples = samples};
+    rl_status status = rollout_scheduler_add(engine->scheduler, &group, &index);
     if (status != RL_OK) {
         trajectory_group_destroy(entry.group);
         return status;
@@ -127,7 +130,7 @@ static double pause_for(const struct simulate_engine *engine, uint32_t newest)
 static void take_weights(struct simulate_engine *engine, uint32_t version)
 {
     engine->version = version;
-    rollout_scheduler_switch(engine->scheduler, engine->options->recompute > 0);
+    rollout_scheduler_switch(engine->scheduler, version);
 }
 
 /* A newcomer's length is drawn when its first token is due. */

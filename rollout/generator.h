@@ -3,13 +3,16 @@
  * it borrows weights (an image pinned by the caller) and may be given newer ones between two ticks.
  *
  * A sample is a function of (seed, prompt id, epoch, sample index, weights): its random numbers are
- * keyed by those, the counter is the position in the completion. */
+ * keyed by those, the counter is the position in the completion. Which weights it met is told by
+ * its `version` array alone (see scheduler.h): a request with that as its schedule gives the same
+ * sample again, bit for bit. */
 #ifndef FORESIGHT_ROLLOUT_GENERATOR_H
 #define FORESIGHT_ROLLOUT_GENERATOR_H
 
 #include "core/trajectory.h"
 #include "model/forward.h"
 #include "model/tokenizer.h"
+#include "rollout/switch_schedule.h"
 
 struct rollout_generator;
 
@@ -31,7 +34,19 @@ struct rollout_request {
     uint32_t epoch, samples;
     const int32_t *prompt; /* [prompt_count], copied */
     uint32_t prompt_count; /* 1 .. max_prompt */
+    /* [samples], copied: the version that samples each token; NULL: the newest at every pass */
+    const struct rollout_schedule *schedule;
+    /* [samples], copied: tokens of each completion, whatever the stop rules say (0: the sample is
+     * left out); NULL: as long as it gets */
+    const uint32_t *lengths;
+    /* samples finished earlier (completion_count > 0) are taken over, not sampled again; copied;
+     * NULL: none */
+    const struct trajectory_group *done;
 };
+
+/* Image of `version`, or NULL: not here (yet), sequences that need it wait. Called between passes;
+ * valid until the next tick. */
+typedef const void *(*rollout_image_fn)(void *arg, uint32_t version);
 
 struct rollout_counters {
     uint64_t passes;           /* forward passes */
@@ -58,23 +73,35 @@ void rollout_generator_destroy(struct rollout_generator *generator);
 size_t rollout_generator_bytes(const struct model_layout *layout,
                                const struct rollout_generator_options *options);
 
-/* Use this image from the next tick on; it must stay valid until the next call. */
+/* The newest weights: use this image from the next tick on for requests without a schedule; it must
+ * stay valid until the next call. */
 void rollout_generator_set_weights(struct rollout_generator *generator, const void *image,
                                    uint32_t version);
 
+/* Where images of versions come from that requests with a schedule ask for, the newest excepted. */
+void rollout_generator_set_image_source(struct rollout_generator *generator, rollout_image_fn fn,
+                                        void *arg);
+
 /* Queue a group. Errors: RL_AGAIN (max_groups inside), RL_TOO_LONG, RL_INVALID (an id outside the
- * vocabulary), RL_NO_MEMORY. */
+ * vocabulary, a malformed schedule, finished samples of something else), RL_NO_MEMORY. */
 rl_status rollout_generator_submit(struct rollout_generator *generator,
                                    const struct rollout_request *request);
 
-/* Run one forward pass; *busy is false when there was nothing to do. Weights must have been set.
- * Errors: RL_NO_MEMORY. */
+/* Run one forward pass with the weights of one version; passes take the versions that sequences
+ * need in turn, from the oldest on. *busy is false when there was nothing to do, or nothing with
+ * weights that are here. Errors: RL_NO_MEMORY. */
 rl_status rollout_generator_tick(struct rollout_generator *generator, bool *busy);
 
 /* Take a finished group, in order of finishing; RL_AGAIN if there is none. Caller owns *group;
  * rewards are not set. */
 rl_status rollout_generator_take(struct rollout_generator *generator,
                                  struct trajectory_group **group);
+
+/* Copies of the unfinished groups that have at least one finished sample (unfinished ones have
+ * completion_count 0): `done` of a later request. The caller owns the groups and frees the array.
+ * Errors: RL_NO_MEMORY. */
+rl_status rollout_generator_partials(const struct rollout_generator *generator,
+                                     struct trajectory_group ***groups, int32_t *count);
 
 /* Sequences running now; groups inside, queued or running (finished ones not yet taken excluded).
  */

@@ -1,60 +1,12 @@
 /* See scheduler.h. Groups wait in a FIFO until all their samples have started; sequence slots are
  * scanned in index order, so a plan is a pure function of the calls made so far. */
-#include "rollout/scheduler.h"
+#include "rollout/scheduler_internal.h"
 
 #include "core/log.h"
-#include "kernels/kernels.h"
 
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
-
-struct group {
-    bool used;
-    int32_t prompt_count, max_new, samples;
-    int32_t started, finished;
-    int32_t prefix_computed;
-    int32_t page_count; /* pages held for the prefix, 0: none yet */
-};
-
-enum slot_state { SLOT_FREE, SLOT_WAITS_PREFIX, SLOT_RUNS };
-
-struct slot {
-    enum slot_state state;
-    int32_t group, sample;
-    int32_t length;       /* tokens known */
-    int32_t computed;     /* tokens whose keys and values are in the cache */
-    int32_t shared_count; /* leading pages that belong to a prefix too; valid once forked */
-    int32_t page_count;
-    bool forked; /* holds references to its shared pages */
-};
-
-struct rollout_scheduler {
-    struct rollout_scheduler_limits limits;
-    int32_t pages_per_sequence, page_count;
-    struct group *groups; /* [max_groups] */
-    struct slot *slots;   /* [max_running] */
-    int32_t *group_pages; /* [max_groups][pages_per_sequence] */
-    int32_t *slot_pages;  /* [max_running][pages_per_sequence] */
-    int32_t *queue;       /* [max_groups] ring of groups with samples still to start */
-    int32_t queue_head, queue_count;
-    int32_t *free_pages; /* [page_count] stack */
-    int32_t free_count;
-    int32_t *references; /* [page_count] */
-    int32_t running, group_count;
-    struct rollout_segment *segments; /* [max_running + max_groups] */
-    struct rollout_page_copy *copies; /* [max_running] */
-};
-
-static int32_t pages_for(int32_t tokens)
-{
-    return (tokens + KERNEL_PAGE_TOKENS - 1) / KERNEL_PAGE_TOKENS;
-}
-
-static int32_t prefix_length(const struct group *group)
-{
-    return group->prompt_count - 1;
-}
 
 /* Every slot's own pages, a prefix for every group that has a running sample and for the next one:
  * with so many, samples that wait for a prefix can always be served once running ones finish. */
@@ -62,7 +14,7 @@ static int32_t pages_needed(const struct rollout_scheduler_limits *limits)
 {
     int32_t groups =
         limits->max_groups < limits->max_running ? limits->max_groups : limits->max_running;
-    return (limits->max_running + groups + 1) * pages_for(limits->max_length);
+    return (limits->max_running + groups + 1) * scheduler_pages_for(limits->max_length);
 }
 
 rl_status rollout_scheduler_create(const struct rollout_scheduler_limits *limits,
@@ -72,7 +24,7 @@ rl_status rollout_scheduler_create(const struct rollout_scheduler_limits *limits
         limits->prefill_chunk < 1) {
         return rl_fail(RL_INVALID, "scheduler: every limit must be positive");
     }
-    int32_t per_sequence = pages_for(limits->max_length);
+    int32_t per_sequence = scheduler_pages_for(limits->max_length);
     if ((int64_t)(2 * (int64_t)limits->max_running + 1) * per_sequence > INT32_MAX) {
         return rl_fail(RL_INVALID, "scheduler: %d sequences of %d tokens need too many KV pages",
                        limits->max_running, limits->max_length);
@@ -148,41 +100,64 @@ static void release_pages(struct rollout_scheduler *s, const int32_t *pages, int
     }
 }
 
-static int32_t *pages_of_group(const struct rollout_scheduler *s, int32_t group)
-{
-    return s->group_pages + (size_t)group * (size_t)s->pages_per_sequence;
-}
-
-static int32_t *pages_of_slot(const struct rollout_scheduler *s, int32_t slot)
-{
-    return s->slot_pages + (size_t)slot * (size_t)s->pages_per_sequence;
-}
-
 /* --- adding and starting
  * -------------------------------------------------------------------------- */
 
-rl_status rollout_scheduler_add(struct rollout_scheduler *scheduler, int32_t prompt_count,
-                                int32_t max_new, int32_t samples, int32_t *group)
+void rollout_scheduler_set_usable(struct rollout_scheduler *scheduler, rollout_usable_fn usable,
+                                  void *arg)
 {
-    assert(prompt_count >= 1 && max_new >= 1 && samples >= 1);
-    if (prompt_count > scheduler->limits.max_length - max_new) {
-        return rl_fail(RL_TOO_LONG, "prompt of %d tokens and %d new ones exceed the limit of %d",
-                       prompt_count, max_new, scheduler->limits.max_length);
-    }
-    int32_t index = 0;
-    while (index < scheduler->limits.max_groups && scheduler->groups[index].used) {
+    scheduler->usable = usable;
+    scheduler->usable_arg = arg;
+}
+
+/* The first sample from `index` on that is to be generated. */
+static int32_t next_sample(const struct group *group, int32_t index)
+{
+    while (index < group->samples && group->skip != NULL && group->skip[index]) {
         index++;
     }
-    if (index == scheduler->limits.max_groups) {
+    return index;
+}
+
+static struct group make_group(const struct rollout_scheduler_group *args)
+{
+    struct group group = {.used = true,
+                          .prompt_count = args->prompt_count,
+                          .max_new = args->max_new,
+                          .samples = args->samples,
+                          .schedule = args->schedule,
+                          .skip = args->skip};
+    for (int32_t i = 0; i < args->samples; i++) {
+        group.left += args->skip == NULL || !args->skip[i];
+    }
+    assert(group.left > 0);
+    group.next = next_sample(&group, 0);
+    group.version = args->schedule != NULL ? args->schedule[group.next].switches[0].version : 0;
+    return group;
+}
+
+rl_status rollout_scheduler_add(struct rollout_scheduler *scheduler,
+                                const struct rollout_scheduler_group *group, int32_t *index)
+{
+    assert(group->prompt_count >= 1 && group->max_new >= 1 && group->samples >= 1);
+    if (group->prompt_count > scheduler->limits.max_length - group->max_new) {
+        return rl_fail(RL_TOO_LONG, "prompt of %d tokens and %d new ones exceed the limit of %d",
+                       group->prompt_count, group->max_new, scheduler->limits.max_length);
+    }
+    int32_t found = 0;
+    while (found < scheduler->limits.max_groups && scheduler->groups[found].used) {
+        found++;
+    }
+    if (found == scheduler->limits.max_groups) {
         return RL_AGAIN;
     }
-    scheduler->groups[index] = (struct group){
-        .used = true, .prompt_count = prompt_count, .max_new = max_new, .samples = samples};
+    scheduler->groups[found] = make_group(group);
     int32_t tail = (scheduler->queue_head + scheduler->queue_count) % scheduler->limits.max_groups;
-    scheduler->queue[tail] = index;
+    scheduler->queue[tail] = found;
     scheduler->queue_count++;
     scheduler->group_count++;
-    *group = index;
+    scheduler->scheduled_groups += group->schedule != NULL;
+    *index = found;
     return RL_OK;
 }
 
@@ -190,36 +165,55 @@ rl_status rollout_scheduler_add(struct rollout_scheduler *scheduler, int32_t pro
 static bool hold_prefix(struct rollout_scheduler *s, int32_t index)
 {
     struct group *group = &s->groups[index];
-    int32_t need = pages_for(prefix_length(group));
+    int32_t need = scheduler_pages_for(scheduler_prefix_length(group));
     if (group->page_count == need) {
         return true;
     }
     if (s->free_count < need) {
         return false;
     }
-    take_pages(s, pages_of_group(s, index), need);
+    take_pages(s, scheduler_pages_of_group(s, index), need);
     group->page_count = need;
     return true;
 }
 
-static int32_t own_pages(const struct group *group)
+/* Whether a sample can start from its group's prefix: computed by the version of its first token,
+ * and never to be computed again by another. */
+static bool shares_prefix(const struct rollout_scheduler *s, const struct group *group,
+                          int32_t sample)
 {
-    return pages_for(group->prompt_count + group->max_new) -
-           prefix_length(group) / KERNEL_PAGE_TOKENS;
+    if (group->schedule == NULL) {
+        return true;
+    }
+    const struct rollout_schedule *schedule = &group->schedule[sample];
+    return schedule->switches[0].version == group->version &&
+           (schedule->count == 1 || !s->limits.recompute);
+}
+
+static int32_t own_pages(const struct group *group, bool shares)
+{
+    return scheduler_pages_for(group->prompt_count + group->max_new) -
+           (shares ? scheduler_prefix_length(group) / KERNEL_PAGE_TOKENS : 0);
 }
 
 static void start_sample(struct rollout_scheduler *s, int32_t index, int32_t slot_index)
 {
     struct group *group = &s->groups[index];
     struct slot *slot = &s->slots[slot_index];
-    int32_t shared = prefix_length(group) / KERNEL_PAGE_TOKENS;
-    *slot = (struct slot){.state = SLOT_WAITS_PREFIX,
+    bool shares = shares_prefix(s, group, group->next);
+    int32_t own = own_pages(group, shares);
+    int32_t shared = shares ? scheduler_prefix_length(group) / KERNEL_PAGE_TOKENS : 0;
+    *slot = (struct slot){.state = shares ? SLOT_WAITS_PREFIX : SLOT_RUNS,
                           .group = index,
-                          .sample = group->started++,
+                          .sample = group->next,
                           .length = group->prompt_count,
                           .shared_count = shared,
-                          .page_count = shared + own_pages(group)};
-    take_pages(s, pages_of_slot(s, slot_index) + shared, own_pages(group));
+                          .page_count = shared + own};
+    if (group->schedule != NULL) {
+        slot->version = group->schedule[group->next].switches[0].version;
+    }
+    take_pages(s, scheduler_pages_of_slot(s, slot_index) + shared, own);
+    group->next = next_sample(group, group->next + 1);
     s->running++;
 }
 
@@ -230,42 +224,20 @@ static void start_samples(struct rollout_scheduler *s)
     while (s->queue_count > 0) {
         int32_t index = s->queue[s->queue_head];
         struct group *group = &s->groups[index];
+        bool shares = shares_prefix(s, group, group->next);
         while (slot < s->limits.max_running && s->slots[slot].state != SLOT_FREE) {
             slot++;
         }
-        if (slot == s->limits.max_running || !hold_prefix(s, index) ||
-            s->free_count < own_pages(group)) {
+        if (slot == s->limits.max_running || (shares && !hold_prefix(s, index)) ||
+            s->free_count < own_pages(group, shares)) {
             return;
         }
         start_sample(s, index, slot);
-        if (group->started == group->samples) {
+        if (group->next == group->samples) {
             s->queue_head = (s->queue_head + 1) % s->limits.max_groups;
             s->queue_count--;
         }
     }
-}
-
-/* A prefix is ready: the sample takes its pages and copies the partial one. */
-static void fork_from_prefix(struct rollout_scheduler *s, int32_t slot_index,
-                             struct rollout_plan *plan)
-{
-    struct slot *slot = &s->slots[slot_index];
-    const struct group *group = &s->groups[slot->group];
-    int32_t *pages = pages_of_slot(s, slot_index);
-    const int32_t *prefix = pages_of_group(s, slot->group);
-    if (!slot->forked) {
-        for (int32_t i = 0; i < slot->shared_count; i++) {
-            pages[i] = prefix[i];
-            s->references[prefix[i]]++;
-        }
-        slot->forked = true;
-    }
-    if (prefix_length(group) % KERNEL_PAGE_TOKENS != 0) {
-        plan->copies[plan->copy_count++] = (struct rollout_page_copy){
-            .from = prefix[slot->shared_count], .to = pages[slot->shared_count]};
-    }
-    slot->computed = prefix_length(group);
-    slot->state = SLOT_RUNS;
 }
 
 /* After a switch that kept running caches, samples that still wait need a prefix of the new version
@@ -282,61 +254,12 @@ static void hold_waiting_prefixes(struct rollout_scheduler *s)
 /* --- planning
  * --------------------------------------------------------------------------------------- */
 
-static void plan_prefixes(struct rollout_scheduler *s, struct rollout_plan *plan, int32_t *budget)
-{
-    for (int32_t i = 0; i<s->limits.max_groups && * budget> 0; i++) {
-        struct group *group = &s->groups[i];
-        int32_t left = prefix_length(group) - group->prefix_computed;
-        bool held = group->used && group->page_count == pages_for(prefix_length(group));
-        if (!held || left <= 0) {
-            continue;
-        }
-        int32_t count = left < *budget ? left : *budget;
-        plan->segments[plan->segment_count++] = (struct rollout_segment){
-            .prefix = true, .index = i, .first = group->prefix_computed, .count = count};
-        plan->token_count += count;
-        *budget -= count;
-    }
-}
-
-static void plan_sequences(struct rollout_scheduler *s, struct rollout_plan *plan, int32_t *budget)
-{
-    for (int32_t i = 0; i < s->limits.max_running; i++) {
-        struct slot *slot = &s->slots[i];
-        if (slot->state == SLOT_WAITS_PREFIX &&
-            s->groups[slot->group].prefix_computed == prefix_length(&s->groups[slot->group])) {
-            fork_from_prefix(s, i, plan);
-        }
-        if (slot->state != SLOT_RUNS) {
-            continue;
-        }
-        int32_t left = slot->length - slot->computed;
-        int32_t count = left;
-        if (left > 1) {
-            count = left < *budget ? left : *budget;
-            *budget -= count;
-        }
-        if (count <= 0) {
-            continue;
-        }
-        plan->segments[plan->segment_count++] =
-            (struct rollout_segment){.sample = slot->computed + count == slot->length,
-                                     .index = i,
-                                     .first = slot->computed,
-                                     .count = count};
-        plan->token_count += count;
-    }
-}
-
 void rollout_scheduler_plan(struct rollout_scheduler *scheduler, struct rollout_plan *plan)
 {
     *plan = (struct rollout_plan){.segments = scheduler->segments, .copies = scheduler->copies};
     hold_waiting_prefixes(scheduler);
     start_samples(scheduler);
-    int32_t budget = scheduler->limits.prefill_chunk;
-    /* Sequences first: their forks must see prefixes finished in an earlier pass only. */
-    plan_sequences(scheduler, plan, &budget);
-    plan_prefixes(scheduler, plan, &budget);
+    scheduler_plan_pass(scheduler, plan);
 }
 
 void rollout_scheduler_commit(struct rollout_scheduler *scheduler, const struct rollout_plan *plan)
@@ -354,9 +277,30 @@ void rollout_scheduler_commit(struct rollout_scheduler *scheduler, const struct 
 static void finish_group(struct rollout_scheduler *s, int32_t index)
 {
     struct group *group = &s->groups[index];
-    release_pages(s, pages_of_group(s, index), group->page_count);
+    release_pages(s, scheduler_pages_of_group(s, index), group->page_count);
+    s->scheduled_groups -= group->schedule != NULL;
     *group = (struct group){0};
     s->group_count--;
+}
+
+/* The sequence has one token more: which version samples the next one? */
+static void follow_schedule(struct rollout_scheduler *s, struct slot *slot)
+{
+    const struct group *group = &s->groups[slot->group];
+    if (group->schedule == NULL) {
+        return;
+    }
+    const struct rollout_schedule *schedule = &group->schedule[slot->sample];
+    uint32_t position = (uint32_t)(slot->length - group->prompt_count);
+    uint32_t next = slot->run + 1;
+    if (next == schedule->count || schedule->switches[next].position != position) {
+        return;
+    }
+    slot->run = next;
+    slot->version = schedule->switches[next].version;
+    if (s->limits.recompute) {
+        slot->computed = 0; /* it shares nothing: see shares_prefix */
+    }
 }
 
 void rollout_scheduler_append(struct rollout_scheduler *scheduler, int32_t slot, bool finished,
@@ -369,10 +313,11 @@ void rollout_scheduler_append(struct rollout_scheduler *scheduler, int32_t slot,
     sequence->length++;
     if (!finished) {
         assert(sequence->length - group->prompt_count < group->max_new);
+        follow_schedule(scheduler, sequence);
         return;
     }
-    release_pages(scheduler, pages_of_slot(scheduler, slot), sequence->page_count);
-    *group_done = ++group->finished == group->samples;
+    release_pages(scheduler, scheduler_pages_of_slot(scheduler, slot), sequence->page_count);
+    *group_done = --group->left == 0;
     if (*group_done) {
         finish_group(scheduler, sequence->group);
     }
@@ -380,21 +325,27 @@ void rollout_scheduler_append(struct rollout_scheduler *scheduler, int32_t slot,
     scheduler->running--;
 }
 
-void rollout_scheduler_switch(struct rollout_scheduler *scheduler, bool recompute)
+void rollout_scheduler_switch(struct rollout_scheduler *scheduler, uint32_t version)
 {
+    bool recompute = scheduler->limits.recompute;
+    scheduler->newest = version;
     for (int32_t i = 0; i < scheduler->limits.max_groups; i++) {
         struct group *group = &scheduler->groups[i];
-        if (!recompute && group->used) {
+        if (!group->used || group->schedule != NULL) {
+            continue;
+        }
+        if (!recompute) {
             /* Running samples keep their references; later ones need a prefix of the new version.
              */
-            release_pages(scheduler, pages_of_group(scheduler, i), group->page_count);
+            release_pages(scheduler, scheduler_pages_of_group(scheduler, i), group->page_count);
             group->page_count = 0;
         }
         group->prefix_computed = 0;
     }
     for (int32_t i = 0; i < scheduler->limits.max_running; i++) {
         struct slot *slot = &scheduler->slots[i];
-        if (recompute && slot->state == SLOT_RUNS) {
+        if (recompute && slot->state == SLOT_RUNS &&
+            scheduler->groups[slot->group].schedule == NULL) {
             slot->state = SLOT_WAITS_PREFIX;
             slot->computed = 0;
         }
@@ -417,8 +368,8 @@ int32_t rollout_scheduler_sample_of(const struct rollout_scheduler *scheduler, i
 const int32_t *rollout_scheduler_pages(const struct rollout_scheduler *scheduler,
                                        const struct rollout_segment *segment)
 {
-    return segment->prefix ? pages_of_group(scheduler, segment->index)
-                           : pages_of_slot(scheduler, segment->index);
+    return segment->prefix ? scheduler_pages_of_group(scheduler, segment->index)
+                           : scheduler_pages_of_slot(scheduler, segment->index);
 }
 
 int32_t rollout_scheduler_running(const struct rollout_scheduler *scheduler)

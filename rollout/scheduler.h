@@ -5,13 +5,21 @@
  * A group's prompt but for its last token is the *prefix*: computed once, its full pages shared by
  * all samples, its last partial page copied. Every sample then starts with the prompt's last token
  * as an ordinary decode step. All pages a sample may ever need are taken when it starts, so a
- * running sample always finishes: no preemption, no deadlock.
+ * running sequence always finishes: no preemption, no deadlock.
+ *
+ * One pass has one weight version. A group without schedules follows the newest; the samples of one
+ * with schedules ask for versions by position, and passes take the versions asked for in turn. A
+ * sample attends to a prompt computed wholly by the version of its own first token, and with caches
+ * kept to each earlier token as computed by the version that sampled the token after it (with
+ * caches recomputed: everything by the version of the next token). So a scheduled sample shares its
+ * group's prefix only where the versions allow it; otherwise it holds a whole sequence of its own.
  *
  * Invariant: a page is in the free list or has a positive reference count, never both. */
 #ifndef FORESIGHT_ROLLOUT_SCHEDULER_H
 #define FORESIGHT_ROLLOUT_SCHEDULER_H
 
 #include "core/status.h"
+#include "rollout/switch_schedule.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -21,6 +29,16 @@ struct rollout_scheduler_limits {
     int32_t max_groups;    /* groups inside at a time, running or queued */
     int32_t max_length;    /* prompt + completion of one sequence, tokens */
     int32_t prefill_chunk; /* prompt tokens of one pass at most */
+    bool recompute;        /* a switch computes caches again; false: running sequences keep them */
+};
+
+/* A group to generate. The arrays are borrowed until its last sample has finished. */
+struct rollout_scheduler_group {
+    int32_t prompt_count;                    /* >= 1 */
+    int32_t max_new;                         /* tokens of a completion at most, >= 1 */
+    int32_t samples;                         /* >= 1 */
+    const struct rollout_schedule *schedule; /* [samples]; NULL: the newest weights throughout */
+    const bool *skip; /* [samples], samples not to generate, at least one false; NULL: none */
 };
 
 /* One run of consecutive tokens of a pass. */
@@ -43,7 +61,11 @@ struct rollout_plan {
     int32_t token_count;
     struct rollout_page_copy *copies; /* [copy_count] */
     int32_t copy_count;
+    uint32_t version; /* weights of the pass */
 };
+
+/* May a pass use the weights of `version` now? */
+typedef bool (*rollout_usable_fn)(void *arg, uint32_t version);
 
 struct rollout_scheduler;
 
@@ -52,15 +74,18 @@ rl_status rollout_scheduler_create(const struct rollout_scheduler_limits *limits
                                    struct rollout_scheduler **out);
 void rollout_scheduler_destroy(struct rollout_scheduler *scheduler);
 
-/* Queue a group of `samples` completions of a prompt of `prompt_count` >= 1 tokens, at most
- * `max_new` each; *group is its index until its last sample has finished.
+/* Passes are planned for versions for which `usable` says yes, others wait; NULL: for all. */
+void rollout_scheduler_set_usable(struct rollout_scheduler *scheduler, rollout_usable_fn usable,
+                                  void *arg);
+
+/* Queue a group; *index is the scheduler's name of it until its last sample has finished.
  * Errors: RL_AGAIN (max_groups inside), RL_TOO_LONG (does not fit max_length). */
-rl_status rollout_scheduler_add(struct rollout_scheduler *scheduler, int32_t prompt_count,
-                                int32_t max_new, int32_t samples, int32_t *group);
+rl_status rollout_scheduler_add(struct rollout_scheduler *scheduler,
+                                const struct rollout_scheduler_group *group, int32_t *index);
 
 /* Start what fits and lay out the next pass. *plan is borrowed until the next call; a plan without
- * segments means that there is nothing to do. Every plan must be followed by
- * rollout_scheduler_commit. */
+ * segments means that there is nothing to do, or nothing with weights that are usable. Every plan
+ * must be followed by rollout_scheduler_commit. */
 void rollout_scheduler_plan(struct rollout_scheduler *scheduler, struct rollout_plan *plan);
 
 /* The pass is done: its tokens are in the KV cache. */
@@ -71,10 +96,10 @@ void rollout_scheduler_commit(struct rollout_scheduler *scheduler, const struct 
 void rollout_scheduler_append(struct rollout_scheduler *scheduler, int32_t slot, bool finished,
                               bool *group_done);
 
-/* The weights have changed between two passes. keep: running sequences keep their cache, but
- * prefixes are not handed on to samples that start later; recompute: all caches are computed again
- * before the next token. */
-void rollout_scheduler_switch(struct rollout_scheduler *scheduler, bool recompute);
+/* The newest weights are `version` from the next pass on, for groups without schedules. Running
+ * sequences keep their caches, but prefixes are not handed on to samples that start later; with
+ * `recompute`, all caches are computed again before the next token. */
+void rollout_scheduler_switch(struct rollout_scheduler *scheduler, uint32_t version);
 
 /* Facts about a sequence slot in use. */
 int32_t rollout_scheduler_group_of(const struct rollout_scheduler *scheduler, int32_t slot);

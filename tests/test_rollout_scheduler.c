@@ -1,6 +1,7 @@
 /* The scheduler under random programs. The test keeps what a KV cache would hold: for every place
  * of every page, which group, sample, position and weight version was written there last. Each
- * segment must then find all its earlier positions as they should be. */
+ * segment must then find all its earlier positions as they should be: by which version each was
+ * computed follows from the versions that sampled the completion so far. */
 #include "core/rng.h"
 #include "kernels/kernels.h"
 #include "rollout/scheduler.h"
@@ -9,7 +10,17 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { PROGRAMS = 200, GROUPS = 24, GROUPS_INSIDE_MAX = 12, NOBODY = -1 };
+enum {
+    PROGRAMS = 300,
+    GROUPS = 24,
+    GROUPS_INSIDE_MAX = 12,
+    RUNNING_MAX = 9,
+    LENGTH_MAX = 90,
+    SAMPLES_MAX = 6,
+    SWITCHES_MAX = 3,
+    VERSIONS = 12,
+    NOBODY = -1
+};
 
 struct place {
     int32_t uid, sample, position; /* sample NOBODY: part of the prompt */
@@ -18,16 +29,22 @@ struct place {
 
 struct live_group {
     int32_t uid, prompt_count, max_new, samples, finished;
+    bool scheduled;
+    bool skip[SAMPLES_MAX];
+    struct rollout_schedule schedule[SAMPLES_MAX];
+    struct rollout_switch switches[SAMPLES_MAX][SWITCHES_MAX];
 };
 
 struct world {
     struct rollout_scheduler_limits limits;
     struct rollout_scheduler *scheduler;
     struct rl_rng rng;
-    struct place *places;                        /* [pages * 16] */
-    struct live_group groups[GROUPS_INSIDE_MAX]; /* by the scheduler's index */
+    struct place *places;                            /* [pages * 16] */
+    struct live_group groups[GROUPS_INSIDE_MAX + 1]; /* by the scheduler's index, one refused */
+    int32_t sampled[RUNNING_MAX][LENGTH_MAX];        /* by slot: version of each completion token */
+    int32_t length[RUNNING_MAX];                     /* by slot: tokens of the completion */
     int32_t added, finished, version;
-    bool recompute;  /* of every switch of this program */
+    uint32_t usable; /* bit v: passes may use version v */
     int broken_line; /* of the first expectation that failed; 0: none */
 };
 
@@ -44,6 +61,12 @@ static void expect(struct world *w, bool holds, int line)
     }
 }
 
+static bool is_usable(void *arg, uint32_t version)
+{
+    const struct world *w = arg;
+    return (w->usable >> version & 1) != 0;
+}
+
 static struct place *place_of(struct world *w, const int32_t *pages, int32_t position)
 {
     int32_t page = pages[position / KERNEL_PAGE_TOKENS];
@@ -55,12 +78,13 @@ static struct place *place_of(struct world *w, const int32_t *pages, int32_t pos
 static void world_create(struct world *w, uint64_t seed)
 {
     *w = (struct world){.rng = rl_rng_make(seed, 5)};
-    w->limits = (struct rollout_scheduler_limits){.max_running = draw(w, 1, 9),
+    w->limits = (struct rollout_scheduler_limits){.max_running = draw(w, 1, RUNNING_MAX),
                                                   .max_groups = draw(w, 1, GROUPS_INSIDE_MAX),
-                                                  .max_length = draw(w, 2, 90),
-                                                  .prefill_chunk = draw(w, 1, 40)};
-    w->recompute = draw(w, 0, 1) == 1;
+                                                  .max_length = draw(w, 2, LENGTH_MAX),
+                                                  .prefill_chunk = draw(w, 1, 40),
+                                                  .recompute = draw(w, 0, 1) == 1};
     ck_assert_int_eq(rollout_scheduler_create(&w->limits, &w->scheduler), RL_OK);
+    rollout_scheduler_set_usable(w->scheduler, is_usable, w);
     size_t places = (size_t)rollout_scheduler_page_count(w->scheduler) * KERNEL_PAGE_TOKENS;
     w->places = malloc(places * sizeof(*w->places));
     ck_assert_ptr_nonnull(w->places);
@@ -75,20 +99,54 @@ static void world_destroy(struct world *w)
     free(w->places);
 }
 
+/* Switches at ascending positions to versions in any order. */
+static void draw_schedules(struct world *w, struct live_group *group)
+{
+    group->scheduled = draw(w, 0, 1) == 1;
+    for (int32_t s = 0; s < group->samples; s++) {
+        uint32_t position = 0;
+        group->skip[s] = s > 0 && draw(w, 0, 4) == 0;
+        group->schedule[s].count = (uint32_t)draw(w, 1, SWITCHES_MAX);
+        for (uint32_t i = 0; i < group->schedule[s].count; i++) {
+            group->switches[s][i] =
+                (struct rollout_switch){position, (uint32_t)draw(w, 0, VERSIONS / 4)};
+            position += (uint32_t)draw(w, 1, 7);
+        }
+    }
+}
+
 static void add_group(struct world *w)
 {
     int32_t max_new = draw(w, 1, w->limits.max_length - 1);
     struct live_group group = {.uid = w->added,
                                .prompt_count = draw(w, 1, w->limits.max_length - max_new),
                                .max_new = max_new,
-                               .samples = draw(w, 1, 6)};
-    int32_t index = NOBODY;
+                               .samples = draw(w, 1, SAMPLES_MAX)};
+    int32_t index = 0;
     int32_t inside = rollout_scheduler_groups(w->scheduler);
-    rl_status status = rollout_scheduler_add(w->scheduler, group.prompt_count, group.max_new,
-                                             group.samples, &index);
+    draw_schedules(w, &group);
+    while (index < w->limits.max_groups - 1 && w->groups[index].samples > 0) {
+        index++; /* arrays must lie where they stay: guess the index */
+    }
+    if (inside == w->limits.max_groups) {
+        index = GROUPS_INSIDE_MAX;
+    }
+    w->groups[index] = group;
+    struct live_group *place = &w->groups[index];
+    for (int32_t s = 0; s < group.samples; s++) {
+        place->schedule[s].switches = place->switches[s];
+        place->finished += place->skip[s];
+    }
+    struct rollout_scheduler_group args = {.prompt_count = group.prompt_count,
+                                           .max_new = group.max_new,
+                                           .samples = group.samples,
+                                           .schedule = group.scheduled ? place->schedule : NULL,
+                                           .skip = place->skip};
+    int32_t given = NOBODY;
+    rl_status status = rollout_scheduler_add(w->scheduler, &args, &given);
     expect(w, status == (inside == w->limits.max_groups ? RL_AGAIN : RL_OK), __LINE__);
     if (status == RL_OK) {
-        w->groups[index] = group;
+        expect(w, given == index, __LINE__);
         w->added++;
     }
 }
@@ -103,7 +161,7 @@ static void run_copies(struct world *w, const struct rollout_plan *plan)
 }
 
 /* Write the segment's own positions. */
-static void write_segment(struct world *w, const struct rollout_segment *segment)
+static void write_segment(struct world *w, const struct rollout_segment *segment, uint32_t version)
 {
     int32_t index =
         segment->prefix ? segment->index : rollout_scheduler_group_of(w->scheduler, segment->index);
@@ -115,18 +173,31 @@ static void write_segment(struct world *w, const struct rollout_segment *segment
         *place_of(w, pages, p) = (struct place){.uid = group->uid,
                                                 .sample = p < group->prompt_count ? NOBODY : sample,
                                                 .position = p,
-                                                .version = w->version};
+                                                .version = (int32_t)version};
     }
 }
 
+/* The version that must have computed what lies at `position` when token `count` of the completion
+ * is due by `version`. */
+static int32_t version_due(const struct world *w, const struct rollout_segment *segment,
+                           int32_t position, int32_t version)
+{
+    if (segment->prefix || w->limits.recompute) {
+        return version;
+    }
+    int32_t group = rollout_scheduler_group_of(w->scheduler, segment->index);
+    int32_t token = position - w->groups[group].prompt_count + 1; /* sampled after this position */
+    token = token > 0 ? token : 0;
+    return token < w->length[segment->index] ? w->sampled[segment->index][token] : version;
+}
+
 /* Everything that the segment attends to is what it should be. */
-static void read_segment(struct world *w, const struct rollout_segment *segment)
+static void read_segment(struct world *w, const struct rollout_segment *segment, int32_t version)
 {
     int32_t index =
         segment->prefix ? segment->index : rollout_scheduler_group_of(w->scheduler, segment->index);
     const struct live_group *group = &w->groups[index];
     const int32_t *pages = rollout_scheduler_pages(w->scheduler, segment);
-    bool starts = !segment->prefix && segment->first == group->prompt_count - 1;
     for (int32_t p = 0; p < segment->first + segment->count; p++) {
         const struct place *place = place_of(w, pages, p);
         expect(w, place->uid == group->uid, __LINE__);
@@ -135,13 +206,26 @@ static void read_segment(struct world *w, const struct rollout_segment *segment)
             expect(w, place->sample == rollout_scheduler_sample_of(w->scheduler, segment->index),
                    __LINE__);
         }
-        if (w->recompute || segment->prefix || starts) {
-            expect(w, place->version == w->version, __LINE__);
-        }
+        expect(w, place->version == version_due(w, segment, p, version), __LINE__);
     }
 }
 
-static void append_tokens(struct world *w, const struct rollout_plan *plan, int32_t *length_of_slot)
+/* The version that token `position` of a sample must be sampled by. */
+static int32_t scheduled_version(const struct world *w, int32_t slot, int32_t position)
+{
+    const struct live_group *group = &w->groups[rollout_scheduler_group_of(w->scheduler, slot)];
+    const struct rollout_schedule *schedule =
+        &group->schedule[rollout_scheduler_sample_of(w->scheduler, slot)];
+    int32_t version = w->version;
+    for (uint32_t i = 0; group->scheduled && i < schedule->count; i++) {
+        if (schedule->switches[i].position <= (uint32_t)position) {
+            version = (int32_t)schedule->switches[i].version;
+        }
+    }
+    return version;
+}
+
+static void append_tokens(struct world *w, const struct rollout_plan *plan)
 {
     for (int32_t i = 0; i < plan->segment_count; i++) {
         const struct rollout_segment *segment = &plan->segments[i];
@@ -153,16 +237,22 @@ static void append_tokens(struct world *w, const struct rollout_plan *plan, int3
         int32_t length = segment->first + segment->count + 1 - group->prompt_count;
         bool finished = length == group->max_new || draw(w, 0, 9) == 0;
         bool group_done = false;
-        expect(w, length > length_of_slot[segment->index], __LINE__);
-        length_of_slot[segment->index] = finished ? 0 : length;
+        expect(w, length == w->length[segment->index] + 1, __LINE__);
+        expect(w, !group->skip[rollout_scheduler_sample_of(w->scheduler, segment->index)],
+               __LINE__);
+        expect(w, scheduled_version(w, segment->index, length - 1) == (int32_t)plan->version,
+               __LINE__);
+        w->sampled[segment->index][length - 1] = (int32_t)plan->version;
+        w->length[segment->index] = finished ? 0 : length;
         rollout_scheduler_append(w->scheduler, segment->index, finished, &group_done);
         group->finished += finished;
         expect(w, group_done == (finished && group->finished == group->samples), __LINE__);
         w->finished += group_done;
+        group->samples = group_done ? 0 : group->samples;
     }
 }
 
-static bool run_pass(struct world *w, int32_t *length_of_slot)
+static bool run_pass(struct world *w)
 {
     struct rollout_plan plan;
     int32_t tokens = 0;
@@ -176,15 +266,16 @@ static bool run_pass(struct world *w, int32_t *length_of_slot)
         tokens += plan.segments[i].count;
         prefill +=
             plan.segments[i].prefix || plan.segments[i].count > 1 ? plan.segments[i].count : 0;
-        write_segment(w, &plan.segments[i]);
+        write_segment(w, &plan.segments[i], plan.version);
     }
+    expect(w, tokens == 0 || is_usable(w, plan.version), __LINE__);
     expect(w, tokens == plan.token_count, __LINE__);
     expect(w, prefill <= w->limits.prefill_chunk, __LINE__);
     for (int32_t i = 0; i < plan.segment_count; i++) {
-        read_segment(w, &plan.segments[i]);
+        read_segment(w, &plan.segments[i], (int32_t)plan.version);
     }
     rollout_scheduler_commit(w->scheduler, &plan);
-    append_tokens(w, &plan, length_of_slot);
+    append_tokens(w, &plan);
     expect(w, rollout_scheduler_check(w->scheduler) == RL_OK, __LINE__);
     return plan.segment_count > 0;
 }
@@ -192,19 +283,19 @@ static bool run_pass(struct world *w, int32_t *length_of_slot)
 static void run_program(uint64_t seed)
 {
     struct world w;
-    int32_t length_of_slot[16] = {0};
     int32_t passes = 0;
     world_create(&w, seed);
     while (w.finished < GROUPS) {
         if (w.added < GROUPS && draw(&w, 0, 2) == 0) {
             add_group(&w);
         }
-        if (w.version < 12 && draw(&w, 0, 6) == 0) { /* without end, nothing would ever finish */
-            w.version++;
-            rollout_scheduler_switch(w.scheduler, w.recompute);
+        if (w.version < VERSIONS && draw(&w, 0, 6) == 0) { /* without end, nothing would finish */
+            rollout_scheduler_switch(w.scheduler, (uint32_t)++w.version);
         }
-        bool busy = run_pass(&w, length_of_slot);
-        expect(&w, busy || rollout_scheduler_groups(w.scheduler) == 0, __LINE__);
+        w.usable = draw(&w, 0, 2) == 0 ? (uint32_t)draw(&w, 0, INT32_MAX - 1) : UINT32_MAX;
+        bool busy = run_pass(&w);
+        expect(&w, busy || rollout_scheduler_groups(w.scheduler) == 0 || w.usable != UINT32_MAX,
+               __LINE__);
         expect(&w, ++passes < 100000, __LINE__);
         if (w.broken_line != 0) {
             ck_abort_msg("program %llu, pass %d: line %d", (unsigned long long)seed, passes,
@@ -231,15 +322,17 @@ START_TEST(limits_are_checked)
     struct rollout_scheduler_limits limits = {
         .max_running = 0, .max_groups = 1, .max_length = 8, .prefill_chunk = 4};
     struct rollout_scheduler *scheduler = NULL;
-    int32_t group = 0;
+    struct rollout_scheduler_group group = {.prompt_count = 5, .max_new = 4, .samples = 1};
+    int32_t index = 0;
     ck_assert_int_eq(rollout_scheduler_create(&limits, &scheduler), RL_INVALID);
     limits.max_running = INT32_MAX;
     ck_assert_int_eq(rollout_scheduler_create(&limits, &scheduler), RL_INVALID);
     limits.max_running = 2;
     ck_assert_int_eq(rollout_scheduler_create(&limits, &scheduler), RL_OK);
-    ck_assert_int_eq(rollout_scheduler_add(scheduler, 5, 4, 1, &group), RL_TOO_LONG);
-    ck_assert_int_eq(rollout_scheduler_add(scheduler, 4, 4, 1, &group), RL_OK);
-    ck_assert_int_eq(rollout_scheduler_add(scheduler, 4, 4, 1, &group), RL_AGAIN);
+    ck_assert_int_eq(rollout_scheduler_add(scheduler, &group, &index), RL_TOO_LONG);
+    group.prompt_count = 4;
+    ck_assert_int_eq(rollout_scheduler_add(scheduler, &group, &index), RL_OK);
+    ck_assert_int_eq(rollout_scheduler_add(scheduler, &group, &index), RL_AGAIN);
     rollout_scheduler_destroy(scheduler);
     rollout_scheduler_destroy(NULL);
 }
@@ -251,9 +344,10 @@ START_TEST(a_prefix_is_computed_once)
         .max_running = 8, .max_groups = 2, .max_length = 64, .prefill_chunk = 64};
     struct rollout_scheduler *scheduler = NULL;
     struct rollout_plan plan;
-    int32_t group = 0;
+    struct rollout_scheduler_group group = {.prompt_count = 40, .max_new = 8, .samples = 8};
+    int32_t index = 0;
     ck_assert_int_eq(rollout_scheduler_create(&limits, &scheduler), RL_OK);
-    ck_assert_int_eq(rollout_scheduler_add(scheduler, 40, 8, 8, &group), RL_OK);
+    ck_assert_int_eq(rollout_scheduler_add(scheduler, &group, &index), RL_OK);
     rollout_scheduler_plan(scheduler, &plan);
     ck_assert_int_eq(plan.segment_count, 1);
     ck_assert(plan.segments[0].prefix);
@@ -272,11 +366,53 @@ START_TEST(a_prefix_is_computed_once)
 }
 END_TEST
 
+static bool all_but_seven(void *arg, uint32_t version)
+{
+    (void)arg;
+    return version != 7;
+}
+
+START_TEST(versions_take_turns_and_absent_ones_wait)
+{
+    static const uint32_t turns[] = {3, 5, 7, 3, 5, 7, 3};
+    static const uint32_t without[] = {5, 3, 5, 3};
+    struct rollout_scheduler_limits limits = {
+        .max_running = 8, .max_groups = 4, .max_length = 64, .prefill_chunk = 64};
+    struct rollout_scheduler *scheduler = NULL;
+    struct rollout_switch switches[] = {{0, 7}, {0, 3}};
+    struct rollout_schedule schedules[] = {{1, &switches[0]}, {1, &switches[1]}};
+    struct rollout_plan plan;
+    bool done = false;
+    ck_assert_int_eq(rollout_scheduler_create(&limits, &scheduler), RL_OK);
+    rollout_scheduler_switch(scheduler, 5);
+    for (int i = 0; i < 3; i++) {
+        struct rollout_scheduler_group group = {.prompt_count = 1,
+                                                .max_new = 32,
+                                                .samples = 1,
+                                                .schedule = i < 2 ? &schedules[i] : NULL};
+        int32_t index = 0;
+        ck_assert_int_eq(rollout_scheduler_add(scheduler, &group, &index), RL_OK);
+    }
+    for (size_t i = 0; i < 7 + 4; i++) {
+        if (i == 7) {
+            rollout_scheduler_set_usable(scheduler, all_but_seven, NULL);
+        }
+        rollout_scheduler_plan(scheduler, &plan);
+        ck_assert_uint_eq(plan.version, i < 7 ? turns[i] : without[i - 7]);
+        ck_assert_int_eq(plan.segment_count, 1);
+        rollout_scheduler_commit(scheduler, &plan);
+        rollout_scheduler_append(scheduler, plan.segments[0].index, false, &done);
+    }
+    rollout_scheduler_destroy(scheduler);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("rollout_scheduler");
     TCase *tests = tcase_create("scheduler");
     tcase_add_test(tests, random_programs_finish_and_keep_the_cache_right);
+    tcase_add_test(tests, versions_take_turns_and_absent_ones_wait);
     tcase_add_test(tests, limits_are_checked);
     tcase_add_test(tests, a_prefix_is_computed_once);
     suite_add_tcase(suite, tests);
