@@ -56,24 +56,6 @@ static rl_status wait_for_batch(struct learner_rank *l, struct admission_batch *
     return wait.status;
 }
 
-static double workers_busy_s(const struct learner_rank *l)
-{
-    double busy = 0;
-    for (int rank = 0; rank < world_size(l->world); rank++) {
-        busy += l->seats[rank].status.decode_busy_s;
-    }
-    return busy;
-}
-
-static double workers_cpu_s(const struct learner_rank *l)
-{
-    double cpu = 0;
-    for (int rank = 0; rank < world_size(l->world); rank++) {
-        cpu += l->seats[rank].status.cpu_s;
-    }
-    return cpu;
-}
-
 static rl_status save(struct learner_rank *l, bool wait)
 {
     struct train_snapshot snapshot;
@@ -102,7 +84,7 @@ static rl_status one_step(struct learner_rank *l, struct feed_marks *marks)
     pthread_mutex_lock(&l->mutex);
     (void)admission_waiting(l->run.admission, &waiting);
     feed.queue_depth = waiting;
-    feed.generation_s = workers_busy_s(l) - marks->busy_s;
+    feed.generation_s = learner_seats_busy_s(l) - marks->busy_s;
     feed.dead_workers = l->dead_workers - marks->dead;
     marks->busy_s += feed.generation_s;
     marks->dead = l->dead_workers;
@@ -179,7 +161,7 @@ static rl_status train_loop(struct learner_rank *l)
         RL_TRY(save(l, true));
     }
     pthread_mutex_lock(&l->mutex);
-    l->run.worker_cpu_s = workers_cpu_s(l);
+    l->run.worker_cpu_s = learner_seats_cpu_s(l);
     pthread_mutex_unlock(&l->mutex);
     if (status == RL_OK || status == RL_INTERRUPTED) {
         status = train_run_finish(&l->run, l->completed);
@@ -213,7 +195,8 @@ rl_status learner_loop_run(struct learner_rank *l)
                                   .collective = l->collective,
                                   .waits = l->waits,
                                   .shared_arena = true,
-                                  .readers = world_size(l->world),
+                                  .readers =
+                                      world_size(l->world) + (int)l->config->async.replace_workers,
                                   .history = remote ? REMOTE_HISTORY : 1,
                                   .mutex = &l->mutex};
     rl_status status = train_run_open(&args, &l->run);

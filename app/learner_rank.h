@@ -17,7 +17,13 @@
 
 struct worker_seat {
     bool alive;
-    struct wire_status status; /* newest */
+    bool failed;               /* it left of itself with an error: a successor would, too */
+    uint32_t incarnation;      /* of its process; 0: mpirun's */
+    int reader;                /* of its process, in the arena */
+    uint32_t hasty;            /* successors in a row that were lost without a group */
+    double wait_until_s;       /* no successor before */
+    uint64_t groups;           /* from this process */
+    struct wire_status status; /* newest of this process */
 };
 
 struct probe {
@@ -40,7 +46,11 @@ struct learner_rank {
     bool serving;                    /* weights are published: greet workers, issue tickets */
     bool draining;                   /* no more ordinary tickets */
     struct worker_seat *seats;       /* [world size] */
-    struct channel_message held;     /* a ticket that could not be sent yet */
+    uint32_t successors;             /* processes started for seats of lost ranks */
+    int64_t *children;               /* [async.replace_workers] pids of those not waited for yet */
+    uint32_t child_count;
+    double gone_busy_s, gone_cpu_s; /* last figures of lost processes together */
+    struct channel_message held;    /* a ticket that could not be sent yet */
     struct probe probe;
     double rollout_s[RL_ROLLOUT_TIMES]; /* all rollout ranks since the start, the dead included */
     rl_status service_status;           /* first failure of the main thread's side */
@@ -65,6 +75,26 @@ rl_status learner_service_greet(struct learner_rank *l, int rank);
 /* One round of the main thread beside the pump: messages in, tickets out. Takes the mutex for
  * moments. Returns whether there was work. */
 bool learner_service_round(struct learner_rank *l);
+
+/* Seats of rollout ranks: made at the start (all mpirun's), freed at the end, when the processes
+ * started here are waited for and, after ten seconds, killed. Main thread. */
+rl_status learner_seats_open(struct learner_rank *l);
+void learner_seats_close(struct learner_rank *l);
+
+/* The seat's process is lost (`failed`: it said so itself). The mutex must be held. */
+void learner_seats_lose(struct learner_rank *l, int rank, bool failed);
+
+/* Start successors where that is due. Main thread, the mutex held; takes a few milliseconds for
+ * each. Returns whether there was work. */
+bool learner_seats_refill(struct learner_rank *l);
+
+/* Whether a seat is or will be taken: false means that nobody rolls out any more. The mutex must be
+ * held. */
+bool learner_seats_hopeful(const struct learner_rank *l);
+
+/* Figures of all rollout processes together, lost ones included. The mutex must be held. */
+double learner_seats_busy_s(const struct learner_rank *l);
+double learner_seats_cpu_s(const struct learner_rank *l);
 
 /* The compute thread of rank 0: open the run, train to its end, close nothing. */
 rl_status learner_loop_run(struct learner_rank *l);

@@ -26,9 +26,8 @@ uint32_t learner_service_workers(const struct learner_rank *l)
 /* --- main thread: messages in
  * ----------------------------------------------------------------------------- */
 
-static void lose_peer(struct learner_rank *l, int rank)
+static void lose_peer(struct learner_rank *l, int rank, bool failed)
 {
-    world_note_lost(l->world, rank);
     if (world_role(l->world, rank) == WORLD_LEARNER) {
         learner_service_fail(l, rl_fail(RL_PEER_LOST, "learner rank %d is lost", rank));
         return;
@@ -36,20 +35,23 @@ static void lose_peer(struct learner_rank *l, int rank)
     if (!l->seats[rank].alive) {
         return;
     }
-    l->seats[rank].alive = false;
     l->dead_workers++;
     l->probe.issued = l->probe.taken; /* the rest of the probe is asked for again */
+    if (l->held.data != NULL && l->held.peer == rank) {
+        channel_message_fini(&l->held); /* its ticket goes back with the others */
+    }
     uint32_t tickets = 0;
     if (l->serving) { /* before that the compute thread has the run to itself */
         tickets = dispatcher_worker_lost(l->run.dispatcher, rank);
-        rl_status status = learner_weights_lose(l->weights, rank, rank);
+        rl_status status = learner_weights_lose(l->weights, rank, l->seats[rank].reader);
         if (status != RL_OK) {
             learner_service_fail(l, status);
         }
     }
     rl_log(RL_LOG_WARN, "rollout rank %d is lost; its %u tickets will be issued again", rank,
            tickets);
-    if (learner_service_workers(l) == 0) {
+    learner_seats_lose(l, rank, failed);
+    if (!learner_seats_hopeful(l)) {
         learner_service_fail(l, rl_fail(RL_PEER_LOST, "no rollout rank is left"));
     }
 }
@@ -90,6 +92,7 @@ static rl_status handle_message(struct learner_rank *l, const struct channel_mes
     struct wire_status status;
     switch (message->kind) {
     case WIRE_GROUP:
+        l->seats[message->peer].groups++;
         return l->serving ? take_group(l, message) : RL_OK;
     case WIRE_STATUS:
         if (wire_decode_status(message, &status) == RL_OK) {
@@ -99,7 +102,8 @@ static rl_status handle_message(struct learner_rank *l, const struct channel_mes
         return RL_OK;
     case WIRE_STOP: /* it has failed and leaves */
     case CHANNEL_PEER_LOST:
-        lose_peer(l, message->peer);
+        world_note_lost(l->world, message->peer);
+        lose_peer(l, message->peer, message->kind == WIRE_STOP);
         return RL_OK;
     case WIRE_HELLO:
     case WIRE_BYTES:
@@ -172,7 +176,7 @@ static rl_status next_ticket(struct learner_rank *l)
              worker++) {
         }
         if (worker == world_size(l->world)) {
-            return RL_AGAIN; /* the last weights are on their way */
+            return RL_AGAIN; /* the last weights are on their way, or a seat is being refilled */
         }
         uint32_t index = l->probe.issued++;
         return encode_ticket(l, TRAIN_PROBE_TICKET + index, index % prompts_count(l->prompts),
@@ -225,6 +229,7 @@ bool learner_service_round(struct learner_rank *l)
     }
     pthread_mutex_lock(&l->mutex);
     if (l->serving && l->service_status == RL_OK) {
+        worked = learner_seats_refill(l) || worked;
         rl_status status = issue_tickets(l);
         if (status != RL_OK) {
             learner_service_fail(l, status);

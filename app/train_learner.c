@@ -84,13 +84,7 @@ static rl_status open_rank(struct learner_rank *l)
     double limit_s = (double)config->async.wait_timeout_ms / 1000.0 + 60.0;
     RL_TRY(rl_waits_create(NULL, &l->waits));
     RL_TRY(rl_wait_cond_init(&l->arrived));
-    l->seats = calloc((size_t)world_size(l->world), sizeof(*l->seats));
-    if (l->seats == NULL) {
-        return rl_fail(RL_NO_MEMORY, "learner: out of memory");
-    }
-    for (int rank = 0; rank < world_size(l->world); rank++) {
-        l->seats[rank].alive = world_role(l->world, rank) == WORLD_WORKER;
-    }
+    RL_TRY(learner_seats_open(l));
     RL_TRY(world_learners(l->world) > 1 ? collective_mpi_create(l->world, limit_s, &l->collective)
                                         : collective_local_create(&l->collective));
     RL_TRY(channel_mpi_create(l->world, &options, &l->channel));
@@ -110,7 +104,7 @@ static void close_rank(struct learner_rank *l)
     session_close(&l->session);
     channel_close(l->channel);
     collective_destroy(l->collective);
-    free(l->seats);
+    learner_seats_close(l);
     rl_waits_destroy(l->waits);
 }
 

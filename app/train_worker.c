@@ -18,6 +18,7 @@
 enum { LEARNER_RANK = 0 };
 static const double status_every_s = 0.25;
 static const double flush_timeout_s = 10;
+static const double leave_timeout_s = 15; /* most that a rank takes to leave a lost learner */
 
 struct worker_rank {
     const struct rl_config *config;
@@ -97,8 +98,7 @@ static rl_status wait_for_greeting(struct worker_rank *w, bool *stopped)
             w->run_failed = status == RL_OK && stop.reason == WIRE_STOP_FAILED;
         } else if (status == RL_OK && message.kind == CHANNEL_PEER_LOST &&
                    message.peer == LEARNER_RANK) {
-            status =
-                rl_fail(RL_PEER_LOST, "rollout rank %d: the learner is lost", world_rank(w->world));
+            status = RL_PEER_LOST;
         } else if (status == RL_OK) {
             status = RL_AGAIN;
         }
@@ -126,7 +126,7 @@ static rl_status work(struct worker_rank *w)
     struct worker_weights_options weights = {.channel = w->channel,
                                              .learner = LEARNER_RANK,
                                              .rank = world_rank(w->world),
-                                             .reader = world_rank(w->world),
+                                             .reader = world_reader(w->world),
                                              .image_bytes = w->session.layout->image_bytes};
     RL_TRY(worker_weights_create(&weights, &w->weights));
     RL_TRY(wait_for_greeting(w, &stopped));
@@ -202,6 +202,41 @@ static bool flushed(void *arg)
     return channel_mpi_flushed(arg);
 }
 
+/* Pump until the compute thread is done. Should the learner be lost, that must be soon. */
+static void pump(struct worker_rank *w)
+{
+    double leave_by_s = 0;
+    while (!atomic_load(&w->finished)) {
+        channel_mpi_idle(w->channel, channel_mpi_pump_once(w->channel, NULL));
+        double now_s = rl_clock_now_s(NULL);
+        if (leave_by_s == 0 && !channel_peer_alive(w->channel, LEARNER_RANK) &&
+            !world_is_whole(w->world)) {
+            leave_by_s = now_s + leave_timeout_s;
+        }
+        if (leave_by_s > 0 && now_s > leave_by_s) {
+            rl_log(RL_LOG_ERROR, "the learner is lost and this rank is still busy: it ends now");
+            world_abort(w->world, 1);
+        }
+    }
+}
+
+/* What the end of the compute thread means for the rank. */
+static rl_status conclude(struct worker_rank *w)
+{
+    if (world_is_disowned(w->world)) {
+        rl_log(RL_LOG_INFO, "the learner has given this process up; it leaves");
+        return RL_OK;
+    }
+    if (w->compute_status == RL_PEER_LOST) {
+        return rl_fail(RL_PEER_LOST, "rollout rank %d: the learner is lost, the job ends",
+                       world_rank(w->world));
+    }
+    if (w->compute_status != RL_OK) {
+        announce_failure(w);
+    }
+    return w->compute_status;
+}
+
 rl_status train_worker_rank(const struct rl_config *config, struct world *world)
 {
     struct worker_rank w = {.config = config, .world = world};
@@ -211,14 +246,9 @@ rl_status train_worker_rank(const struct rl_config *config, struct world *world)
         status = rl_fail(RL_INTERNAL, "worker: cannot start the compute thread");
     }
     if (status == RL_OK) {
-        while (!atomic_load(&w.finished)) {
-            channel_mpi_idle(w.channel, channel_mpi_pump_once(w.channel, NULL));
-        }
+        pump(&w);
         pthread_join(thread, NULL);
-        status = w.compute_status;
-        if (status != RL_OK) {
-            announce_failure(&w);
-        }
+        status = conclude(&w);
         (void)channel_mpi_pump(w.channel, NULL, flushed, w.channel, flush_timeout_s);
     }
     if (status != RL_OK || w.run_failed) {

@@ -117,11 +117,7 @@ static rl_status handle_message(struct worker *w, struct channel_message *messag
         w->stopped = true;
         return RL_OK;
     case CHANNEL_PEER_LOST:
-        if (message->peer == w->args->learner) {
-            return rl_fail(RL_PEER_LOST, "worker %d: the learner (rank %d) is lost", w->args->rank,
-                           message->peer);
-        }
-        return RL_OK;
+        return message->peer == w->args->learner ? RL_PEER_LOST : RL_OK;
     default:
         w->args->deliver(w->args->deliver_arg, message);
         return RL_OK;

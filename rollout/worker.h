@@ -38,8 +38,8 @@ struct rollout_worker_args {
 };
 
 /* Run until a WIRE_STOP arrives (*stop is then filled), `cancel` is set (RL_INTERRUPTED) or the
- * learner is lost (RL_PEER_LOST). Compute thread; blocking. Errors: also those of the engine, and
- * RL_CORRUPT for a malformed frame. */
+ * learner is lost (RL_PEER_LOST, not logged: the channel said why). Compute thread; blocking.
+ * Errors: also those of the engine, and RL_CORRUPT for a malformed frame. */
 rl_status rollout_worker_run(const struct rollout_worker_args *args, struct wire_stop *stop);
 
 #endif

@@ -83,7 +83,7 @@ done
 
 # --- a rollout rank dies: the others go on; the last one dies: a checkpoint, and failure
 mpirun_flags=--enable-recovery
-start_ranks 3 bereft "${slow[@]}" run.steps=2000 async.dead_after_ms=1500
+start_ranks 3 bereft "${slow[@]}" run.steps=2000 async.replace_workers=0
 wait_for 30 has_lines bereft 1 || fail "bereft: no step was made"
 kill -KILL "$(ranks_of 2)"
 wait_for 30 grep -q 'rollout rank 2 is lost' "$work/bereft.log" || fail "bereft: the loss is unseen"

@@ -319,7 +319,7 @@ static const struct rule rules[] = {
     {{"optimizer.updates_per_step=33"}, "optimizer.updates_per_step"},
     {{"async.enabled=false", "cluster.learners=2"}, "cluster.learners"},
     {{"async.heartbeat_ms=10000"}, "async.dead_after_ms"},
-    {{"async.wait_timeout_ms=10000"}, "async.wait_timeout_ms"},
+    {{"async.wait_timeout_ms=7000"}, "async.wait_timeout_ms"},
     {{"loss.delta=0.5"}, "loss.delta"},
     {{"loss.fipo_safety_threshold=0.5"}, "loss.fipo_safety_threshold"},
     {{"rollout.samples_per_prompt=1"}, "rollout.samples_per_prompt"},

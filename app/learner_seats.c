@@ -1,0 +1,162 @@
+/* See learner_rank.h: seats of rollout ranks and the processes that take them. A lost rank's seat
+ * is given to a new process of this program, started with the run's resolved configuration. Only
+ * what was lost is replaced, not what failed of itself: an error would come again. Successors that
+ * are lost before their first group wait longer and longer, so that a machine that kills them all
+ * is not kept busy with starting them. */
+#include "app/learner_rank.h"
+
+#include "core/clock.h"
+#include "core/log.h"
+#include "transport/channel_mpi.h"
+
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { SEATS_HASTY_MAX = 6, SEATS_PATH_BYTES = 4096 };
+static const double seats_first_delay_s = 0.5; /* doubled with each hasty loss */
+static const double seats_leave_s = 10;        /* most that a process may take to leave */
+
+rl_status learner_seats_open(struct learner_rank *l)
+{
+    l->seats = calloc((size_t)world_size(l->world), sizeof(*l->seats));
+    l->children = calloc((size_t)l->config->async.replace_workers + 1, sizeof(*l->children));
+    if (l->seats == NULL || l->children == NULL) {
+        return rl_fail(RL_NO_MEMORY, "learner: out of memory");
+    }
+    for (int rank = 0; rank < world_size(l->world); rank++) {
+        l->seats[rank].alive = world_role(l->world, rank) == WORLD_WORKER;
+        l->seats[rank].reader = rank;
+    }
+    return RL_OK;
+}
+
+/* Forget children that have ended. */
+static void reap(struct learner_rank *l)
+{
+    uint32_t left = 0;
+    for (uint32_t i = 0; i < l->child_count; i++) {
+        if (waitpid((pid_t)l->children[i], NULL, WNOHANG) == 0) {
+            l->children[left++] = l->children[i];
+        }
+    }
+    l->child_count = left;
+}
+
+void learner_seats_close(struct learner_rank *l)
+{
+    double deadline_s = rl_clock_now_s(NULL) + seats_leave_s;
+    reap(l);
+    while (l->child_count > 0 && rl_clock_now_s(NULL) < deadline_s) {
+        rl_clock_sleep_s(NULL, 5e-3);
+        reap(l);
+    }
+    for (uint32_t i = 0; i < l->child_count; i++) {
+        rl_log(RL_LOG_WARN, "process %lld, started for a lost rank's seat, does not leave: killed",
+               (long long)l->children[i]);
+        kill((pid_t)l->children[i], SIGKILL);
+        waitpid((pid_t)l->children[i], NULL, 0);
+    }
+    free(l->children);
+    free(l->seats);
+}
+
+void learner_seats_lose(struct learner_rank *l, int rank, bool failed)
+{
+    struct worker_seat *seat = &l->seats[rank];
+    bool hasty = seat->incarnation > 0 && seat->groups == 0;
+    seat->alive = false;
+    seat->failed = failed;
+    seat->hasty = !hasty ? 0 : seat->hasty < SEATS_HASTY_MAX ? seat->hasty + 1 : seat->hasty;
+    seat->wait_until_s =
+        hasty ? rl_clock_now_s(NULL) + seats_first_delay_s * (1 << seat->hasty) : 0;
+    l->gone_busy_s += seat->status.decode_busy_s;
+    l->gone_cpu_s += seat->status.cpu_s;
+    memset(&seat->status, 0, sizeof(seat->status));
+}
+
+/* Whether the seat can still be given to a new process. */
+static bool is_replaceable(const struct learner_rank *l, int rank)
+{
+    const struct worker_seat *seat = &l->seats[rank];
+    return world_role(l->world, rank) == WORLD_WORKER && !seat->alive && !seat->failed &&
+           (int64_t)l->successors < l->config->async.replace_workers &&
+           world_node_of(l->world, rank) == world_node(l->world);
+}
+
+bool learner_seats_hopeful(const struct learner_rank *l)
+{
+    for (int rank = 0; rank < world_size(l->world); rank++) {
+        if (l->seats[rank].alive || is_replaceable(l, rank)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static rl_status start_process(struct learner_rank *l, int rank, int64_t *pid)
+{
+    char program[SEATS_PATH_BYTES];
+    char config[CHECKPOINT_PATH_MAX + 32];
+    char *arguments[] = {program, (char[]){"train"}, config, NULL};
+    struct world_successor successor = {.rank = rank,
+                                        .incarnation = l->seats[rank].incarnation + 1,
+                                        .reader = world_size(l->world) + (int)l->successors};
+    int fd = -1;
+    ssize_t length = readlink("/proc/self/exe", program, sizeof(program) - 1);
+    if (length <= 0) {
+        return rl_fail(RL_IO, "/proc/self/exe does not say which program this is");
+    }
+    program[length] = '\0';
+    snprintf(config, sizeof(config), "%s/config.yaml", l->run.dir);
+    RL_TRY(world_start_successor(l->world, &successor, arguments, pid, &fd));
+    l->children[l->child_count++] = *pid;
+    l->successors++;
+    l->seats[rank].incarnation = successor.incarnation;
+    l->seats[rank].reader = successor.reader;
+    l->seats[rank].groups = 0;
+    RL_TRY(channel_mpi_join(l->channel, rank, successor.incarnation, fd));
+    l->seats[rank].alive = true;
+    return learner_service_greet(l, rank);
+}
+
+bool learner_seats_refill(struct learner_rank *l)
+{
+    bool worked = false;
+    for (int rank = 0; rank < world_size(l->world); rank++) {
+        int64_t pid = 0;
+        if (!is_replaceable(l, rank) || rl_clock_now_s(NULL) < l->seats[rank].wait_until_s) {
+            continue;
+        }
+        reap(l);
+        worked = true;
+        if (start_process(l, rank, &pid) == RL_OK) {
+            rl_log(RL_LOG_INFO, "rollout rank %d: process %lld takes the seat (incarnation %u)",
+                   rank, (long long)pid, l->seats[rank].incarnation);
+        } else {
+            learner_seats_lose(l, rank, false); /* logged; tried again later */
+            l->seats[rank].wait_until_s = rl_clock_now_s(NULL) + seats_leave_s;
+        }
+    }
+    return worked;
+}
+
+double learner_seats_busy_s(const struct learner_rank *l)
+{
+    double busy_s = l->gone_busy_s;
+    for (int rank = 0; rank < world_size(l->world); rank++) {
+        busy_s += l->seats[rank].status.decode_busy_s;
+    }
+    return busy_s;
+}
+
+double learner_seats_cpu_s(const struct learner_rank *l)
+{
+    double cpu_s = l->gone_cpu_s;
+    for (int rank = 0; rank < world_size(l->world); rank++) {
+        cpu_s += l->seats[rank].status.cpu_s;
+    }
+    return cpu_s;
+}
