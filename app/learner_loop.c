@@ -92,7 +92,7 @@ static rl_status one_step(struct learner_rank *l, struct feed_marks *marks)
         feed.rollout_s[i] = l->rollout_s[i] - marks->rollout_s[i];
         marks->rollout_s[i] = l->rollout_s[i];
     }
-    feed.rollout_cpu_s = workers_cpu_s(l);
+    feed.rollout_cpu_s = learner_seats_cpu_s(l);
     struct weight_sender_counters weights;
     learner_weights_counters(l->weights, &weights);
     feed.weights = weight_sender_counters_since(&weights, &marks->weights);
