@@ -212,6 +212,7 @@ rl_status learner_loop_run(struct learner_rank *l)
     if (status == RL_OK) {
         status = train_loop(l);
     }
+    atomic_store(&l->dismissed, true);
     (void)train_follow_stop(l->collective);
     return status;
 }

@@ -56,7 +56,8 @@ struct learner_rank {
     rl_status service_status;           /* first failure of the main thread's side */
     uint64_t dead_workers;
     rl_status compute_status;
-    atomic_bool finished; /* the compute thread is done */
+    atomic_bool finished;  /* the compute thread is done */
+    atomic_bool dismissed; /* the other learners were told to stop: they may leave */
     bool completed;
     bool stepping; /* a step has begun and not ended: the masters are no step's */
 };

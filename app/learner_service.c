@@ -28,7 +28,12 @@ uint32_t learner_service_workers(const struct learner_rank *l)
 
 static void lose_peer(struct learner_rank *l, int rank, bool failed)
 {
-    if (world_role(l->world, rank) == WORLD_LEARNER) {
+    bool learner = world_role(l->world, rank) == WORLD_LEARNER;
+    if (learner && atomic_load(&l->dismissed)) {
+        return; /* it left before us, as it was told to */
+    }
+    world_note_lost(l->world, rank);
+    if (learner) {
         learner_service_fail(l, rl_fail(RL_PEER_LOST, "learner rank %d is lost", rank));
         return;
     }
@@ -102,7 +107,6 @@ static rl_status handle_message(struct learner_rank *l, const struct channel_mes
         return RL_OK;
     case WIRE_STOP: /* it has failed and leaves */
     case CHANNEL_PEER_LOST:
-        world_note_lost(l->world, message->peer);
         lose_peer(l, message->peer, message->kind == WIRE_STOP);
         return RL_OK;
     case WIRE_HELLO:
