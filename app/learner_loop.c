@@ -93,6 +93,7 @@ static rl_status one_step(struct learner_rank *l, struct feed_marks *marks)
         marks->rollout_s[i] = l->rollout_s[i];
     }
     feed.rollout_cpu_s = learner_seats_cpu_s(l);
+    feed.rollout_ranks = learner_service_workers(l);
     struct weight_sender_counters weights;
     learner_weights_counters(l->weights, &weights);
     feed.weights = weight_sender_counters_since(&weights, &marks->weights);

@@ -93,6 +93,7 @@ static rl_status one_step(struct local *l)
     feed.wait_s = rl_clock_now_s(NULL) - start;
     feed.generation_s = sampler_busy_s(l->sampler) - l->busy_mark_s;
     feed_times(l, feed.wait_s, &feed);
+    feed.rollout_ranks = 1;
     feed.reward_timeouts = sampler_reward_timeouts(l->sampler) - l->timeout_mark;
     l->busy_mark_s = sampler_busy_s(l->sampler);
     l->timeout_mark = sampler_reward_timeouts(l->sampler);

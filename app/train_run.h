@@ -79,6 +79,7 @@ struct train_feed {
     double generation_s;                /* engines busy, all ranks */
     double rollout_s[RL_ROLLOUT_TIMES]; /* all rollout ranks */
     double rollout_cpu_s;               /* their processes' CPU time since they started */
+    uint32_t rollout_ranks;             /* that are there */
     uint32_t queue_depth;
     uint64_t reward_timeouts;              /* since the step before */
     uint64_t dead_workers;                 /* since the step before */

@@ -123,6 +123,7 @@ static void role_metrics(struct train_run *run, const struct train_feed *feed,
                        rl_rollout_idle_s(feed->rollout_s) / rollout_s);
     }
     rl_metrics_add(run->metrics, RL_METRIC_ROLLOUT_CPU_TIME, feed->rollout_cpu_s);
+    rl_metrics_add(run->metrics, RL_METRIC_ROLLOUT_RANKS, feed->rollout_ranks);
 }
 
 static void add_totals(struct train_run *run, const struct learner_report *report,

@@ -16,7 +16,7 @@
 #include <stdlib.h>
 
 enum { LEARNER_RANK = 0 };
-static const double status_every_s = 0.25;
+static const double status_every_s = 0.05;
 static const double flush_timeout_s = 10;
 static const double leave_timeout_s = 15; /* most that a rank takes to leave a lost learner */
 
