@@ -53,6 +53,7 @@ struct rollout_counters {
     uint64_t sampled_tokens;   /* completion tokens */
     uint64_t forwarded_tokens; /* tokens of all passes, prefill included */
     uint64_t finished_groups;
+    uint64_t finished_samples, finished_tokens; /* with their completion tokens */
     uint64_t switches;  /* weight switches with sequences running */
     uint64_t nonfinite; /* samples ended because a log-prob was not finite */
     /* wall time of passes: over prompts (and tokens computed again), over one token of each

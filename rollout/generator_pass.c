@@ -179,6 +179,8 @@ static rl_status take_token(struct rollout_generator *g, int32_t row, uint32_t v
     }
     if (finish != RL_FINISH_NONE) {
         RL_TRY(file_sample(g, slot, finish));
+        g->counters.finished_samples++;
+        g->counters.finished_tokens += (uint64_t)g->completion_count[slot];
         g->completion_count[slot] = 0;
     }
     rollout_scheduler_append(g->scheduler, slot, finish != RL_FINISH_NONE, &group_done);
