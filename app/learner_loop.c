@@ -69,6 +69,7 @@ static rl_status save(struct learner_rank *l, bool wait)
 struct feed_marks {
     double busy_s;
     double rollout_s[RL_ROLLOUT_TIMES];
+    struct rl_pass_times passes;
     uint64_t dead;
     struct weight_sender_counters weights;
 };
@@ -92,6 +93,8 @@ static rl_status one_step(struct learner_rank *l, struct feed_marks *marks)
         feed.rollout_s[i] = l->rollout_s[i] - marks->rollout_s[i];
         marks->rollout_s[i] = l->rollout_s[i];
     }
+    rl_pass_times_add(&feed.passes, &l->passes, &marks->passes);
+    marks->passes = l->passes;
     feed.rollout_cpu_s = learner_seats_cpu_s(l);
     feed.rollout_ranks = learner_service_workers(l);
     struct weight_sender_counters weights;

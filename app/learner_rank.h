@@ -52,6 +52,7 @@ struct learner_rank {
     double gone_busy_s, gone_cpu_s; /* last figures of lost processes together */
     struct channel_message held;    /* a ticket that could not be sent yet */
     struct probe probe;
+    struct rl_pass_times passes;        /* of all rollout ranks, the dead included */
     double rollout_s[RL_ROLLOUT_TIMES]; /* all rollout ranks since the start, the dead included */
     rl_status service_status;           /* first failure of the main thread's side */
     uint64_t dead_workers;

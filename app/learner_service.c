@@ -90,6 +90,7 @@ static void add_times(struct learner_rank *l, const struct wire_status *before,
         double spent = now->time_s[i] - (same ? before->time_s[i] : 0);
         l->rollout_s[i] += spent > 0 ? spent : 0;
     }
+    rl_pass_times_add(&l->passes, &now->passes, &before->passes);
 }
 
 static rl_status handle_message(struct learner_rank *l, const struct channel_message *message)

@@ -80,6 +80,7 @@ static void feed_times(struct local *l, double collect_s, struct train_feed *fee
     times[RL_ROLLOUT_TIME_OTHER] =
         fmax(0, feed->generation_s - rl_times_sum(times, RL_ROLLOUT_TIMES));
     times[RL_ROLLOUT_TIME_REWARD_WAIT] = fmax(0, collect_s - feed->generation_s);
+    rl_pass_times_add(&feed->passes, &now->times, &l->counters_mark.times);
     l->counters_mark = *now;
 }
 

@@ -35,11 +35,12 @@ struct train_totals {
     struct staleness_control staleness; /* async.max_staleness auto */
     double dumps, rollbacks, outlier_updates;
     double learner_s[RL_LEARNER_TIMES], rollout_s[RL_ROLLOUT_TIMES];
+    struct rl_pass_times passes;
     struct weight_sender_counters weights;
     struct alarm_state alarms;
     struct guard_state guard; /* a copy of the learner's, taken for the checkpoint */
 };
-enum { TRAIN_TOTALS_FORMAT = 6 };
+enum { TRAIN_TOTALS_FORMAT = 7 };
 
 struct train_run {
     const struct rl_config *config;
@@ -78,6 +79,7 @@ struct train_feed {
     double wait_s;                      /* learner without samples */
     double generation_s;                /* engines busy, all ranks */
     double rollout_s[RL_ROLLOUT_TIMES]; /* all rollout ranks */
+    struct rl_pass_times passes;        /* all rollout ranks, since the step before */
     double rollout_cpu_s;               /* their processes' CPU time since they started */
     uint32_t rollout_ranks;             /* that are there */
     uint32_t queue_depth;

@@ -100,6 +100,24 @@ static void learner_times(struct train_run *run, const struct learner_report *re
     run->checkpoint_s = 0;
 }
 
+/* Quantiles over the run so far: a step has too few switches for any of its own. */
+static void pass_metrics(struct train_run *run, const struct train_feed *feed)
+{
+    struct rl_pass_times *all = &run->totals.passes;
+    rl_pass_times_add(all, &feed->passes, NULL);
+    double p50 = rl_histogram_quantile_us(all->pass_us, 0.5);
+    if (p50 > 0) {
+        rl_metrics_add(run->metrics, RL_METRIC_ROLLOUT_PASS_P50, p50);
+    }
+    if (all->switch_gap_max_s > 0) {
+        rl_metrics_add(run->metrics, RL_METRIC_ROLLOUT_SWITCH_GAP_P50,
+                       rl_histogram_quantile_us(all->switch_gap_us, 0.5));
+        rl_metrics_add(run->metrics, RL_METRIC_ROLLOUT_SWITCH_GAP_P99,
+                       rl_histogram_quantile_us(all->switch_gap_us, 0.99));
+        rl_metrics_add(run->metrics, RL_METRIC_ROLLOUT_SWITCH_GAP_MAX, all->switch_gap_max_s * 1e6);
+    }
+}
+
 static void role_metrics(struct train_run *run, const struct train_feed *feed,
                          const double learner_s[RL_LEARNER_TIMES])
 {
@@ -122,6 +140,7 @@ static void role_metrics(struct train_run *run, const struct train_feed *feed,
         rl_metrics_add(run->metrics, RL_METRIC_ROLLOUT_IDLE,
                        rl_rollout_idle_s(feed->rollout_s) / rollout_s);
     }
+    pass_metrics(run, feed);
     rl_metrics_add(run->metrics, RL_METRIC_ROLLOUT_CPU_TIME, feed->rollout_cpu_s);
     rl_metrics_add(run->metrics, RL_METRIC_ROLLOUT_RANKS, feed->rollout_ranks);
 }
@@ -469,6 +488,16 @@ static json_t *histogram_summary(const struct train_totals *totals)
     return array;
 }
 
+/* Microseconds; a gap's figures are 0 where generation never went on over a switch. */
+static json_t *pass_summary(const struct rl_pass_times *passes)
+{
+    return json_pack("{s:f, s:f, s:f, s:f}", "pass_us_p50",
+                     rl_histogram_quantile_us(passes->pass_us, 0.5), "switch_gap_us_p50",
+                     rl_histogram_quantile_us(passes->switch_gap_us, 0.5), "switch_gap_us_p99",
+                     rl_histogram_quantile_us(passes->switch_gap_us, 0.99), "switch_gap_us_max",
+                     passes->switch_gap_max_s * 1e6);
+}
+
 static json_t *weight_summary(const struct train_run *run)
 {
     const struct weight_sender_counters *w = &run->totals.weights;
@@ -487,7 +516,7 @@ static rl_status write_summary(const struct train_run *run, bool completed, json
     snprintf(path, sizeof(path), "%s/summary.json", run->dir);
     json_t *part = json_pack(
         "{s:s, s:I, s:I, s:b, s:f, s:f, s:{s:f, s:f, s:o}, s:{s:f, s:I}, s:{s:f, s:f, s:f}, "
-        "s:{s:f, s:f}, s:o, s:o, s:o}",
+        "s:{s:f, s:f}, s:o, s:o, s:o, s:o}",
         "run", run->config->run.name, "seed", (json_int_t)run->config->run.seed, "steps",
         (json_int_t)run->step, "completed", completed, "rollout_tokens_per_second",
         share(t->completion_tokens, t->wall_s), "learner_tokens_per_second",
@@ -497,7 +526,7 @@ static rl_status write_summary(const struct train_run *run, bool completed, json
         (json_int_t)t->mismatch_tokens, "wall_seconds", "train", t->wall_s, "train_wait_for_batch",
         t->wait_s, "train_learner_busy", t->learner_busy_s, "cpu_seconds", "learner",
         rl_clock_process_cpu_s(), "workers", run->worker_cpu_s, "tickets", tickets, "time",
-        time_summary(t), "weights", weight_summary(run));
+        time_summary(t), "rollout", pass_summary(&t->passes), "weights", weight_summary(run));
     if (part == NULL) {
         return rl_fail(RL_NO_MEMORY, "summary.json: out of memory");
     }

@@ -282,6 +282,21 @@ rl_status rollout_generator_partials(const struct rollout_generator *generator,
     return RL_OK;
 }
 
+bool rollout_generator_needs(const struct rollout_generator *generator, uint32_t version)
+{
+    for (int32_t i = 0; i < generator->options.max_groups; i++) {
+        const struct generator_work *work = &generator->works[i];
+        for (uint32_t s = 0; work->schedule != NULL && s < work->group->sample_count; s++) {
+            for (uint32_t k = 0; k < work->schedule[s].count; k++) {
+                if (work->schedule[s].switches[k].version == version) {
+                    return true;
+                }
+            }
+        }
+    }
+    return false;
+}
+
 int32_t rollout_generator_running(const struct rollout_generator *generator)
 {
     return rollout_scheduler_running(generator->scheduler);

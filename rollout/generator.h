@@ -9,6 +9,7 @@
 #ifndef FORESIGHT_ROLLOUT_GENERATOR_H
 #define FORESIGHT_ROLLOUT_GENERATOR_H
 
+#include "core/histogram.h"
 #include "core/trajectory.h"
 #include "model/forward.h"
 #include "model/tokenizer.h"
@@ -59,6 +60,7 @@ struct rollout_counters {
     /* wall time of passes: over prompts (and tokens computed again), over one token of each
      * sequence, split by tokens where a pass has both; vocabulary head and sampling */
     double prefill_s, decode_s, sample_s;
+    struct rl_pass_times times; /* of passes, vocabulary head and sampling too */
 };
 
 /* `context` (its layout, kernels and pool) and `tokenizer` are borrowed for the generator's life;
@@ -103,6 +105,10 @@ rl_status rollout_generator_take(struct rollout_generator *generator,
  * Errors: RL_NO_MEMORY. */
 rl_status rollout_generator_partials(const struct rollout_generator *generator,
                                      struct trajectory_group ***groups, int32_t *count);
+
+/* Does a group inside with a schedule name `version`? Looks at all schedules: not for every pass.
+ */
+bool rollout_generator_needs(const struct rollout_generator *generator, uint32_t version);
 
 /* Sequences running now; groups inside, queued or running (finished ones not yet taken excluded).
  */

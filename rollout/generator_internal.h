@@ -50,6 +50,8 @@ struct rollout_generator {
     struct generator_pass pass;
     struct trajectory_group **done; /* ring [max_groups + 1] */
     int32_t done_head, done_count, done_capacity;
+    double pass_end_s;      /* of the pass before; 0: none, or nothing ran since */
+    uint32_t newest_passed; /* highest version of any pass */
     struct rollout_counters counters;
 };
 

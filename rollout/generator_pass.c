@@ -70,6 +70,23 @@ static void count_pass(struct rollout_generator *g, const struct rollout_plan *p
     g->counters.prefill_s += (1 - share) * pass_s;
 }
 
+/* A pass starts: was the time since the one before a pause for new weights? */
+static void count_gap(struct rollout_generator *g, uint32_t version, double start_s)
+{
+    double gap = start_s - g->pass_end_s;
+    if (version > g->newest_passed && g->pass_end_s > 0) {
+        rl_histogram_add(g->counters.times.switch_gap_us, gap);
+        g->counters.times.switch_gap_max_s = fmax(gap, g->counters.times.switch_gap_max_s);
+    }
+    g->newest_passed = version > g->newest_passed ? version : g->newest_passed;
+}
+
+static void end_pass(struct rollout_generator *g, double start_s)
+{
+    g->pass_end_s = rl_clock_now_s(NULL);
+    rl_histogram_add(g->counters.times.pass_us, g->pass_end_s - start_s);
+}
+
 static void run_model(struct rollout_generator *g, const struct rollout_plan *plan, int32_t rows)
 {
     struct generator_pass *pass = &g->pass;
@@ -84,10 +101,12 @@ static void run_model(struct rollout_generator *g, const struct rollout_plan *pl
     const void *image = generator_image(g, plan->version);
     const float *hidden = NULL;
     double start = rl_clock_now_s(NULL);
+    count_gap(g, plan->version, start);
     model_forward(&g->context, image, &g->kv, &batch, g->workspace, &hidden);
     double forwarded = rl_clock_now_s(NULL);
     count_pass(g, plan, forwarded - start);
     if (rows == 0) {
+        end_pass(g, start);
         return;
     }
     struct model_decode_args decode = {.hidden_rows = pass->hidden_rows,
@@ -98,7 +117,8 @@ static void run_model(struct rollout_generator *g, const struct rollout_plan *pl
                                        .ids = pass->ids,
                                        .logprob = pass->logprob};
     model_head_decode(&g->context, image, g->workspace, &decode);
-    g->counters.sample_s += rl_clock_now_s(NULL) - forwarded;
+    end_pass(g, start);
+    g->counters.sample_s += g->pass_end_s - forwarded;
 }
 
 /* Move a finished sequence's tokens into its trajectory. */
@@ -196,6 +216,7 @@ rl_status rollout_generator_tick(struct rollout_generator *generator, bool *busy
     struct rollout_plan plan;
     rollout_scheduler_plan(g->scheduler, &plan);
     if (plan.segment_count == 0) {
+        g->pass_end_s = 0;
         *busy = false;
         return RL_OK;
     }
@@ -209,6 +230,9 @@ rl_status rollout_generator_tick(struct rollout_generator *generator, bool *busy
     g->counters.forwarded_tokens += (uint64_t)plan.token_count;
     for (int32_t row = 0; row < rows; row++) {
         RL_TRY(take_token(g, row, plan.version));
+    }
+    if (rollout_scheduler_groups(g->scheduler) == 0) {
+        g->pass_end_s = 0; /* what comes next is no pause of anything */
     }
     *busy = true;
     return RL_OK;

@@ -1,26 +1,29 @@
 /* See worker.h. One round of the loop never blocks while there is something to decode; without work
  * it sleeps on the channel. Back-pressure needs no code of its own: a group that cannot move on is
- * held, the engine then fills up, and tickets stay in the queue. */
+ * held, the engine then fills up, and tickets stay in the queue. A snapshot is copied at once and
+ * sent as the channel takes it, so decoding goes on. */
 #include "rollout/worker.h"
 
 #include "core/clock.h"
 #include "core/log.h"
+#include "rollout/snapshot_reply.h"
+#include "rollout/ticket_queue.h"
+#include "rollout/version_pins.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-enum { WORKER_TICKETS_MAX = 65536 };
-
 struct worker {
     const struct rollout_worker_args *args;
-    struct wire_ticket *tickets; /* ring of tickets not yet submitted */
-    size_t ticket_head, ticket_count, ticket_capacity;
+    struct ticket_queue queue; /* tickets not yet submitted */
+    struct version_pins pins;  /* weights of pinned tickets */
+    struct snapshot_reply reply;
     struct trajectory_group *to_score, *to_send; /* held because the next stage is full */
     uint64_t open;                               /* tickets received and not yet sent back */
     bool has_weights;
     bool weights_coming; /* a newer version is being verified */
     uint32_t version;
-    double next_status_s, busy_s, idle_s, longest_switch_s;
+    double next_status_s, busy_s, idle_s;
     double lap_s;                    /* when the part of time that goes on now began */
     double time_s[RL_ROLLOUT_TIMES]; /* but for the passes, which the generator counts */
     bool stopped;
@@ -47,7 +50,7 @@ static double pass_s(const struct worker *w)
 /* Nothing to decode and nothing to move: who is waited for? */
 static enum rl_rollout_time awaited(const struct worker *w)
 {
-    if (!w->has_weights || (w->weights_coming && w->ticket_count > 0)) {
+    if (!w->has_weights || (w->weights_coming && w->queue.count > 0)) {
         return RL_ROLLOUT_TIME_WEIGHT_WAIT;
     }
     if (w->to_send != NULL) {
@@ -56,7 +59,7 @@ static enum rl_rollout_time awaited(const struct worker *w)
     if (rollout_generator_groups(w->args->generator) > 0) {
         return RL_ROLLOUT_TIME_WEIGHT_WAIT; /* for the version that its groups ask for */
     }
-    return w->open > w->ticket_count ? RL_ROLLOUT_TIME_REWARD_WAIT : RL_ROLLOUT_TIME_TICKET_WAIT;
+    return w->open > w->queue.count ? RL_ROLLOUT_TIME_REWARD_WAIT : RL_ROLLOUT_TIME_TICKET_WAIT;
 }
 
 static const char *awaited_name(enum rl_rollout_time part)
@@ -76,48 +79,55 @@ static const char *awaited_name(enum rl_rollout_time part)
 /* --- messages in
  * ------------------------------------------------------------------------------------ */
 
-static rl_status queue_ticket(struct worker *w, const struct wire_ticket *ticket)
+static rl_status take_ticket(struct worker *w, const struct channel_message *message)
 {
-    if (w->ticket_count == w->ticket_capacity) {
-        size_t capacity = w->ticket_capacity == 0 ? 64 : 2 * w->ticket_capacity;
-        if (capacity > WORKER_TICKETS_MAX) {
-            return rl_fail(RL_INVALID, "worker: more than %d tickets at once", WORKER_TICKETS_MAX);
-        }
-        struct wire_ticket *grown = calloc(capacity, sizeof(*grown));
-        if (grown == NULL) {
-            return rl_fail(RL_NO_MEMORY, "worker: out of memory for tickets");
-        }
-        for (size_t i = 0; i < w->ticket_count; i++) {
-            grown[i] = w->tickets[(w->ticket_head + i) % w->ticket_capacity];
-        }
-        free(w->tickets);
-        w->tickets = grown;
-        w->ticket_head = 0;
-        w->ticket_capacity = capacity;
+    struct wire_ticket ticket;
+    RL_TRY(wire_decode_ticket(message, &ticket));
+    if (ticket.prompt_id >= prompts_count(w->args->prompts)) {
+        return rl_fail(RL_CORRUPT, "worker: ticket %llu names prompt %llu of %llu",
+                       (unsigned long long)ticket.ticket, (unsigned long long)ticket.prompt_id,
+                       (unsigned long long)prompts_count(w->args->prompts));
     }
-    w->tickets[(w->ticket_head + w->ticket_count++) % w->ticket_capacity] = *ticket;
+    RL_TRY(ticket_queue_push(&w->queue, &ticket));
     w->open++;
     return RL_OK;
 }
 
+static rl_status take_partial(struct worker *w, const struct channel_message *message)
+{
+    struct trajectory_group *group = NULL;
+    uint64_t id = 0;
+    RL_TRY(wire_decode_partial(message, &id, &group));
+    ticket_queue_hold(&w->queue, group);
+    return RL_OK;
+}
+
+static rl_status take_snapshot(struct worker *w, const struct channel_message *message)
+{
+    uint64_t id = 0;
+    RL_TRY(wire_decode_snapshot(message, &id));
+    return snapshot_reply_start(&w->reply, id, w->args->generator, &w->queue);
+}
+
 static rl_status handle_message(struct worker *w, struct channel_message *message)
 {
-    struct wire_ticket ticket;
     switch (message->kind) {
     case WIRE_TICKET:
-        RL_TRY(wire_decode_ticket(message, &ticket));
-        if (ticket.prompt_id >= prompts_count(w->args->prompts)) {
-            return rl_fail(RL_CORRUPT, "worker: ticket %llu names prompt %llu of %llu",
-                           (unsigned long long)ticket.ticket, (unsigned long long)ticket.prompt_id,
-                           (unsigned long long)prompts_count(w->args->prompts));
-        }
-        return queue_ticket(w, &ticket);
+        return take_ticket(w, message);
+    case WIRE_PARTIAL:
+        return take_partial(w, message);
+    case WIRE_SNAPSHOT:
+        return take_snapshot(w, message);
     case WIRE_STOP:
         RL_TRY(wire_decode_stop(message, &w->stop));
         w->stopped = true;
         return RL_OK;
     case CHANNEL_PEER_LOST:
-        return message->peer == w->args->learner ? RL_PEER_LOST : RL_OK;
+        if (message->peer == w->args->learner) {
+            return rl_fail(RL_PEER_LOST, "worker %d: the learner (rank %d) is lost", w->args->rank,
+                           message->peer);
+        }
+        return RL_OK;
     default:
         w->args->deliver(w->args->deliver_arg, message);
         return RL_OK;
@@ -144,26 +154,57 @@ static rl_status receive_all(struct worker *w, double timeout_s)
 /* --- work
  * ------------------------------------------------------------------------------------------- */
 
-/* New groups begin with the newest weights there are: at staleness 0 nothing else would do. Those
- * that run go on meanwhile. */
+/* All samples of a pinned ticket by its one version. The version is taken hold of now, not when its
+ * first pass is due. */
+static rl_status submit_pinned(struct worker *w, struct rollout_request *request, uint32_t version)
+{
+    struct rollout_switch only = {.position = 0, .version = version};
+    struct rollout_schedule *schedules = calloc(request->samples, sizeof(*schedules));
+    if (schedules == NULL) {
+        return rl_fail(RL_NO_MEMORY, "worker: out of memory for a ticket");
+    }
+    for (uint32_t i = 0; i < request->samples; i++) {
+        schedules[i] = (struct rollout_schedule){.count = 1, .switches = &only};
+    }
+    request->schedule = schedules;
+    rl_status status = rollout_generator_submit(w->args->generator, request);
+    free(schedules);
+    if (status == RL_OK) {
+        (void)version_pins_image(&w->pins, version);
+    }
+    return status;
+}
+
+static rl_status submit_entry(struct worker *w, const struct ticket_entry *entry)
+{
+    const struct wire_ticket *ticket = &entry->ticket;
+    const struct prompt *prompt = prompts_at(w->args->prompts, ticket->prompt_id);
+    struct rollout_request request = {.ticket = ticket->ticket,
+                                      .prompt_id = ticket->prompt_id,
+                                      .epoch = ticket->epoch,
+                                      .samples = ticket->sample_count,
+                                      .prompt = prompt->tokens,
+                                      .prompt_count = prompt->token_count,
+                                      .done = entry->done};
+    return ticket->pinned ? submit_pinned(w, &request, ticket->version)
+                          : rollout_generator_submit(w->args->generator, &request);
+}
+
+/* New groups without a version of their own begin with the newest weights there are: at staleness 0
+ * nothing else would do. Those that run go on meanwhile. */
 static rl_status submit_tickets(struct worker *w)
 {
-    while (w->ticket_count > 0 && !w->weights_coming) {
-        const struct wire_ticket *ticket = &w->tickets[w->ticket_head];
-        const struct prompt *prompt = prompts_at(w->args->prompts, ticket->prompt_id);
-        struct rollout_request request = {.ticket = ticket->ticket,
-                                          .prompt_id = ticket->prompt_id,
-                                          .epoch = ticket->epoch,
-                                          .samples = ticket->sample_count,
-                                          .prompt = prompt->tokens,
-                                          .prompt_count = prompt->token_count};
-        rl_status status = rollout_generator_submit(w->args->generator, &request);
+    while (w->queue.count > 0) {
+        const struct ticket_entry *entry = ticket_queue_at(&w->queue, 0);
+        if (w->weights_coming && !entry->ticket.pinned) {
+            return RL_OK;
+        }
+        rl_status status = submit_entry(w, entry);
         if (status == RL_AGAIN) {
             return RL_OK;
         }
         RL_TRY(status);
-        w->ticket_head = (w->ticket_head + 1) % w->ticket_capacity;
-        w->ticket_count--;
+        ticket_queue_pop(&w->queue);
     }
     return RL_OK;
 }
@@ -176,7 +217,6 @@ static rl_status switch_weights(struct worker *w)
         return RL_OK;
     }
     RL_TRY(status);
-    double start = rl_clock_now_s(NULL);
     struct weight_view view;
     status = weight_source_acquire(w->args->weights, newest, &view);
     if (status == RL_AGAIN || status == RL_NOT_FOUND) {
@@ -186,10 +226,6 @@ static rl_status switch_weights(struct worker *w)
     RL_TRY(status);
     rollout_generator_set_weights(w->args->generator, view.image, view.version);
     w->version = view.version;
-    if (w->has_weights) {
-        double pause = rl_clock_now_s(NULL) - start;
-        w->longest_switch_s = pause > w->longest_switch_s ? pause : w->longest_switch_s;
-    }
     w->has_weights = true;
     return RL_OK;
 }
@@ -202,6 +238,7 @@ static rl_status move_groups(struct worker *w, bool *moved)
     for (;;) {
         if (w->to_score == NULL && rollout_generator_take(args->generator, &w->to_score) == RL_OK) {
             w->to_score->worker = args->rank;
+            version_pins_trim(&w->pins, args->generator);
         }
         if (w->to_score == NULL) {
             break;
@@ -249,7 +286,7 @@ static rl_status send_status(struct worker *w, double now)
                                  .prompt_tokens =
                                      counters->forwarded_tokens - counters->sampled_tokens,
                                  .weight_switches = counters->switches,
-                                 .switch_pause_s = w->longest_switch_s,
+                                 .passes = counters->times,
                                  .decode_busy_s = w->busy_s,
                                  .idle_s = w->idle_s,
                                  .cpu_s = rl_clock_process_cpu_s()};
@@ -300,7 +337,9 @@ static rl_status run_round(struct worker *w)
     lap(w, RL_ROLLOUT_TIME_WEIGHT_WAIT);
     RL_TRY(submit_tickets(w));
     RL_TRY(run_pass(w, &busy));
+    RL_TRY(w->pins.status);
     RL_TRY(move_groups(w, &moved));
+    RL_TRY(snapshot_reply_send(&w->reply, w->args->channel, w->args->learner));
     if (w->lap_s >= w->next_status_s) {
         RL_TRY(send_status(w, rl_clock_now_s(NULL)));
     }
@@ -310,8 +349,10 @@ static rl_status run_round(struct worker *w)
 
 rl_status rollout_worker_run(const struct rollout_worker_args *args, struct wire_stop *stop)
 {
-    struct worker w = {.args = args, .lap_s = rl_clock_now_s(NULL)};
+    struct worker w = {
+        .args = args, .lap_s = rl_clock_now_s(NULL), .pins = {.source = args->weights}};
     rl_status status = RL_OK;
+    rollout_generator_set_image_source(args->generator, version_pins_image, &w.pins);
     while (status == RL_OK && !w.stopped) {
         if (atomic_load_explicit(args->cancel, memory_order_relaxed)) {
             status = RL_INTERRUPTED;
@@ -325,7 +366,10 @@ rl_status rollout_worker_run(const struct rollout_worker_args *args, struct wire
     }
     trajectory_group_destroy(w.to_score);
     trajectory_group_destroy(w.to_send);
-    free(w.tickets);
+    ticket_queue_fini(&w.queue);
+    snapshot_reply_fini(&w.reply);
+    rollout_generator_set_image_source(args->generator, NULL, NULL);
+    version_pins_trim(&w.pins, NULL);
     weight_source_release(args->weights);
     return status;
 }

@@ -130,7 +130,7 @@ static const char *const fuzz_no_words[] = {NULL};
 /* Frames of every kind. */
 static inline size_t fuzz_wire_seeds(struct fuzz_seed *out)
 {
-    static struct channel_message frames[5]; /* kept for the life of the process */
+    static struct channel_message frames[7]; /* kept for the life of the process */
     struct trajectory_group *group = NULL;
     const int32_t tokens[5] = {1, 2, 3, 4, 5};
     const float logprob[3] = {-0.5F, 0.0F, -2.0F};
@@ -143,21 +143,23 @@ static inline size_t fuzz_wire_seeds(struct fuzz_seed *out)
                       "memory");
         }
         struct wire_hello hello = {.rank = 1, .world_size = 2, .host = "host"};
-        struct wire_ticket ticket = {.ticket = 9, .sample_count = 8};
+        struct wire_ticket ticket = {.ticket = 9, .sample_count = 8, .version = 3, .pinned = true};
         struct wire_status progress = {.rank = 1, .version = 3};
         struct wire_stop stop = {.reason = WIRE_STOP_DONE};
         fuzz_must(wire_encode_group(group, &frames[0]) == RL_OK &&
                       wire_encode_hello(&hello, &frames[1]) == RL_OK &&
                       wire_encode_ticket(&ticket, &frames[2]) == RL_OK &&
                       wire_encode_status(&progress, &frames[3]) == RL_OK &&
-                      wire_encode_stop(&stop, &frames[4]) == RL_OK,
+                      wire_encode_stop(&stop, &frames[4]) == RL_OK &&
+                      wire_encode_snapshot(3, &frames[5]) == RL_OK &&
+                      wire_encode_partial(3, group, &frames[6]) == RL_OK,
                   "seed frames");
         trajectory_group_destroy(group);
     }
-    for (size_t i = 0; i < 5; i++) {
+    for (size_t i = 0; i < 7; i++) {
         out[i] = (struct fuzz_seed){frames[i].data, frames[i].bytes};
     }
-    return 5;
+    return 7;
 }
 
 /* Deltas from the fixed base: nothing, a few elements, all of them. */

@@ -90,6 +90,7 @@ static inline bool fuzz_wire_decode(const struct channel_message *message)
     struct channel_message back = {0};
     const void *data = NULL;
     size_t bytes = 0;
+    uint64_t id = 0;
     rl_status again = RL_OK;
     if (wire_decode_group(message, &group) == RL_OK) {
         fuzz_must(trajectory_group_check(group) == RL_OK, "a decoded group is sound");
@@ -103,6 +104,11 @@ static inline bool fuzz_wire_decode(const struct channel_message *message)
         again = wire_encode_status(&progress, &back);
     } else if (wire_decode_stop(message, &stop) == RL_OK) {
         again = wire_encode_stop(&stop, &back);
+    } else if (wire_decode_snapshot(message, &id) == RL_OK) {
+        again = wire_encode_snapshot(id, &back);
+    } else if (wire_decode_partial(message, &id, &group) == RL_OK) {
+        again = wire_encode_partial(id, group, &back);
+        trajectory_group_destroy(group);
     } else if (wire_decode_bytes(message, &data, &bytes) == RL_OK) {
         again = wire_encode_bytes(data, bytes, &back);
     } else {

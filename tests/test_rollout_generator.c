@@ -363,6 +363,20 @@ static void count_sample(struct bench *b, const struct trajectory *sample,
     }
 }
 
+/* Every pass was timed, and the one pause between two versions. */
+static void count_pauses(const struct rollout_counters *counters)
+{
+    uint64_t passes = 0;
+    uint64_t gaps = 0;
+    for (int i = 0; i < RL_HISTOGRAM_BUCKETS; i++) {
+        passes += counters->times.pass_us[i];
+        gaps += counters->times.switch_gap_us[i];
+    }
+    ck_assert_uint_eq(passes, counters->passes);
+    ck_assert_uint_eq(gaps, 1);
+    ck_assert(counters->times.switch_gap_max_s > 0);
+}
+
 static struct switch_counts switch_midway(bool recompute)
 {
     struct bench b;
@@ -383,6 +397,7 @@ static struct switch_counts switch_midway(bool recompute)
     rollout_generator_set_weights(generator, b.other, 1);
     drain(generator, &all);
     ck_assert_uint_eq(rollout_generator_counters(generator)->switches, 1);
+    count_pauses(rollout_generator_counters(generator));
     for (int i = 0; i < PROMPTS; i++) {
         for (int s = 0; s < SAMPLES; s++) {
             count_sample(&b, &all.groups[i]->samples[s], &counts);

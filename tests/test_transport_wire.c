@@ -117,14 +117,27 @@ START_TEST(small_round_trips)
     ck_assert_str_eq(hello_back.host, hello.host);
     channel_message_fini(&message);
 
-    struct wire_ticket ticket = {UINT64_MAX, 5, 6, 8, 99};
+    struct wire_ticket ticket = {UINT64_MAX, 5, 6, 8, 99, 7, true};
     struct wire_ticket ticket_back;
     ck_assert_int_eq(wire_encode_ticket(&ticket, &message), RL_OK);
     ck_assert_int_eq(wire_decode_ticket(&message, &ticket_back), RL_OK);
-    ck_assert_int_eq(memcmp(&ticket, &ticket_back, sizeof ticket), 0);
+    ck_assert_uint_eq(ticket_back.ticket, ticket.ticket);
+    ck_assert_uint_eq(ticket_back.prompt_id, ticket.prompt_id);
+    ck_assert_uint_eq(ticket_back.epoch, ticket.epoch);
+    ck_assert_uint_eq(ticket_back.sample_count, ticket.sample_count);
+    ck_assert_uint_eq(ticket_back.seed, ticket.seed);
+    ck_assert_uint_eq(ticket_back.version, ticket.version);
+    ck_assert(ticket_back.pinned);
     channel_message_fini(&message);
 
-    struct wire_status status = {1, 2, 3, 4, 5, 6, 7, 8, 0.5, 1.5, 2.5, 3.5, {4.5, 5.5}};
+    struct wire_status status = {.rank = 1,
+                                 .version = 2,
+                                 .tickets_open = 5,
+                                 .weight_switches = 8,
+                                 .decode_busy_s = 0.5,
+                                 .cpu_s = 2.5,
+                                 .time_s = {4.5, 5.5},
+                                 .passes = {{1, 2}, {3}, 6.5}};
     struct wire_status status_back;
     ck_assert_int_eq(wire_encode_status(&status, &message), RL_OK);
     ck_assert_int_eq(wire_decode_status(&message, &status_back), RL_OK);
@@ -148,6 +161,36 @@ START_TEST(small_round_trips)
 }
 END_TEST
 
+START_TEST(snapshot_and_partial_round_trips)
+{
+    struct channel_message message = {0};
+    uint64_t id = 0;
+    ck_assert_int_eq(wire_encode_snapshot(UINT64_MAX - 3, &message), RL_OK);
+    ck_assert_int_eq(wire_decode_snapshot(&message, &id), RL_OK);
+    ck_assert_uint_eq(id, UINT64_MAX - 3);
+    channel_message_fini(&message);
+
+    struct trajectory_group *group = group_make(3, 9, 2);
+    struct trajectory_group *back = NULL;
+    free(group->samples[1].tokens); /* not finished */
+    group->samples[1] = (struct trajectory){.sample_index = 1};
+    ck_assert_int_eq(wire_encode_partial(8, group, &message), RL_OK);
+    ck_assert_int_eq(wire_decode_partial(&message, &id, &back), RL_OK);
+    ck_assert_uint_eq(id, 8);
+    ck_assert_uint_eq(back->samples[1].completion_count, 0);
+    group_compare(group, back);
+    trajectory_group_destroy(back);
+    trajectory_group_destroy(group);
+    channel_message_fini(&message);
+
+    ck_assert_int_eq(wire_encode_partial(9, NULL, &message), RL_OK);
+    ck_assert_int_eq(wire_decode_partial(&message, &id, &back), RL_OK);
+    ck_assert_uint_eq(id, 9);
+    ck_assert_ptr_null(back);
+    channel_message_fini(&message);
+}
+END_TEST
+
 START_TEST(encoders_refuse)
 {
     struct channel_message message = {0};
@@ -159,6 +202,8 @@ START_TEST(encoders_refuse)
     struct wire_ticket ticket = {.sample_count = 0};
     ck_assert_int_eq(wire_encode_ticket(&ticket, &message), RL_INVALID);
     ticket.sample_count = WIRE_SAMPLES_MAX + 1;
+    ck_assert_int_eq(wire_encode_ticket(&ticket, &message), RL_INVALID);
+    ticket = (struct wire_ticket){.sample_count = 1, .version = 1}; /* a version for nothing */
     ck_assert_int_eq(wire_encode_ticket(&ticket, &message), RL_INVALID);
     struct wire_status status = {.idle_s = NAN};
     ck_assert_int_eq(wire_encode_status(&status, &message), RL_INVALID);
@@ -191,11 +236,17 @@ static int decode_any(const unsigned char *data, size_t bytes)
     struct trajectory_group *group = NULL;
     const void *payload = NULL;
     size_t payload_bytes = 0;
+    uint64_t id = 0;
     int accepted = wire_decode_hello(&message, &hello) == RL_OK;
     accepted += wire_decode_ticket(&message, &ticket) == RL_OK;
     accepted += wire_decode_status(&message, &status) == RL_OK;
     accepted += wire_decode_stop(&message, &stop) == RL_OK;
     accepted += wire_decode_bytes(&message, &payload, &payload_bytes) == RL_OK;
+    accepted += wire_decode_snapshot(&message, &id) == RL_OK;
+    if (wire_decode_partial(&message, &id, &group) == RL_OK) {
+        accepted++;
+        trajectory_group_destroy(group);
+    }
     if (wire_decode_group(&message, &group) == RL_OK) {
         accepted++;
         trajectory_group_destroy(group);
@@ -244,7 +295,7 @@ START_TEST(forged_payloads)
         if (round % 3 == 0) {
             bytes -= rl_rng_next_below(&rng, bytes - WIRE_HEADER_BYTES);
         }
-        uint32_t kind = 1 + (uint32_t)rl_rng_next_below(&rng, WIRE_BYTES);
+        uint32_t kind = 1 + (uint32_t)rl_rng_next_below(&rng, WIRE_PARTIAL);
         kind = round % 2 == 0 ? WIRE_GROUP : kind;
         uint64_t payload = bytes - WIRE_HEADER_BYTES;
         uint64_t hash = XXH3_64bits_withSeed(copy + WIRE_HEADER_BYTES, payload, kind);
@@ -281,6 +332,7 @@ int main(void)
     TCase *tests = tcase_create("frames");
     tcase_add_loop_test(tests, group_round_trip, 0, 9);
     tcase_add_test(tests, small_round_trips);
+    tcase_add_test(tests, snapshot_and_partial_round_trips);
     tcase_add_test(tests, encoders_refuse);
     tcase_add_test(tests, truncation_and_flips);
     tcase_add_test(tests, forged_payloads);

@@ -5,6 +5,7 @@
 #ifndef FORESIGHT_TRANSPORT_WIRE_H
 #define FORESIGHT_TRANSPORT_WIRE_H
 
+#include "core/histogram.h"
 #include "core/role_times.h"
 #include "core/status.h"
 #include "core/trajectory.h"
@@ -19,7 +20,12 @@ enum wire_kind {
     WIRE_GROUP = 3,  /* worker to learner 0: a generated, scored group */
     WIRE_STATUS = 4, /* worker to learner 0: progress, for metrics and admission */
     WIRE_STOP = 5,   /* learner 0 to worker: finish up and leave */
-    WIRE_BYTES = 6   /* anything else between own modules: opaque, first word tells which */
+    WIRE_BYTES = 6,  /* anything else between own modules: opaque, first word tells which */
+    /* learner 0 to worker: send the finished samples of unfinished groups, as WIRE_PARTIAL */
+    WIRE_SNAPSHOT = 7,
+    /* worker to learner 0: one such group (unfinished samples are empty), an empty frame after the
+     * last; learner 0 to worker: the same, right before the ticket that goes on from it */
+    WIRE_PARTIAL = 8
 };
 
 enum {
@@ -46,6 +52,8 @@ struct wire_ticket {
     uint32_t epoch;
     uint32_t sample_count; /* G, >= 1 */
     uint64_t seed;         /* run seed: with prompt, epoch and sample index it fixes the samples */
+    uint32_t version;      /* pinned: the one version that generates the whole group; else 0 */
+    bool pinned;           /* false: by the newest weights there are at each pass */
 };
 
 struct wire_status {
@@ -57,11 +65,11 @@ struct wire_status {
     uint64_t tokens_generated;       /* since the start */
     uint64_t prompt_tokens;          /* prefilled since the start */
     uint64_t weight_switches;        /* since the start */
-    double switch_pause_s;           /* longest pause of generation for a switch */
     double decode_busy_s;            /* time in forward passes since the start */
     double idle_s;                   /* time without anything to decode since the start */
     double cpu_s;                    /* CPU time of the process */
     double time_s[RL_ROLLOUT_TIMES]; /* wall time since the start, by what it was spent on */
+    struct rl_pass_times passes;     /* since the start */
 };
 
 struct wire_stop {
@@ -80,10 +88,15 @@ rl_status wire_encode_group(const struct trajectory_group *group, struct channel
 rl_status wire_encode_status(const struct wire_status *status, struct channel_message *out);
 rl_status wire_encode_stop(const struct wire_stop *stop, struct channel_message *out);
 rl_status wire_encode_bytes(const void *data, size_t bytes, struct channel_message *out);
+rl_status wire_encode_snapshot(uint64_t id, struct channel_message *out);
+/* `id`: of the WIRE_SNAPSHOT that this answers, from a learner 0; `group` NULL: no more come. */
+rl_status wire_encode_partial(uint64_t id, const struct trajectory_group *group,
+                              struct channel_message *out);
 
 /* Decode a whole frame of the kind asked for. Errors: RL_CORRUPT (what is wrong is named),
  * RL_NO_MEMORY. The group is the caller's (trajectory_group_destroy) and has passed
- * trajectory_group_check. wire_decode_bytes borrows from the message. */
+ * trajectory_group_check. wire_decode_bytes borrows from the message. A partial group
+ * is NULL where no more come. */
 rl_status wire_decode_hello(const struct channel_message *message, struct wire_hello *out);
 rl_status wire_decode_ticket(const struct channel_message *message, struct wire_ticket *out);
 rl_status wire_decode_group(const struct channel_message *message, struct trajectory_group **out);
@@ -91,6 +104,9 @@ rl_status wire_decode_status(const struct channel_message *message, struct wire_
 rl_status wire_decode_stop(const struct channel_message *message, struct wire_stop *out);
 rl_status wire_decode_bytes(const struct channel_message *message, const void **data,
                             size_t *bytes);
+rl_status wire_decode_snapshot(const struct channel_message *message, uint64_t *id);
+rl_status wire_decode_partial(const struct channel_message *message, uint64_t *id,
+                              struct trajectory_group **out);
 
 /* Check header, size and hash of a frame and say its kind. Errors: RL_CORRUPT. */
 rl_status wire_frame_check(const void *data, size_t bytes, uint32_t *kind);
