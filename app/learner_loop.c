@@ -13,6 +13,9 @@ enum {
     REMOTE_HISTORY = 8 /* versions back that deltas start from */
 };
 
+/* Rollout ranks answer between two passes. */
+static const double snapshot_wait_s = 2;
+
 struct batch_wait {
     struct learner_rank *rank;
     struct admission_batch *batch;
@@ -56,10 +59,32 @@ static rl_status wait_for_batch(struct learner_rank *l, struct admission_batch *
     return wait.status;
 }
 
+/* Called with the mutex held. */
+static bool snapshot_done(void *arg)
+{
+    const struct learner_rank *l = arg;
+    return learner_service_answered(l) || l->service_status != RL_OK;
+}
+
+/* Gather what is finished of unfinished groups: waits a moment, while generation goes on. Who does
+ * not answer in time has it sampled again after a resume. The mutex must be held. */
+static void gather_partials(struct learner_rank *l)
+{
+    struct rl_wait_signal signal = {
+        .cond = &l->arrived, .mutex = &l->mutex, .done = snapshot_done, .arg = l};
+    if (l->service_status != RL_OK || train_run_done(&l->run)) {
+        return;
+    }
+    learner_service_ask(l);
+    (void)rl_wait_signal_poll(l->waits, "learner waits for finished samples to save", &signal,
+                              snapshot_wait_s);
+}
+
 static rl_status save(struct learner_rank *l, bool wait)
 {
     struct train_snapshot snapshot;
     pthread_mutex_lock(&l->mutex);
+    gather_partials(l);
     rl_status status = train_run_snapshot(&l->run, &snapshot);
     pthread_mutex_unlock(&l->mutex);
     RL_TRY(status);
@@ -203,7 +228,12 @@ rl_status learner_loop_run(struct learner_rank *l)
                                       world_size(l->world) + (int)l->config->async.replace_workers,
                                   .history = remote ? REMOTE_HISTORY : 1,
                                   .mutex = &l->mutex};
-    rl_status status = train_run_open(&args, &l->run);
+    rl_status status =
+        remote && l->config->async.order == CONFIG_ORDER_FIXED_LAG
+            ? rl_fail(RL_INVALID,
+                      "async.order is fixed_lag, for which every rollout rank must be on "
+                      "the learner's node: between nodes versions may be left out")
+            : train_run_open(&args, &l->run);
     if (status == RL_OK) {
         pthread_mutex_lock(&l->mutex);
         status = open_weights(l);

@@ -23,6 +23,8 @@ struct worker_seat {
     uint32_t hasty;            /* successors in a row that were lost without a group */
     double wait_until_s;       /* no successor before */
     uint64_t groups;           /* from this process */
+    bool snapshot_due;         /* it is to be asked for what is finished of its groups */
+    bool snapshot_open;        /* its answer is not here */
     struct wire_status status; /* newest of this process */
 };
 
@@ -50,7 +52,9 @@ struct learner_rank {
     int64_t *children;               /* [async.replace_workers] pids of those not waited for yet */
     uint32_t child_count;
     double gone_busy_s, gone_cpu_s; /* last figures of lost processes together */
-    struct channel_message held;    /* a ticket that could not be sent yet */
+    struct channel_message held;    /* to be sent next: a ticket, or what its group goes on from */
+    struct channel_message behind;  /* the ticket after it */
+    uint64_t snapshot;              /* number of the last one asked for */
     struct probe probe;
     struct rl_pass_times passes;        /* of all rollout ranks, the dead included */
     double rollout_s[RL_ROLLOUT_TIMES]; /* all rollout ranks since the start, the dead included */
@@ -73,6 +77,13 @@ uint32_t learner_service_workers(const struct learner_rank *l);
 /* Tell a rollout rank where the weights are. The mutex must be held; once for each process, after
  * the first weights were published. */
 rl_status learner_service_greet(struct learner_rank *l, int rank);
+
+/* Ask all rollout ranks for the finished samples of unfinished groups, which go into the run's
+ * partial groups. The mutex must be held. */
+void learner_service_ask(struct learner_rank *l);
+
+/* Have all answered that live? The mutex must be held. */
+bool learner_service_answered(const struct learner_rank *l);
 
 /* One round of the main thread beside the pump: messages in, tickets out. Takes the mutex for
  * moments. Returns whether there was work. */

@@ -44,7 +44,10 @@ static void lose_peer(struct learner_rank *l, int rank, bool failed)
     l->probe.issued = l->probe.taken; /* the rest of the probe is asked for again */
     if (l->held.data != NULL && l->held.peer == rank) {
         channel_message_fini(&l->held); /* its ticket goes back with the others */
+        channel_message_fini(&l->behind);
     }
+    l->seats[rank].snapshot_due = l->seats[rank].snapshot_open = false;
+    pthread_cond_signal(&l->arrived);
     uint32_t tickets = 0;
     if (l->serving) { /* before that the compute thread has the run to itself */
         tickets = dispatcher_worker_lost(l->run.dispatcher, rank);
@@ -93,6 +96,45 @@ static void add_times(struct learner_rank *l, const struct wire_status *before,
     rl_pass_times_add(&l->passes, &now->passes, &before->passes);
 }
 
+void learner_service_ask(struct learner_rank *l)
+{
+    l->snapshot++;
+    for (int rank = 0; rank < world_size(l->world); rank++) {
+        l->seats[rank].snapshot_due = l->seats[rank].snapshot_open = l->seats[rank].alive;
+    }
+}
+
+bool learner_service_answered(const struct learner_rank *l)
+{
+    for (int rank = 0; rank < world_size(l->world); rank++) {
+        if (l->seats[rank].alive && l->seats[rank].snapshot_open) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static rl_status take_partial(struct learner_rank *l, const struct channel_message *message)
+{
+    struct trajectory_group *group = NULL;
+    uint64_t id = 0;
+    rl_status status = wire_decode_partial(message, &id, &group);
+    if (status != RL_OK) {
+        return status == RL_CORRUPT ? RL_OK : status; /* logged; it is sampled again */
+    }
+    if (group == NULL) {
+        struct worker_seat *seat = &l->seats[message->peer];
+        seat->snapshot_open = seat->snapshot_open && id != l->snapshot;
+        pthread_cond_signal(&l->arrived);
+        return RL_OK;
+    }
+    if (group->ticket >= TRAIN_PROBE_TICKET) {
+        trajectory_group_destroy(group);
+        return RL_OK;
+    }
+    return partial_store_put(&l->run.partials, l->run.admission, group);
+}
+
 static rl_status handle_message(struct learner_rank *l, const struct channel_message *message)
 {
     struct wire_status status;
@@ -100,6 +142,8 @@ static rl_status handle_message(struct learner_rank *l, const struct channel_mes
     case WIRE_GROUP:
         l->seats[message->peer].groups++;
         return l->serving ? take_group(l, message) : RL_OK;
+    case WIRE_PARTIAL:
+        return l->serving ? take_partial(l, message) : RL_OK;
     case WIRE_STATUS:
         if (wire_decode_status(message, &status) == RL_OK) {
             add_times(l, &l->seats[message->peer].status, &status);
@@ -126,16 +170,28 @@ rl_status learner_service_greet(struct learner_rank *l, int rank)
     return learner_weights_greet(l->weights, rank);
 }
 
-static rl_status encode_ticket(struct learner_rank *l, uint64_t number, uint64_t prompt_id,
-                               uint32_t epoch, int worker)
+/* `held` is the ticket, or what is finished of its group with the ticket behind it. */
+static rl_status encode_ticket(struct learner_rank *l, const struct dispatcher_ticket *ticket,
+                               bool pinned)
 {
-    struct wire_ticket ticket = {.ticket = number,
-                                 .prompt_id = prompt_id,
-                                 .epoch = epoch,
-                                 .sample_count = (uint32_t)l->config->rollout.samples_per_prompt,
-                                 .seed = (uint64_t)l->config->run.seed};
-    RL_TRY(wire_encode_ticket(&ticket, &l->held));
-    l->held.peer = worker;
+    struct wire_ticket out = {.ticket = ticket->number,
+                              .prompt_id = ticket->prompt_id,
+                              .epoch = ticket->epoch,
+                              .sample_count = (uint32_t)l->config->rollout.samples_per_prompt,
+                              .seed = (uint64_t)l->config->run.seed,
+                              .version = pinned ? ticket->version : 0,
+                              .pinned = pinned};
+    const struct trajectory_group *partial =
+        partial_store_find(&l->run.partials, l->run.admission, ticket->number);
+    if (partial != NULL) {
+        RL_TRY(wire_encode_partial(0, partial, &l->held));
+    }
+    rl_status status = wire_encode_ticket(&out, partial != NULL ? &l->behind : &l->held);
+    if (status != RL_OK) {
+        channel_message_fini(&l->held);
+        return status;
+    }
+    l->held.peer = l->behind.peer = ticket->worker;
     return RL_OK;
 }
 
@@ -184,20 +240,27 @@ static rl_status next_ticket(struct learner_rank *l)
             return RL_AGAIN; /* the last weights are on their way, or a seat is being refilled */
         }
         uint32_t index = l->probe.issued++;
-        return encode_ticket(l, TRAIN_PROBE_TICKET + index, index % prompts_count(l->prompts),
-                             TRAIN_PROBE_EPOCH, worker);
+        ticket = (struct dispatcher_ticket){.number = TRAIN_PROBE_TICKET + index,
+                                            .prompt_id = index % prompts_count(l->prompts),
+                                            .epoch = TRAIN_PROBE_EPOCH,
+                                            .worker = worker};
+        return encode_ticket(l, &ticket, false);
     }
     if (l->draining || worker < 0 || !train_run_wants_tickets(&l->run)) {
         return RL_AGAIN;
     }
     RL_TRY(dispatcher_issue(l->run.dispatcher, worker, tickets_per_worker(l), &ticket));
-    return encode_ticket(l, ticket.number, ticket.prompt_id, ticket.epoch, worker);
+    return encode_ticket(l, &ticket, train_run_fixed_lag(&l->run));
 }
 
 static rl_status issue_tickets(struct learner_rank *l)
 {
     for (;;) {
         rl_status status = RL_OK;
+        if (l->held.data == NULL && l->behind.data != NULL) {
+            l->held = l->behind;
+            l->behind = (struct channel_message){0};
+        }
         if (l->held.data == NULL) {
             status = next_ticket(l);
             if (status == RL_AGAIN) {
@@ -211,10 +274,30 @@ static rl_status issue_tickets(struct learner_rank *l)
         }
         if (status == RL_PEER_LOST) {
             channel_message_fini(&l->held); /* its ticket goes back when the loss is announced */
+            channel_message_fini(&l->behind);
             return RL_OK;
         }
         RL_TRY(status);
     }
+}
+
+static rl_status send_snapshots(struct learner_rank *l)
+{
+    for (int rank = 0; rank < world_size(l->world); rank++) {
+        struct channel_message message = {.peer = rank};
+        if (!l->seats[rank].alive || !l->seats[rank].snapshot_due) {
+            continue;
+        }
+        RL_TRY(wire_encode_snapshot(l->snapshot, &message));
+        rl_status status = channel_send(l->channel, &message);
+        channel_message_fini(&message);
+        if (status == RL_OK || status == RL_PEER_LOST) {
+            l->seats[rank].snapshot_due = false;
+        } else if (status != RL_AGAIN) {
+            return status;
+        }
+    }
+    return RL_OK;
 }
 
 /* One round of the main thread beside the pump. Returns whether there was work. */
@@ -235,7 +318,8 @@ bool learner_service_round(struct learner_rank *l)
     pthread_mutex_lock(&l->mutex);
     if (l->serving && l->service_status == RL_OK) {
         worked = learner_seats_refill(l) || worked;
-        rl_status status = issue_tickets(l);
+        rl_status status = send_snapshots(l);
+        status = status == RL_OK ? issue_tickets(l) : status;
         if (status != RL_OK) {
             learner_service_fail(l, status);
         }

@@ -1,5 +1,6 @@
 /* What a run would do and need, from its configuration alone: `train --dry-run`. */
 #include "app/train.h"
+#include "app/weight_window.h"
 #include "trainer/learner.h"
 
 #include <jansson.h>
@@ -32,7 +33,7 @@ static struct arithmetic compute_arithmetic(const struct rl_config *config,
         .updates = config->run.steps * config->optimizer.updates_per_step,
         .learners = together ? 1 : config->cluster.learners,
         .learner_gib = gib(learner_bytes(session->layout, objective_needs_reference(config))),
-        .arena_gib = gib((together ? 2 : 3) * image),
+        .arena_gib = gib((size_t)(together ? 2 : weight_window_slots(config)) * image),
         .worker_gib = gib(rollout_generator_bytes(session->layout, &options)),
         .activation_gib = gib(model_workspace_bytes(
             session->layout, config->optimizer.max_tokens_per_microbatch, true))};

@@ -98,6 +98,7 @@ static void close_rank(struct learner_rank *l)
     }
     free(l->probe.groups);
     channel_message_fini(&l->held);
+    channel_message_fini(&l->behind);
     learner_weights_destroy(l->weights);
     train_run_close(&l->run);
     prompts_destroy(l->prompts);

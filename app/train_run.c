@@ -1,5 +1,6 @@
 /* See train_run.h: set-up, resume and tear-down. The step itself is in train_step.c. */
 #include "app/train_run.h"
+#include "app/train.h"
 #include "app/train_follow.h"
 
 #include "core/clock.h"
@@ -13,6 +14,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+
+enum { WINDOW_READER = 0 }; /* the learner's own rank: it decodes nothing, so its pins are free */
 
 /* --- the run folder
  * ----------------------------------------------------------------------------------- */
@@ -56,9 +59,38 @@ static rl_status write_config(const struct train_run *run)
  * -----------------------------------------------------------------------------------------------
  */
 
-static rl_status next_prompt(void *arg, uint64_t position, uint64_t *prompt_id, uint32_t *epoch)
+/* Epochs of refills: beyond those of ordinary tickets, before the probe's. */
+enum { REFILL_EPOCH = 0x200000 };
+static const uint64_t refill_seed = UINT64_C(0x7265666c6c);
+
+/* A refill's prompt comes from an order of its own, at a place that only its step and index
+ * determine. */
+static rl_status next_refill(struct train_run *run, uint64_t number, uint64_t *prompt_id,
+                             uint32_t *epoch)
 {
-    return prompt_order_at(arg, position, prompt_id, epoch);
+    uint64_t rounds = (uint64_t)run->config->loss.dynamic_sampling_rounds;
+    uint64_t stride = rounds * (uint64_t)run->config->rollout.prompts_per_step;
+    uint64_t step = (number & (DISPATCHER_REFILL - 1)) >> DISPATCHER_REFILL_BITS;
+    uint64_t index = number & ((UINT64_C(1) << DISPATCHER_REFILL_BITS) - 1);
+    RL_TRY(prompt_order_at(run->refill_order, step * stride + index, prompt_id, epoch));
+    if (*epoch >= TRAIN_PROBE_EPOCH - REFILL_EPOCH) {
+        return rl_fail(RL_INVALID, "refill %llu of step %llu: epoch %u of the refills",
+                       (unsigned long long)index, (unsigned long long)step, *epoch);
+    }
+    *epoch += REFILL_EPOCH;
+    return RL_OK;
+}
+
+static rl_status next_prompt(void *arg, uint64_t number, uint64_t *prompt_id, uint32_t *epoch)
+{
+    struct train_run *run = arg;
+    if ((number & DISPATCHER_REFILL) != 0) {
+        return next_refill(run, number, prompt_id, epoch);
+    }
+    RL_TRY(prompt_order_at(run->order, number, prompt_id, epoch));
+    return *epoch < REFILL_EPOCH ? RL_OK
+                                 : rl_fail(RL_INVALID, "ticket %llu: epoch %u, at most %d",
+                                           (unsigned long long)number, *epoch, REFILL_EPOCH - 1);
 }
 
 static rl_status open_tickets(struct train_run *run)
@@ -73,7 +105,10 @@ static rl_status open_tickets(struct train_run *run)
         .next = next_prompt};
     RL_TRY(prompt_order_create(prompts_count(run->prompts), (uint64_t)config->run.seed,
                                config->data.shuffle, &run->order));
-    dispatcher.next_arg = run->order;
+    RL_TRY(prompt_order_create(prompts_count(run->prompts),
+                               (uint64_t)config->run.seed ^ refill_seed, config->data.shuffle,
+                               &run->refill_order));
+    dispatcher.next_arg = run;
     RL_TRY(dispatcher_create(&dispatcher, &run->dispatcher));
     admission_options_from_config(config, &admission);
     return admission_create(&admission, run->dispatcher, &run->admission);
@@ -96,10 +131,11 @@ static rl_status open_reference(struct train_run *run)
 static rl_status open_learner(struct train_run *run, const struct train_run_args *args,
                               float **master)
 {
-    struct weight_arena_options arena = {.shared = args->shared_arena,
-                                         .slots = args->shared_arena ? 3 : 2,
-                                         .slot_bytes = run->session->layout->image_bytes,
-                                         .readers = args->readers};
+    struct weight_arena_options arena = {
+        .shared = args->shared_arena,
+        .slots = args->shared_arena ? weight_window_slots(run->config) : 2,
+        .slot_bytes = run->session->layout->image_bytes,
+        .readers = args->readers};
     struct learner_args learner = {.config = run->config,
                                    .layout = run->session->layout,
                                    .kernels = run->session->kernels,
@@ -159,6 +195,27 @@ rl_status train_totals_read(const struct checkpoint_state *state, struct train_t
     return RL_OK;
 }
 
+/* Finished samples of groups that are generated again. */
+static rl_status restore_partials(struct train_run *run, struct checkpoint_state *state)
+{
+    uint64_t samples = 0;
+    for (size_t i = 0; i < state->partial_count; i++) {
+        struct trajectory_group *group = state->partial[i];
+        state->partial[i] = NULL;
+        RL_TRY(partial_store_put(&run->partials, run->admission, group));
+    }
+    for (uint32_t i = 0; i < run->partials.count; i++) {
+        for (uint32_t s = 0; s < run->partials.groups[i]->sample_count; s++) {
+            samples += run->partials.groups[i]->samples[s].completion_count > 0;
+        }
+    }
+    if (samples > 0) {
+        rl_log(RL_LOG_INFO, "%llu finished samples of %u unfinished groups are kept",
+               (unsigned long long)samples, run->partials.count);
+    }
+    return RL_OK;
+}
+
 static rl_status restore_state(struct train_run *run, struct checkpoint_state *state)
 {
     RL_TRY(train_totals_read(state, &run->totals));
@@ -174,7 +231,8 @@ static rl_status restore_state(struct train_run *run, struct checkpoint_state *s
     run->step = state->step;
     run->segment = state->segment;
     RL_TRY(dispatcher_load(run->dispatcher, state->dispatcher, state->dispatcher_bytes));
-    return restore_groups(run, state);
+    RL_TRY(restore_groups(run, state));
+    return restore_partials(run, state);
 }
 
 /* Segments written after the checkpoint describe steps that will be made again. */
@@ -193,6 +251,23 @@ static void remove_later_segments(const struct train_run *run)
 }
 
 /* Load the checkpoint into the new learner. Every learner rank reads the same files. */
+/* fixed_lag: the versions that tickets are pinned to are there again. */
+static rl_status restore_window(struct train_run *run, const struct checkpoint_state *state)
+{
+    struct weight_window window = train_run_window(run);
+    if (!train_run_fixed_lag(run)) {
+        return RL_OK;
+    }
+    if (state->version != state->step) {
+        return rl_fail(RL_CORRUPT,
+                       "checkpoint: version %llu after step %llu, in fixed_lag the same",
+                       (unsigned long long)state->version, (unsigned long long)state->step);
+    }
+    weight_arena_keep_from(run->arena, window.oldest);
+    return weight_window_restore(&window, learner_master(run->learner), state->images,
+                                 state->image_count);
+}
+
 static rl_status resume_from(struct train_run *run, const char *path)
 {
     struct checkpoint_state state = {0};
@@ -201,6 +276,9 @@ static rl_status resume_from(struct train_run *run, const char *path)
                                        optimizer->m, optimizer->v, &state);
     if (status == RL_OK) {
         status = restore_state(run, &state);
+    }
+    if (status == RL_OK) {
+        status = restore_window(run, &state);
     }
     if (status == RL_OK) {
         optimizer->step = (int64_t)state.updates;
@@ -225,6 +303,7 @@ static rl_status start_or_resume(struct train_run *run)
                            "%s: run.resume is `must`, but there is no sound checkpoint", run->dir);
         }
         run->totals.prompts_hash = prompts_hash(run->prompts);
+        train_run_keep_window(run);
         RL_TRY(train_follow_start(run->collective, ""));
         return learner_publish_first(run->learner, 0);
     }
@@ -319,8 +398,10 @@ void train_run_close(struct train_run *run)
     weight_arena_close(run->arena);
     weight_history_destroy(run->history);
     device_free(run->reference_image);
+    partial_store_fini(&run->partials);
     admission_destroy(run->admission);
     dispatcher_destroy(run->dispatcher);
+    prompt_order_destroy(run->refill_order);
     prompt_order_destroy(run->order);
     reward_set_destroy(run->rewards);
     rl_log_close_file();
@@ -338,6 +419,28 @@ void train_run_unlock(struct train_run *run)
 {
     if (run->mutex != NULL) {
         pthread_mutex_unlock(run->mutex);
+    }
+}
+
+bool train_run_fixed_lag(const struct train_run *run)
+{
+    return run->config->async.enabled && run->config->async.order == CONFIG_ORDER_FIXED_LAG;
+}
+
+struct weight_window train_run_window(const struct train_run *run)
+{
+    uint64_t lag = (uint64_t)run->config->async.max_staleness;
+    return (struct weight_window){.session = run->session,
+                                  .arena = run->arena,
+                                  .reader = WINDOW_READER,
+                                  .oldest = (uint32_t)(run->step > lag ? run->step - lag : 0),
+                                  .newest = (uint32_t)run->step};
+}
+
+void train_run_keep_window(struct train_run *run)
+{
+    if (train_run_fixed_lag(run)) {
+        weight_arena_keep_from(run->arena, train_run_window(run).oldest);
     }
 }
 

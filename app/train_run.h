@@ -5,6 +5,7 @@
 #define FORESIGHT_APP_TRAIN_RUN_H
 
 #include "app/session.h"
+#include "app/weight_window.h"
 #include "core/metrics.h"
 #include "core/role_times.h"
 #include "core/wait.h"
@@ -14,6 +15,7 @@
 #include "trainer/checkpoint_writer.h"
 #include "trainer/dispatcher.h"
 #include "trainer/learner.h"
+#include "trainer/partial_store.h"
 #include "trainer/staleness_control.h"
 #include "transport/collective.h"
 #include "transport/weight_arena.h"
@@ -47,9 +49,10 @@ struct train_run {
     struct session *session;
     const struct prompts *prompts;
     struct reward_set *rewards;
-    struct prompt_order *order;
+    struct prompt_order *order, *refill_order;
     struct dispatcher *dispatcher;
     struct admission *admission;
+    struct partial_store partials; /* of tickets at work */
     struct collective *collective; /* borrowed */
     struct weight_arena *arena;
     struct weight_history *history;
@@ -70,7 +73,7 @@ struct train_run {
     double started_s, step_started_s, cpu_started_s;
     double worker_cpu_s;    /* of all rollout ranks, for the summary */
     double checkpoint_s;    /* since the step before */
-    pthread_mutex_t *mutex; /* guards tickets, admission and `step`; NULL: one thread */
+    pthread_mutex_t *mutex; /* guards tickets, admission, partials and `step`; NULL: one thread */
     bool quiet;
 };
 
@@ -109,6 +112,14 @@ void train_run_close(struct train_run *run);
 /* async.max_staleness auto: start the controller, or go on with the one that was restored. The
  * mutex must be held. */
 rl_status train_run_open_staleness(struct train_run *run);
+
+/* Is async.order fixed_lag in force? */
+bool train_run_fixed_lag(const struct train_run *run);
+
+/* fixed_lag: the versions that tickets of the steps to come are pinned to, the newest last; and
+ * tell the arena to keep them. Compute thread. */
+struct weight_window train_run_window(const struct train_run *run);
+void train_run_keep_window(struct train_run *run);
 
 /* Take and give back the run's mutex, if it has one. */
 void train_run_lock(struct train_run *run);

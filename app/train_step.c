@@ -303,6 +303,7 @@ static rl_status settle_tickets(struct train_run *run, const struct admission_ba
         status = learner_publish(run->learner, report);
     }
     run->step++;
+    train_run_keep_window(run);
     train_run_unlock(run);
     return status;
 }
@@ -341,22 +342,29 @@ bool train_run_checkpoint_due(const struct train_run *run)
            (every > 0 && run->step % (uint64_t)every == 0);
 }
 
-static rl_status copy_waiting(struct train_run *run, struct checkpoint_state *state)
+static rl_status copy_groups(struct trajectory_group *const *groups, uint32_t count,
+                             struct trajectory_group ***out, size_t *out_count)
 {
-    uint32_t count = 0;
-    struct trajectory_group *const *waiting = admission_waiting(run->admission, &count);
-    if (count == 0) {
-        return RL_OK;
-    }
-    state->pending = calloc(count, sizeof(*state->pending));
-    if (state->pending == NULL) {
+    *out = calloc((size_t)count + 1, sizeof(**out));
+    if (*out == NULL) {
         return rl_fail(RL_NO_MEMORY, "checkpoint: out of memory");
     }
     for (uint32_t i = 0; i < count; i++) {
-        RL_TRY(trajectory_group_copy(waiting[i], &state->pending[i]));
-        state->pending_count++;
+        RL_TRY(trajectory_group_copy(groups[i], &(*out)[i]));
+        (*out_count)++;
     }
     return RL_OK;
+}
+
+/* Groups that wait, and what is finished of those to come. */
+static rl_status copy_all_groups(struct train_run *run, struct checkpoint_state *state)
+{
+    uint32_t count = 0;
+    struct trajectory_group *const *waiting = admission_waiting(run->admission, &count);
+    RL_TRY(copy_groups(waiting, count, &state->pending, &state->pending_count));
+    partial_store_prune(&run->partials, run->admission);
+    return copy_groups(run->partials.groups, run->partials.count, &state->partial,
+                       &state->partial_count);
 }
 
 static rl_status copy_texts(struct train_run *run, struct checkpoint_state *state)
@@ -392,7 +400,7 @@ rl_status train_run_snapshot(struct train_run *run, struct train_snapshot *snaps
                                        .cpu_s = rl_clock_process_cpu_s() - run->cpu_started_s};
     RL_TRY_GOTO(dispatcher_save(run->dispatcher, &blob, &state->dispatcher_bytes), status, fail);
     state->dispatcher = blob;
-    RL_TRY_GOTO(copy_waiting(run, state), status, fail);
+    RL_TRY_GOTO(copy_all_groups(run, state), status, fail);
     RL_TRY_GOTO(copy_texts(run, state), status, fail);
     return RL_OK;
 fail:
@@ -409,6 +417,10 @@ rl_status train_run_save(struct train_run *run, struct train_snapshot *snapshot,
     rl_status status = flush_segment(run);
     run->checkpoint_now = false;
     snapshot->state.segment = run->segment;
+    if (status == RL_OK && train_run_fixed_lag(run)) {
+        struct weight_window window = train_run_window(run);
+        status = weight_window_save(&window, &snapshot->state.images, &snapshot->state.image_count);
+    }
     if (status == RL_OK) {
         status = checkpoint_writer_submit(run->writer, &snapshot->state, &slabs);
     }

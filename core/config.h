@@ -59,7 +59,7 @@ enum config_special_in_text { CONFIG_SPECIAL_PLAIN, CONFIG_SPECIAL_ALLOW };
 enum config_bad_rows { CONFIG_BAD_ROWS_ERROR, CONFIG_BAD_ROWS_SKIP };
 
 /* The word auto of an AUTO_INT; the largest async.max_staleness in the order fixed_lag. */
-enum { CONFIG_AUTO = -1, CONFIG_FIXED_LAG_MAX = 13 };
+enum { CONFIG_AUTO = -1, CONFIG_FIXED_LAG_MAX = 60 };
 
 /* One member struct per section, e.g. config->rollout.temperature:
  * BOOL bool, INT and AUTO_INT int64_t, REAL double, STR char * (owned, never NULL), ENUM int. */

@@ -103,6 +103,21 @@ static struct trajectory_group *pending_make(uint64_t ticket)
     return group;
 }
 
+/* A group of which only the second sample is finished. */
+static struct trajectory_group *partial_make(uint64_t ticket)
+{
+    struct trajectory_group *group = pending_make(ticket);
+    struct trajectory_group *partial = NULL;
+    must(trajectory_group_create(2, &partial) == RL_OK);
+    must(trajectory_set_tokens(&partial->samples[1], group->samples[1].tokens,
+                               group->samples[1].logprob, group->samples[1].version, 2,
+                               3) == RL_OK);
+    partial->ticket = ticket;
+    partial->samples[1].sample_index = 1;
+    trajectory_group_destroy(group);
+    return partial;
+}
+
 /* A state with something in every part. Release with state_free. */
 static struct checkpoint_state state_make(uint64_t step)
 {
@@ -117,11 +132,22 @@ static struct checkpoint_state state_make(uint64_t step)
                                      .elapsed_s = 0.1 * (double)step,
                                      .cpu_s = 1.5,
                                      .dispatcher_bytes = 10,
-                                     .pending_count = 2};
+                                     .pending_count = 2,
+                                     .partial_count = 1,
+                                     .image_count = 2};
     state.dispatcher = malloc(10);
     state.pending = calloc(2, sizeof *state.pending);
+    state.partial = calloc(1, sizeof *state.partial);
+    state.images = calloc(2, sizeof *state.images);
     state.config_text = malloc(64);
     must(state.dispatcher != NULL && state.pending != NULL && state.config_text != NULL);
+    must(state.partial != NULL && state.images != NULL);
+    state.partial[0] = partial_make(step + 99);
+    for (size_t i = 0; i < 2; i++) {
+        state.images[i] = (struct checkpoint_blob){malloc(100 + i), 100 + i};
+        must(state.images[i].data != NULL);
+        memset(state.images[i].data, (int)(step + i) & 0xff, 100 + i);
+    }
     memcpy(state.dispatcher, "dispatcher", 10);
     snprintf(state.config_text, 64, "loss:\n  beta: %d\n", (int)step);
     state.pending[0] = pending_make(step);
@@ -176,6 +202,16 @@ static void load_compare(const char *path, uint64_t step)
         ck_assert_int_eq(memcmp(state.pending[i]->samples[1].tokens,
                                 wanted.pending[i]->samples[1].tokens, 5 * sizeof(int32_t)),
                          0);
+    }
+    ck_assert_uint_eq(state.partial_count, 1);
+    ck_assert_uint_eq(state.partial[0]->ticket, step + 99);
+    ck_assert_uint_eq(state.partial[0]->samples[0].completion_count, 0);
+    ck_assert_uint_eq(state.partial[0]->samples[1].completion_count, 3);
+    ck_assert_uint_eq(state.partial[0]->samples[1].version[2], 8);
+    ck_assert_uint_eq(state.image_count, 2);
+    for (size_t i = 0; i < 2; i++) {
+        ck_assert_uint_eq(state.images[i].bytes, 100 + i);
+        ck_assert_int_eq(memcmp(state.images[i].data, wanted.images[i].data, 100 + i), 0);
     }
     checkpoint_state_fini(&wanted);
     checkpoint_state_fini(&state);

@@ -1,6 +1,7 @@
 /* The orders ticket and fixed_lag: which tickets a batch is made of, refills and their numbers,
  * pinned versions, what a checkpoint keeps and refuses. */
 #include "trainer/admission.h"
+#include "trainer/partial_store.h"
 
 #include <check.h>
 #include <stdlib.h>
@@ -271,6 +272,39 @@ START_TEST(fixed_lag_state_is_bound_to_its_options)
 }
 END_TEST
 
+/* Finished samples of unfinished groups: the most of each ticket, nothing from elsewhere. */
+START_TEST(parts_of_groups_are_kept_while_they_are_awaited)
+{
+    struct fixture f = fixture_make(DISPATCHER_READY, 1, 0);
+    struct partial_store store = {0};
+    ck_assert_uint_eq(issue_all(f.d), 6);
+    struct trajectory_group *whole = group_make(0, 0, 1);
+    struct trajectory_group *part = group_make(0, 0, 1);
+    ck_assert_int_eq(trajectory_set_tokens(&part->samples[1], NULL, NULL, NULL, 0, 0), RL_OK);
+    ck_assert_int_eq(partial_store_put(&store, f.a, whole), RL_OK);
+    ck_assert_int_eq(partial_store_put(&store, f.a, part), RL_OK); /* less than what is here */
+    ck_assert_ptr_eq(partial_store_find(&store, f.a, 0), whole);
+    struct trajectory_group *empty = group_make(1, 0, 1);
+    for (uint32_t i = 0; i < SAMPLES; i++) {
+        ck_assert_int_eq(trajectory_set_tokens(&empty->samples[i], NULL, NULL, NULL, 0, 0), RL_OK);
+    }
+    ck_assert_int_eq(partial_store_put(&store, f.a, empty), RL_OK);
+    ck_assert_int_eq(partial_store_put(&store, f.a, group_make(99, 0, 1)), RL_OK); /* no ticket */
+    ck_assert_int_eq(partial_store_put(&store, f.a, group_make(2, 7, 1)), RL_OK);  /* future */
+    ck_assert_uint_eq(store.count, 1);
+    ck_assert_int_eq(partial_store_put(&store, f.a, group_make(3, 0, 1)), RL_OK);
+    offer(&f, 0, 0, 1); /* arrived whole: nothing to go on from any more */
+    partial_store_prune(&store, f.a);
+    ck_assert_uint_eq(store.count, 1);
+    ck_assert_ptr_null(partial_store_find(&store, f.a, 0));
+    ck_assert_ptr_nonnull(partial_store_find(&store, f.a, 3));
+    ck_assert_int_eq(dispatcher_set_version(f.d, 2), RL_OK); /* its tokens are too old by now */
+    ck_assert_ptr_null(partial_store_find(&store, f.a, 3));
+    partial_store_fini(&store);
+    fixture_free(&f);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("orders");
@@ -281,6 +315,7 @@ int main(void)
     tcase_add_test(tests, fixed_lag_refills_a_step_from_its_own_numbers);
     tcase_add_test(tests, fixed_lag_gives_up_refilling);
     tcase_add_test(tests, fixed_lag_state_is_bound_to_its_options);
+    tcase_add_test(tests, parts_of_groups_are_kept_while_they_are_awaited);
     suite_add_tcase(suite, tests);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);

@@ -181,6 +181,26 @@ static uint32_t admission_age(const struct admission *admission,
     return dispatcher_version(admission->dispatcher) - oldest;
 }
 
+bool admission_young(const struct admission *admission, const struct trajectory_group *group)
+{
+    return admission_fixed(admission) ||
+           admission_age(admission, group) <= admission->options.max_staleness;
+}
+
+bool admission_awaits(const struct admission *admission, uint64_t ticket)
+{
+    struct dispatcher_ticket found;
+    return dispatcher_find(admission->dispatcher, ticket, &found) == RL_OK &&
+           found.state != DISPATCHER_SCORED && found.state != DISPATCHER_ADMITTED;
+}
+
+rl_status admission_check_partial(const struct admission *admission,
+                                  const struct trajectory_group *group)
+{
+    RL_TRY(admission_examine(admission, group));
+    return admission_awaits(admission, group->ticket) ? RL_OK : RL_AGAIN;
+}
+
 static bool admission_scorable(const struct trajectory_group *group)
 {
     for (uint32_t i = 0; i < group->sample_count; i++) {
@@ -227,7 +247,7 @@ static bool admission_judge(struct admission *admission, const struct trajectory
         return false;
     }
     bool fixed = admission_fixed(admission);
-    if (!fixed && admission_age(admission, group) > admission->options.max_staleness) {
+    if (!admission_young(admission, group)) {
         counts->stale++;
         *reason = DISPATCHER_STALE;
         return false;

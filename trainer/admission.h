@@ -68,6 +68,18 @@ void admission_destroy(struct admission *admission);
  * no error. Errors: RL_NO_MEMORY (its ticket is requeued). */
 rl_status admission_offer(struct admission *admission, struct trajectory_group *group);
 
+/* Is the ticket's group still to come? */
+bool admission_awaits(const struct admission *admission, uint64_t ticket);
+
+/* Would the group's tokens, if it came now, be young enough to be trained on? */
+bool admission_young(const struct admission *admission, const struct trajectory_group *group);
+
+/* Is this a part of an awaited ticket's group (samples not finished yet are empty)? RL_AGAIN (not
+ * logged): the whole group is here already. Errors: RL_INVALID with the reason: no such ticket,
+ * another prompt's, tokens of a version that cannot have made them. */
+rl_status admission_check_partial(const struct admission *admission,
+                                  const struct trajectory_group *group);
+
 /* Drop what has become too old, then hand out a batch if B groups are there (see above); their
  * tickets become admitted. Release with admission_batch_fini. RL_AGAIN (not logged): not enough
  * yet. Errors: RL_NOT_FOUND (dynamic sampling has asked for dynamic_sampling_rounds * B groups for

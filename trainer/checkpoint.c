@@ -357,5 +357,10 @@ void checkpoint_state_fini(struct checkpoint_state *state)
     free(state->learner);
     free(state->config_text);
     segment_groups_free(state->pending, state->pending_count);
+    segment_groups_free(state->partial, state->partial_count);
+    for (size_t i = 0; i < state->image_count; i++) {
+        free(state->images[i].data);
+    }
+    free(state->images);
     memset(state, 0, sizeof *state);
 }

@@ -17,6 +17,12 @@
 
 enum { CHECKPOINT_PATH_MAX = 4096 };
 
+/* Bytes that only their owner reads. */
+struct checkpoint_blob {
+    void *data; /* [bytes] */
+    size_t bytes;
+};
+
 /* What a learner is made of besides its master weights. Saving borrows everything; loading fills
  * a struct that owns everything (checkpoint_state_fini). */
 struct checkpoint_state {
@@ -34,6 +40,12 @@ struct checkpoint_state {
     size_t learner_bytes;
     struct trajectory_group **pending; /* [pending_count] admitted, not yet trained */
     size_t pending_count;
+    struct trajectory_group **partial; /* [partial_count] of tickets at work: the samples that were
+                                          finished, the others empty */
+    size_t partial_count;
+    struct checkpoint_blob *images; /* [image_count] fixed_lag: weight deltas, each leads from one
+                                       version to the one before, the first from `version` */
+    size_t image_count;
     char *config_text; /* resolved configuration as YAML */
 };
 

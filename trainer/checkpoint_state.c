@@ -8,15 +8,18 @@
 
 #include <inttypes.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 enum {
-    STATE_FORMAT = 1,
+    STATE_FORMAT = 2,
     STATE_MOMENT_LEVEL = 1, /* zstd: moments hardly shrink, so do not spend time on them */
-    STATE_TEXT_LEVEL = 3
+    STATE_TEXT_LEVEL = 3,
+    STATE_IMAGES_MAX = 4096
 };
 #define STATE_BLOB_MAX (UINT64_C(1) << 30)
+#define STATE_IMAGE_MAX (UINT64_C(1) << 42)
 
 /* Numbers of struct checkpoint_state, each an attribute. */
 static const struct {
@@ -49,6 +52,17 @@ static rl_status write_numbers(struct h5_file *file, const struct checkpoint_sta
     return h5_file_write_f64(file, "cpu_s", state->cpu_s);
 }
 
+static rl_status write_images(struct h5_file *file, const struct checkpoint_state *state)
+{
+    char name[32];
+    RL_TRY(h5_file_write_u64(file, "images", state->image_count));
+    for (size_t i = 0; i < state->image_count; i++) {
+        snprintf(name, sizeof name, "images/%zu", i);
+        RL_TRY(h5_file_write(file, name, H5_U8, state->images[i].data, state->images[i].bytes, 0));
+    }
+    return RL_OK;
+}
+
 static rl_status write_all(struct h5_file *file, const struct checkpoint_state *state,
                            const struct checkpoint_slabs *slabs, int64_t count)
 {
@@ -66,9 +80,13 @@ static rl_status write_all(struct h5_file *file, const struct checkpoint_state *
     RL_TRY(h5_file_write(file, "learner", H5_U8, state->learner, state->learner_bytes,
                          STATE_TEXT_LEVEL));
     RL_TRY(h5_file_write(file, "config", H5_U8, config, strlen(config), STATE_TEXT_LEVEL));
-    return segment_groups_write(file, "pending/",
+    RL_TRY(write_images(file, state));
+    RL_TRY(segment_groups_write(file, "pending/",
                                 (const struct trajectory_group *const *)state->pending,
-                                state->pending_count);
+                                state->pending_count));
+    return segment_groups_write(file, "partial/",
+                                (const struct trajectory_group *const *)state->partial,
+                                state->partial_count);
 }
 
 rl_status checkpoint_state_write(const char *path, const struct checkpoint_state *state,
@@ -128,6 +146,30 @@ static rl_status read_moments(struct h5_file *file, const char *path, bool prese
     return RL_OK;
 }
 
+static rl_status read_images(struct h5_file *file, const char *path, struct checkpoint_state *state)
+{
+    uint64_t count = 0;
+    RL_TRY(h5_file_read_u64(file, "images", &count));
+    if (count > STATE_IMAGES_MAX) {
+        return rl_fail(RL_CORRUPT, "%s: %" PRIu64 " older weight versions, at most %d are kept",
+                       path, count, STATE_IMAGES_MAX);
+    }
+    state->images = calloc((size_t)count + 1, sizeof *state->images);
+    if (state->images == NULL) {
+        return rl_fail(RL_NO_MEMORY, "no memory for the older weights of a checkpoint");
+    }
+    for (uint64_t i = 0; i < count; i++) {
+        char name[32];
+        uint64_t bytes = 0;
+        snprintf(name, sizeof name, "images/%" PRIu64, i);
+        RL_TRY(
+            h5_file_read_new(file, name, H5_U8, STATE_IMAGE_MAX, &state->images[i].data, &bytes));
+        state->images[i].bytes = (size_t)bytes;
+        state->image_count++;
+    }
+    return RL_OK;
+}
+
 static rl_status read_blobs(struct h5_file *file, struct checkpoint_state *state)
 {
     uint64_t bytes = 0;
@@ -145,7 +187,8 @@ static rl_status read_blobs(struct h5_file *file, struct checkpoint_state *state
     memcpy(state->config_text, config, (size_t)bytes);
     state->config_text[bytes] = '\0';
     free(config);
-    return segment_groups_read(file, "pending/", &state->pending, &state->pending_count);
+    RL_TRY(segment_groups_read(file, "pending/", &state->pending, &state->pending_count));
+    return segment_groups_read(file, "partial/", &state->partial, &state->partial_count);
 }
 
 rl_status checkpoint_state_read(const char *path, int64_t count, float *adam_m, float *adam_v,
@@ -161,6 +204,9 @@ rl_status checkpoint_state_read(const char *path, int64_t count, float *adam_m, 
     }
     if (status == RL_OK) {
         status = read_blobs(file, &state);
+    }
+    if (status == RL_OK) {
+        status = read_images(file, path, &state);
     }
     h5_file_close(file);
     if (status != RL_OK) {

@@ -151,18 +151,32 @@ static rl_status copy_bytes(const void *from, size_t bytes, void **to)
     return RL_OK;
 }
 
-static rl_status copy_pending(const struct checkpoint_state *from, struct checkpoint_state *to)
+static rl_status copy_groups(struct trajectory_group *const *from, size_t count,
+                             struct trajectory_group ***to, size_t *to_count)
 {
-    if (from->pending_count == 0) {
-        return RL_OK;
-    }
-    to->pending = calloc(from->pending_count, sizeof *to->pending);
-    if (to->pending == NULL) {
+    *to_count = 0;
+    *to = calloc(count + 1, sizeof **to);
+    if (*to == NULL) {
         return rl_fail(RL_NO_MEMORY, "no memory for a checkpoint's snapshot");
     }
-    to->pending_count = from->pending_count;
-    for (size_t i = 0; i < from->pending_count; i++) {
-        RL_TRY(trajectory_group_copy(from->pending[i], &to->pending[i]));
+    for (size_t i = 0; i < count; i++) {
+        RL_TRY(trajectory_group_copy(from[i], &(*to)[i]));
+        (*to_count)++;
+    }
+    return RL_OK;
+}
+
+static rl_status copy_images(const struct checkpoint_state *from, struct checkpoint_state *to)
+{
+    to->images = calloc(from->image_count + 1, sizeof *to->images);
+    if (to->images == NULL) {
+        return rl_fail(RL_NO_MEMORY, "no memory for a checkpoint's snapshot");
+    }
+    for (size_t i = 0; i < from->image_count; i++) {
+        const struct checkpoint_blob *image = &from->images[i];
+        RL_TRY(copy_bytes(image->data, image->bytes, &to->images[i].data));
+        to->images[i].bytes = image->bytes;
+        to->image_count++;
     }
     return RL_OK;
 }
@@ -173,14 +187,18 @@ static rl_status copy_state(const struct checkpoint_state *from, struct checkpoi
     to->dispatcher = NULL;
     to->learner = NULL;
     to->pending = NULL;
-    to->pending_count = 0;
+    to->partial = NULL;
+    to->images = NULL;
+    to->pending_count = to->partial_count = to->image_count = 0;
     to->config_text = NULL;
     RL_TRY(copy_bytes(from->dispatcher, from->dispatcher_bytes, &to->dispatcher));
     RL_TRY(copy_bytes(from->learner, from->learner_bytes, &to->learner));
     if (from->config_text != NULL) {
         RL_TRY(rl_text_copy(from->config_text, &to->config_text));
     }
-    return copy_pending(from, to);
+    RL_TRY(copy_groups(from->pending, from->pending_count, &to->pending, &to->pending_count));
+    RL_TRY(copy_groups(from->partial, from->partial_count, &to->partial, &to->partial_count));
+    return copy_images(from, to);
 }
 
 static void copy_slabs(struct checkpoint_writer *writer, const struct checkpoint_slabs *slabs)

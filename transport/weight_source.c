@@ -148,12 +148,17 @@ rl_status weight_source_acquire(struct weight_source *source, uint32_t version,
     return weight_arena_acquire_version(arena, source->reader, version, out);
 }
 
-/* Pinned first: a version that waits for its verification must not go meanwhile. */
+/* Whoever is told to ask again holds nothing: it might never ask, if meanwhile the version came to
+ * it as the newest. */
 rl_status weight_source_pin(struct weight_source *source, uint32_t version, struct weight_view *out)
 {
     struct weight_arena *arena = atomic_load(&source->arena);
     RL_TRY(arena == NULL ? RL_AGAIN : weight_arena_pin(arena, source->reader, version, out));
-    return check_version(source, arena, version);
+    rl_status status = check_version(source, arena, version);
+    if (status != RL_OK) {
+        weight_arena_unpin(arena, source->reader, version);
+    }
+    return status;
 }
 
 void weight_source_unpin(struct weight_source *source, uint32_t version)
