@@ -143,3 +143,40 @@ sound() {
     every_step "$1" "$3"
     [ "$(run_files once "$work/runs/$1")" = $((6 * $3)) ] || fail "$1: groups in segments"
 }
+
+# Process ids of the rollout processes: mpirun's, and those that learner 0 started in their place
+rollouts() {
+    local process learner
+    learner=$(ranks_of 0)
+    for process in $(ranks_of) $(cat /proc/"$learner"/task/*/children 2>/dev/null); do
+        [ "$process" = "$learner" ] || ! grep -qx foresight "/proc/$process/comm" 2>/dev/null ||
+            grep -q '^State:.Z' "/proc/$process/status" 2>/dev/null || echo "$process"
+    done
+}
+
+# Seconds since the epoch, and the difference of two such times
+now() { date +%s.%N; }
+since() { awk -v now="$(now)" -v then="$1" 'BEGIN { printf "%.2f", now - then }'; }
+
+# An order whose bits do not depend on timing: options for the command line
+timeless_order() {
+    if "$foresight" train "$work/config.yaml" run.name=x async.order=fixed_lag --dry-run >/dev/null 2>&1
+    then
+        echo async.order=fixed_lag
+    else
+        echo async.max_staleness=0
+    fi
+}
+
+# Processes of $work that are still there
+left_over() { grep -lsa -- "$work/" /proc/[0-9]*/cmdline 2>/dev/null | grep -v "/$$/"; }
+none_left() { [ -z "$(left_over)" ]; }
+
+# Shared weights of dead processes
+stale_weights() {
+    local file process
+    for file in /dev/shm/foresight-*; do
+        process=${file#/dev/shm/foresight-}
+        [ ! -e "$file" ] || [ -e "/proc/${process%-*}" ] || echo "$file"
+    done
+}
