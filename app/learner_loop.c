@@ -37,6 +37,16 @@ static bool batch_ready(void *arg)
     return wait->status != RL_AGAIN;
 }
 
+/* A deadline has passed: say who waits for whom. Called with the mutex held. */
+static rl_status fail_waiting(const struct learner_rank *l, const char *what, double limit_s)
+{
+    char ranks[2048];
+    learner_seats_describe(l, ranks, sizeof(ranks));
+    return rl_fail(RL_TIMEOUT,
+                   "learner %d waits for %s, in vain for %.0f s (async.wait_timeout_ms): %s",
+                   world_rank(l->world), what, limit_s, ranks);
+}
+
 static rl_status wait_for_batch(struct learner_rank *l, struct admission_batch *batch)
 {
     struct batch_wait wait = {.rank = l, .batch = batch};
@@ -49,14 +59,15 @@ static rl_status wait_for_batch(struct learner_rank *l, struct admission_batch *
     while (status == RL_AGAIN && rl_clock_now_s(NULL) < deadline) {
         status = rl_wait_signal_poll(l->waits, "learner waits for samples", &signal, 0.2);
     }
-    pthread_mutex_unlock(&l->mutex);
     if (status == RL_AGAIN) {
-        return rl_fail(RL_TIMEOUT,
-                       "learner waits for samples: none of %u rollout ranks delivered a "
-                       "batch in %.0f s (async.wait_timeout_ms)",
-                       learner_service_workers(l), limit_s);
+        char what[64];
+        snprintf(what, sizeof(what), "samples of step %llu", (unsigned long long)l->run.step + 1);
+        status = fail_waiting(l, what, limit_s);
+    } else {
+        status = wait.status;
     }
-    return wait.status;
+    pthread_mutex_unlock(&l->mutex);
+    return status;
 }
 
 /* Called with the mutex held. */
@@ -156,10 +167,13 @@ static rl_status run_probe(struct learner_rank *l)
     pthread_mutex_lock(&l->mutex);
     l->probe.groups = calloc(wanted, sizeof(*l->probe.groups));
     l->probe.wanted = l->probe.groups != NULL ? wanted : 0;
-    rl_status status =
-        l->probe.groups == NULL
-            ? rl_fail(RL_NO_MEMORY, "probe: out of memory")
-            : rl_wait_signal(l->waits, "learner waits for the probe's samples", &signal, limit_s);
+    rl_status status = l->probe.groups == NULL
+                           ? rl_fail(RL_NO_MEMORY, "probe: out of memory")
+                           : rl_wait_signal_poll(l->waits, "learner waits for the probe's samples",
+                                                 &signal, limit_s);
+    if (status == RL_AGAIN) {
+        status = fail_waiting(l, "the samples of the probe", limit_s);
+    }
     if (status == RL_OK && l->service_status != RL_OK) {
         status = l->service_status;
     }

@@ -105,6 +105,10 @@ bool learner_seats_refill(struct learner_rank *l);
  * held. */
 bool learner_seats_hopeful(const struct learner_rank *l);
 
+/* Whom a waiting learner waits for: what each rollout rank has and when it was last heard, into
+ * `text` [bytes]. The mutex must be held; the run is being served. */
+void learner_seats_describe(const struct learner_rank *l, char *text, size_t bytes);
+
 /* Figures of all rollout processes together, lost ones included. The mutex must be held. */
 double learner_seats_busy_s(const struct learner_rank *l);
 double learner_seats_cpu_s(const struct learner_rank *l);

@@ -9,7 +9,9 @@
 #include "core/log.h"
 #include "transport/channel_mpi.h"
 
+#include <inttypes.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
@@ -141,6 +143,51 @@ bool learner_seats_refill(struct learner_rank *l)
         }
     }
     return worked;
+}
+
+/* "3 tickets (40-47)": how many tickets a rank has, the lowest and the highest. */
+static void describe_tickets(const struct learner_rank *l, int rank, char *text, size_t bytes)
+{
+    uint64_t live = 0;
+    uint64_t count = 0;
+    uint64_t low = 0;
+    uint64_t high = 0;
+    const struct dispatcher_ticket *tickets = dispatcher_tickets(l->run.dispatcher, &live);
+    for (uint64_t i = 0; i < live; i++) {
+        if (tickets[i].worker == rank && tickets[i].state <= DISPATCHER_GENERATED) {
+            low = count == 0 || tickets[i].number < low ? tickets[i].number : low;
+            high = tickets[i].number > high ? tickets[i].number : high;
+            count++;
+        }
+    }
+    if (count == 0) {
+        snprintf(text, bytes, "no tickets");
+    } else {
+        snprintf(text, bytes, "%" PRIu64 " tickets (%" PRIu64 "-%" PRIu64 ")", count, low, high);
+    }
+}
+
+void learner_seats_describe(const struct learner_rank *l, char *text, size_t bytes)
+{
+    size_t used = 0;
+    text[0] = '\0';
+    for (int rank = 0; rank < world_size(l->world) && used + 1 < bytes; rank++) {
+        char tickets[96];
+        const char *separator = used > 0 ? "; " : "";
+        int length = 0;
+        if (world_role(l->world, rank) != WORLD_WORKER) {
+            continue;
+        }
+        if (l->seats[rank].alive) {
+            describe_tickets(l, rank, tickets, sizeof(tickets));
+            length = snprintf(text + used, bytes - used,
+                              "%srank %d has %s and was last heard %.1f s ago", separator, rank,
+                              tickets, channel_mpi_silence_s(l->channel, rank));
+        } else {
+            length = snprintf(text + used, bytes - used, "%srank %d is lost", separator, rank);
+        }
+        used += length > 0 ? (size_t)length : 0;
+    }
 }
 
 double learner_seats_busy_s(const struct learner_rank *l)

@@ -111,11 +111,15 @@ static rl_status wait_for_greeting(struct worker_rank *w, bool *stopped)
         }
     }
     (void)rl_wait_end(&wait);
-    return status != RL_AGAIN ? status
-                              : rl_fail(RL_TIMEOUT,
-                                        "rollout rank %d waits for the learner's "
-                                        "greeting: none came",
-                                        world_rank(w->world));
+    if (status != RL_AGAIN) {
+        return status;
+    }
+    return rl_fail(RL_TIMEOUT,
+                   "rollout rank %d waits for the greeting and weights of rank %d, in vain for "
+                   "%.0f s (async.wait_timeout_ms): it was last heard %.1f s ago",
+                   world_rank(w->world), LEARNER_RANK,
+                   (double)w->config->async.wait_timeout_ms / 1000.0,
+                   channel_mpi_silence_s(w->channel, LEARNER_RANK));
 }
 
 static rl_status work(struct worker_rank *w)

@@ -169,7 +169,7 @@ timeless_order() {
 }
 
 # Processes of $work that are still there
-left_over() { grep -lsa -- "$work/" /proc/[0-9]*/cmdline 2>/dev/null | grep -v "/$$/"; }
+left_over() { pgrep -fa -- "$work/"; }
 none_left() { [ -z "$(left_over)" ]; }
 
 # Shared weights of dead processes

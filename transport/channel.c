@@ -35,8 +35,10 @@ rl_status channel_send_wait(struct channel *channel, struct channel_message *mes
         }
         double waited_s = rl_clock_now_s(NULL) - started_s;
         if (waited_s >= timeout_s) {
-            return rl_fail(RL_TIMEOUT, "rank %d took no message of kind %u for %.1f s",
-                           message->peer, message->kind, waited_s);
+            return rl_fail(
+                RL_TIMEOUT,
+                "rank %d waits to send to rank %d: it took no message of kind %u for %.1f s",
+                channel->rank, message->peer, message->kind, waited_s);
         }
         rl_clock_sleep_s(NULL, pause_s);
         pause_s = pause_s < 1e-3 ? pause_s * 2 : 2e-3;

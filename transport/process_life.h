@@ -1,4 +1,4 @@
-/* Whether a process of this node still runs, seen from outside. Owns no state. */
+/* Whether processes of this node still run, seen from outside. Owns no state. */
 #ifndef FORESIGHT_TRANSPORT_PROCESS_LIFE_H
 #define FORESIGHT_TRANSPORT_PROCESS_LIFE_H
 
@@ -8,5 +8,9 @@
  * ever, since pids are used again. 0: there is none, it has ended (nobody need have waited for it),
  * or /proc does not show it. Any thread. */
 uint64_t process_life_began(int64_t pid);
+
+/* Living children of a process, whichever of its threads started them; -1: /proc does not show
+ * them. Any thread. */
+int process_life_children(int64_t pid);
 
 #endif

@@ -7,20 +7,26 @@
 #include <pthread.h>
 #include <stdbool.h>
 
+struct watchdog_options {
+    const char *what; /* borrowed; named in the log */
+    double timeout_s; /* the process ends after so long */
+    int exit_code;    /* with this code */
+    /* Looked twice a second, NULL: not at all: a reason (static) to end at once, or NULL. */
+    const char *(*look)(void *arg);
+    void *arg;
+};
+
 /* Caller's storage, not to be moved between start and stop. */
 struct watchdog {
     pthread_t thread;
     pthread_mutex_t mutex;
     pthread_cond_t cond;
     bool off; /* guarded by mutex */
-    const char *what;
-    double timeout_s;
-    int exit_code;
+    struct watchdog_options options;
 };
 
-/* From now on the process ends with `exit_code` after timeout_s, with a line in the log that names
- * `what` (borrowed) hung. Errors: RL_INTERNAL. */
-rl_status watchdog_start(struct watchdog *dog, const char *what, double timeout_s, int exit_code);
+/* From now on the process ends as `options` (copied) say. Errors: RL_INTERNAL. */
+rl_status watchdog_start(struct watchdog *dog, const struct watchdog_options *options);
 
 /* It came back in time. */
 void watchdog_stop(struct watchdog *dog);

@@ -4,6 +4,7 @@
  * Invariant: after world_open returns, blocking MPI calls are made only under a watchdog. */
 #include "transport/world.h"
 
+#include "core/clock.h"
 #include "core/log.h"
 #include "transport/mpi_internal.h"
 #include "transport/process_life.h"
@@ -17,6 +18,7 @@
 
 enum { WORLD_EXIT_HUNG = 1 };
 static const double world_start_s = 300.0; /* large jobs start slowly */
+static const double world_missing_s = 3.0; /* until a rank that is not there counts as dead */
 
 rl_status world_mpi_check(int code, const char *what)
 {
@@ -151,6 +153,30 @@ static rl_status world_join(struct world *world)
     return RL_OK;
 }
 
+/* MPI waits for ever for a rank that died before it came to the meeting. */
+struct world_meeting {
+    double missing_s; /* since when ranks of this node are missing; 0: all are there */
+};
+
+static const char *meeting_look(void *arg)
+{
+    struct world_meeting *meeting = arg;
+    const char *expected = getenv("OMPI_COMM_WORLD_LOCAL_SIZE"); /* launch code: what mpirun says */
+    int living = process_life_children((int64_t)getppid());
+    double now_s = rl_clock_now_s(NULL);
+    if (expected == NULL || living < 0 || !world_is_launcher((int64_t)getppid()) ||
+        living >= (int)strtol(expected, NULL, 10)) {
+        meeting->missing_s = 0.0;
+        return NULL;
+    }
+    meeting->missing_s = meeting->missing_s > 0.0 ? meeting->missing_s : now_s;
+    if (now_s - meeting->missing_s < world_missing_s) {
+        return NULL;
+    }
+    world_end_launcher((int64_t)getppid());
+    return "a rank of this node has died before it joined";
+}
+
 static rl_status world_start(struct world *world, int *argc, char ***argv)
 {
     world->joined = seat_from_environment(&world->seat);
@@ -160,8 +186,14 @@ static rl_status world_start(struct world *world, int *argc, char ***argv)
     if (!world_is_launched()) {
         return world_meet(world);
     }
+    struct world_meeting meeting = {0};
+    struct watchdog_options options = {.what = "joining the job",
+                                       .timeout_s = world_start_s,
+                                       .exit_code = WORLD_EXIT_HUNG,
+                                       .look = meeting_look,
+                                       .arg = &meeting};
     struct watchdog dog;
-    RL_TRY(watchdog_start(&dog, "joining the job", world_start_s, WORLD_EXIT_HUNG));
+    RL_TRY(watchdog_start(&dog, &options));
     rl_status status = world_start_mpi(world, argc, argv);
     if (status == RL_OK) {
         status = world_meet(world);
@@ -230,8 +262,11 @@ rl_status world_form(struct world *world, int learners)
 {
     RL_TRY(world_check_learners(world, learners));
     if (world->mpi && world->rank < learners) {
+        struct watchdog_options options = {.what = "meeting the learners",
+                                           .timeout_s = world_start_s,
+                                           .exit_code = WORLD_EXIT_HUNG};
         struct watchdog dog;
-        RL_TRY(watchdog_start(&dog, "meeting the learners", world_start_s, WORLD_EXIT_HUNG));
+        RL_TRY(watchdog_start(&dog, &options));
         rl_status status = world_make_learner_comm(world, learners);
         watchdog_stop(&dog);
         RL_TRY(status);

@@ -41,4 +41,11 @@ struct world {
 /* Free what the struct owns and itself; MPI is untouched. */
 void world_free(struct world *world);
 
+/* Whether `pid` is Open MPI's launcher, going by its name. */
+bool world_is_launcher(int64_t pid);
+
+/* End the launcher by SIGTERM, so that its status is not 0, if it is one and would report success
+ * otherwise (--enable-recovery). */
+void world_end_launcher(int64_t launcher);
+
 #endif

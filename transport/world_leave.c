@@ -53,8 +53,7 @@ static bool world_has_recovery(void)
     return recovery != NULL && strcmp(recovery, "1") == 0;
 }
 
-/* Only a process that is Open MPI's launcher is told anything. */
-static bool world_is_launcher(int64_t pid)
+bool world_is_launcher(int64_t pid)
 {
     char path[64];
     char name[32] = "";
@@ -70,6 +69,14 @@ static bool world_is_launcher(int64_t pid)
            strcmp(name, "mpiexec\n") == 0;
 }
 
+void world_end_launcher(int64_t launcher)
+{
+    if (world_has_recovery() && world_is_launcher(launcher)) {
+        fflush(NULL);
+        kill((pid_t)launcher, SIGTERM);
+    }
+}
+
 /* Under mpirun --enable-recovery the launcher reports success whatever its ranks returned, and even
  * MPI_Abort leaves it at that. A failing rank 0 speaks for the job, so it ends the launcher too,
  * whose status then says failure; where rank 0 is dead, every survivor does (once or often is the
@@ -80,9 +87,8 @@ static void world_tell_launcher(const struct world *world, int exit_code)
         world->rank == 0 || (atomic_load(&world->leaderless) &&
                              (!world_rank_is_seen(world, 0) || world_rank_has_ended(world, 0)));
     int64_t launcher = world->joined ? world->seat.launcher_pid : (int64_t)getppid();
-    if (speaks && exit_code != 0 && world_has_recovery() && world_is_launcher(launcher)) {
-        fflush(NULL);
-        kill((pid_t)launcher, SIGTERM);
+    if (speaks && exit_code != 0) {
+        world_end_launcher(launcher);
     }
 }
 
@@ -116,9 +122,10 @@ void world_close(struct world *world, int exit_code, double timeout_s)
         return;
     }
     if (world->mpi) {
+        struct watchdog_options options = {
+            .what = "leaving the job", .timeout_s = world_finalize_s, .exit_code = exit_code};
         struct watchdog dog;
-        if (!world_all_leave(world, timeout_s) ||
-            watchdog_start(&dog, "leaving the job", world_finalize_s, exit_code) != RL_OK) {
+        if (!world_all_leave(world, timeout_s) || watchdog_start(&dog, &options) != RL_OK) {
             world_tell_launcher(world, exit_code);
             world_wait_disowned(world);
             fflush(NULL);
@@ -137,9 +144,11 @@ void world_abort(struct world *world, int exit_code)
 {
     fflush(NULL);
     if (world != NULL && world->mpi) {
+        struct watchdog_options options = {
+            .what = "ending the job", .timeout_s = world_finalize_s, .exit_code = exit_code};
         struct watchdog dog;
         world_tell_launcher(world, exit_code);
-        if (watchdog_start(&dog, "ending the job", world_finalize_s, exit_code) == RL_OK) {
+        if (watchdog_start(&dog, &options) == RL_OK) {
             MPI_Abort(MPI_COMM_WORLD, exit_code);
         }
     }
