@@ -7,3 +7,8 @@ uint64_t rl_hash(const void *data, size_t bytes)
 {
     return XXH3_64bits(data, bytes);
 }
+
+uint64_t rl_hash_seeded(const void *data, size_t bytes, uint64_t seed)
+{
+    return XXH3_64bits_withSeed(data, bytes, seed);
+}

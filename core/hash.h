@@ -8,4 +8,7 @@
 /* xxh3 of `bytes` bytes; `data` may be NULL if there are none. Any thread. */
 uint64_t rl_hash(const void *data, size_t bytes);
 
+/* The same with a seed: with the hash of what came before as seed, a chain of hashes. */
+uint64_t rl_hash_seeded(const void *data, size_t bytes, uint64_t seed);
+
 #endif

@@ -236,6 +236,16 @@ static inline bool fuzz_chat(const uint8_t *data, size_t bytes)
 
 /* --- the table --------------------------------------------------------------------------------*/
 
+/* Start, arrival, step of two groups, checkpoint, rollback. */
+static const struct fuzz_seed fuzz_event_seeds[] = {
+    FUZZ_TEXT("\1\0\0\7\2\1\1hash0001hash0002hash0003\4a: 1"),
+    FUZZ_TEXT("\2\x80\x01\3\4"),
+    FUZZ_TEXT("\3\5\6hash0001hash0002\2\0\2\x10\3\0digest01\2\x0e\3\1\2\2\3\2\1\0\x02\4\1"
+              "digest02\1\x09\1\3"),
+    FUZZ_TEXT("\4\x90\x4e"),
+    FUZZ_TEXT("\5\x09\4\0\0\0\0\0\0\xe0\x3f"),
+    {NULL, 0}};
+
 struct fuzz_target {
     const char *name;
     bool (*run)(const uint8_t *data, size_t bytes);
@@ -254,6 +264,7 @@ static const struct fuzz_target fuzz_targets[] = {
     {"tokenizer", fuzz_tokenizer, fuzz_tokenizer_seeds, fuzz_json_words, NULL},
     {"chat", fuzz_chat, fuzz_chat_seeds, fuzz_chat_words, NULL},
     {"row", fuzz_row, fuzz_row_seeds, fuzz_json_words, NULL},
+    {"event", fuzz_event, fuzz_event_seeds, fuzz_no_words, NULL},
     {"expression", fuzz_expression, fuzz_expression_seeds, fuzz_maths_words, NULL},
     {"number", fuzz_number, fuzz_number_seeds, fuzz_maths_words, NULL},
     {"reward", fuzz_reward, fuzz_reward_seeds, fuzz_maths_words, NULL},

@@ -15,6 +15,7 @@
 #include "rewards/number_text.h"
 #include "rewards/reward.h"
 #include "rollout/prompt_row.h"
+#include "transport/event_record.h"
 #include "transport/weight_delta.h"
 #include "transport/wire.h"
 
@@ -322,6 +323,45 @@ static inline bool fuzz_row(const uint8_t *data, size_t bytes)
                   "a message has role and content");
     }
     prompt_row_fini(&row);
+    return true;
+}
+
+/* --- records of a run -------------------------------------------------------------------------*/
+
+static inline void fuzz_event_step(const struct event_step *step)
+{
+    for (uint32_t g = 0; g < step->group_count; g++) {
+        const struct event_group *group = &step->groups[g];
+        fuzz_must(group->first_sample + group->sample_count <= step->sample_count,
+                  "samples within the step");
+    }
+    for (uint32_t s = 0; s < step->sample_count; s++) {
+        const struct event_sample *sample = &step->samples[s];
+        fuzz_must(sample->first_run + sample->run_count <= step->run_count, "runs within the step");
+        for (uint32_t r = 0; r < sample->run_count; r++) {
+            const struct event_run *run = &step->runs[sample->first_run + r];
+            fuzz_must(run->position < sample->completion_count, "a run within its completion");
+            fuzz_must(r == 0 ? run->position == 0 : run->position > run[-1].position,
+                      "runs in order");
+        }
+    }
+}
+
+/* One byte for the kind, then the payload. */
+static inline bool fuzz_event(const uint8_t *data, size_t bytes)
+{
+    struct event event = {0};
+    char problem[EVENT_PROBLEM_BYTES] = "";
+    uint32_t kind = bytes > 0 ? data[0] : 0;
+    rl_status status = event_decode(kind, data + (bytes > 0), bytes - (bytes > 0), &event, problem);
+    if (status != RL_OK) {
+        fuzz_must(status == RL_CORRUPT && problem[0] != '\0', "says what is wrong");
+        return false;
+    }
+    if (event.kind == EVENT_STEP) {
+        fuzz_event_step(&event.step);
+    }
+    event_fini(&event);
     return true;
 }
 
