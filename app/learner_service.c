@@ -1,5 +1,6 @@
 /* See learner_rank.h: the main thread's side of learner rank 0, beside the pump. */
 #include "app/learner_rank.h"
+#include "app/train_events.h"
 
 #include "core/log.h"
 
@@ -78,7 +79,7 @@ static rl_status take_group(struct learner_rank *l, const struct channel_message
             trajectory_group_destroy(group);
         }
     } else {
-        RL_TRY(admission_offer(l->run.admission, group));
+        RL_TRY(train_events_offer(&l->run, group));
     }
     pthread_cond_signal(&l->arrived);
     return RL_OK;

@@ -60,16 +60,29 @@ void sampler_set_weights(struct sampler *sampler, const void *image, uint32_t ve
 rl_status sampler_submit(struct sampler *sampler, uint64_t ticket, uint64_t prompt_id,
                          uint32_t epoch, uint32_t samples)
 {
+    return sampler_submit_scheduled(sampler, ticket, prompt_id, epoch, samples, NULL);
+}
+
+rl_status sampler_submit_scheduled(struct sampler *sampler, uint64_t ticket, uint64_t prompt_id,
+                                   uint32_t epoch, uint32_t samples,
+                                   const struct rollout_schedule *schedule)
+{
     const struct prompt *prompt = prompts_at(sampler->args.prompts, prompt_id);
     struct rollout_request request = {.ticket = ticket,
                                       .prompt_id = prompt_id,
                                       .epoch = epoch,
                                       .samples = samples,
                                       .prompt = prompt->tokens,
-                                      .prompt_count = prompt->token_count};
+                                      .prompt_count = prompt->token_count,
+                                      .schedule = schedule};
     RL_TRY(rollout_generator_submit(sampler->generator, &request));
     sampler->pending++;
     return RL_OK;
+}
+
+void sampler_set_image_source(struct sampler *sampler, rollout_image_fn source, void *arg)
+{
+    rollout_generator_set_image_source(sampler->generator, source, arg);
 }
 
 /* Hand finished groups to the pool as far as it takes them. */

@@ -26,6 +26,15 @@ void sampler_set_weights(struct sampler *sampler, const void *image, uint32_t ve
 rl_status sampler_submit(struct sampler *sampler, uint64_t ticket, uint64_t prompt_id,
                          uint32_t epoch, uint32_t samples);
 
+/* The same by recorded versions: schedule [samples], copied, says which version samples from which
+ * token on. Needs an image source. */
+rl_status sampler_submit_scheduled(struct sampler *sampler, uint64_t ticket, uint64_t prompt_id,
+                                   uint32_t epoch, uint32_t samples,
+                                   const struct rollout_schedule *schedule);
+
+/* Where images of scheduled versions come from; see rollout_generator_set_image_source. */
+void sampler_set_image_source(struct sampler *sampler, rollout_image_fn source, void *arg);
+
 /* One forward pass, and groups moved on to scoring. Sleeps briefly if only scoring is left. */
 rl_status sampler_step(struct sampler *sampler);
 

@@ -153,6 +153,7 @@ static rl_status receive_command(struct collective *collective, struct follow_he
 static rl_status follow_roll_back(const struct follower *f, struct learner_report *report)
 {
     struct follow_header header = {0};
+    uint64_t step = 0;
     char *payload = NULL;
     rl_status status = receive_command(f->collective, &header, &payload);
     if (status == RL_OK && (header.command != FOLLOW_ROLL_BACK || payload == NULL)) {
@@ -160,7 +161,7 @@ static rl_status follow_roll_back(const struct follower *f, struct learner_repor
                          (unsigned long long)header.command);
     }
     if (status == RL_OK) {
-        status = train_guard_roll_back(f->session, f->config, f->learner, payload, report);
+        status = train_guard_roll_back(f->session, f->config, f->learner, payload, report, &step);
     }
     free(payload);
     return status;

@@ -1,5 +1,6 @@
 /* See train_guard.h. */
 #include "app/train_guard.h"
+#include "app/train_events.h"
 #include "app/train_follow.h"
 
 #include "core/folder_make.h"
@@ -61,7 +62,7 @@ static rl_status load_start(const struct session *session, const struct rl_confi
 
 rl_status train_guard_roll_back(const struct session *session, const struct rl_config *config,
                                 struct learner *learner, const char *checkpoint,
-                                struct learner_report *report)
+                                struct learner_report *report, uint64_t *step)
 {
     struct optimizer_state *optimizer = learner_optimizer(learner);
     struct checkpoint_state state = {0};
@@ -73,6 +74,7 @@ rl_status train_guard_roll_back(const struct session *session, const struct rl_c
         optimizer->step = (int64_t)state.updates;
     }
     rl_status status = learner_roll_back(learner, (uint32_t)state.version, report);
+    *step = state.step;
     checkpoint_state_fini(&state);
     return status;
 }
@@ -92,9 +94,11 @@ static rl_status find_sound(struct train_run *run, char path[CHECKPOINT_PATH_MAX
 static rl_status roll_back(struct train_run *run, struct learner_report *report)
 {
     char path[CHECKPOINT_PATH_MAX];
+    uint64_t step = 0;
     RL_TRY(find_sound(run, path));
     RL_TRY(train_follow_roll_back(run->collective, path));
-    RL_TRY(train_guard_roll_back(run->session, run->config, run->learner, path, report));
+    RL_TRY(train_guard_roll_back(run->session, run->config, run->learner, path, report, &step));
+    RL_TRY(train_events_rollback(run, step));
     rl_log(RL_LOG_WARN,
            "step %" PRIu64 ": rolled back to %s as version %u, at half the learning rate; samples "
            "of the versions in between are not trained on",

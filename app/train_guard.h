@@ -17,9 +17,10 @@ rl_status train_guard_act(struct train_run *run, const struct admission_batch *b
 rl_status train_guard_alarms(struct train_run *run);
 
 /* One learner back to the weights and moments of `checkpoint` (a folder; "": the model that the run
- * began with, moments zero). Any learner rank. Errors: as learner_roll_back and checkpoint_load. */
+ * began with, moments zero); its step is put in *step. Any learner rank. Errors: as
+ * learner_roll_back and checkpoint_load. */
 rl_status train_guard_roll_back(const struct session *session, const struct rl_config *config,
                                 struct learner *learner, const char *checkpoint,
-                                struct learner_report *report);
+                                struct learner_report *report, uint64_t *step);
 
 #endif

@@ -3,6 +3,7 @@
 #include "app/sampler.h"
 #include "app/signals.h"
 #include "app/train.h"
+#include "app/train_events.h"
 #include "app/train_run.h"
 
 #include "core/clock.h"
@@ -61,7 +62,7 @@ static rl_status collect_batch(struct local *l, struct admission_batch *batch)
         RL_TRY(sampler_step(l->sampler));
         while (sampler_take(l->sampler, &group) == RL_OK) {
             group->worker = LOCAL_WORKER;
-            RL_TRY(admission_offer(l->run.admission, group));
+            RL_TRY(train_events_offer(&l->run, group));
         }
         status = admission_take(l->run.admission, batch);
     }

@@ -18,6 +18,7 @@
 #include "trainer/partial_store.h"
 #include "trainer/staleness_control.h"
 #include "transport/collective.h"
+#include "transport/event_file.h"
 #include "transport/weight_arena.h"
 #include "transport/weight_history.h"
 #include "transport/weight_sender.h"
@@ -65,6 +66,8 @@ struct train_run {
     char dir[CHECKPOINT_PATH_MAX];
     uint64_t step;                     /* finished steps */
     bool checkpoint_now;               /* one is due, whatever checkpoint.every says */
+    struct event_writer *events;       /* RUN/events.bin; the mutex guards it */
+    uint64_t image_hash;               /* of the published version */
     uint64_t segment;                  /* next rollout segment */
     struct trajectory_group **unsaved; /* trained on, not yet in a segment */
     size_t unsaved_count, unsaved_capacity;

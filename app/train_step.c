@@ -1,5 +1,6 @@
 /* See train_run.h: one step with all that follows from it, and the end of a run. */
 #include "app/summary.h"
+#include "app/train_events.h"
 #include "app/train_follow.h"
 #include "app/train_guard.h"
 #include "app/train_run.h"
@@ -294,8 +295,12 @@ static void print_line(const struct train_run *run)
 static rl_status settle_tickets(struct train_run *run, const struct admission_batch *batch,
                                 const struct learner_report *report)
 {
+    uint64_t master_hash = learner_master_hash(run->learner);
     train_run_lock(run);
-    rl_status status = admission_trained(run->admission, batch);
+    rl_status status = train_events_step(run, batch, report, master_hash);
+    if (status == RL_OK) {
+        status = admission_trained(run->admission, batch);
+    }
     if (status == RL_OK) {
         status = dispatcher_set_version(run->dispatcher, report->version);
     }
@@ -402,6 +407,7 @@ rl_status train_run_snapshot(struct train_run *run, struct train_snapshot *snaps
     state->dispatcher = blob;
     RL_TRY_GOTO(copy_all_groups(run, state), status, fail);
     RL_TRY_GOTO(copy_texts(run, state), status, fail);
+    RL_TRY_GOTO(train_events_checkpoint(run), status, fail);
     return RL_OK;
 fail:
     checkpoint_state_fini(state);
@@ -562,6 +568,7 @@ rl_status train_run_finish(struct train_run *run, bool completed)
         return status;
     }
     RL_TRY(write_summary(run, completed, tickets));
+    RL_TRY(train_events_end(run));
     RL_TRY(checkpoint_writer_wait(run->writer, 0));
     rl_log(RL_LOG_INFO, "%s: %llu of %lld steps done; newest checkpoint in %s/checkpoints",
            run->config->run.name, (unsigned long long)run->step, (long long)run->config->run.steps,

@@ -92,6 +92,10 @@ void rl_config_fini(struct rl_config *config);
  * RL_NO_MEMORY. */
 rl_status rl_config_load(struct rl_config *config, const char *path);
 
+/* The same from memory; `name` stands for the file's in messages. */
+rl_status rl_config_load_text(struct rl_config *config, const char *name, const char *text,
+                              size_t bytes);
+
 /* Apply one `section.name=value` (a bare `name=value` is accepted where only one section has the
  * name). The value is taken as it stands, without YAML quoting; lists are joined by commas. Errors:
  * RL_INVALID, RL_NO_MEMORY. */

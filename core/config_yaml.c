@@ -303,6 +303,13 @@ rl_status rl_config_load(struct rl_config *config, const char *path)
     return status;
 }
 
+rl_status rl_config_load_text(struct rl_config *config, const char *name, const char *text,
+                              size_t bytes)
+{
+    struct config_reader reader = {.path = name, .config = config};
+    return config_read_text(&reader, text, bytes);
+}
+
 static rl_status config_dump_text(const struct rl_config *config, struct rl_text *text)
 {
     const char *section = "";

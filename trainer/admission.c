@@ -315,6 +315,11 @@ rl_status admission_offer(struct admission *admission, struct trajectory_group *
     return RL_OK;
 }
 
+const struct admission_counts *admission_counts(const struct admission *admission)
+{
+    return &admission->counts;
+}
+
 /* --- making a batch -----------------------------------------------------------------------------
  */
 

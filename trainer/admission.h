@@ -80,6 +80,9 @@ bool admission_young(const struct admission *admission, const struct trajectory_
 rl_status admission_check_partial(const struct admission *admission,
                                   const struct trajectory_group *group);
 
+/* Groups since the last batch; borrowed until the next call. */
+const struct admission_counts *admission_counts(const struct admission *admission);
+
 /* Drop what has become too old, then hand out a batch if B groups are there (see above); their
  * tickets become admitted. Release with admission_batch_fini. RL_AGAIN (not logged): not enough
  * yet. Errors: RL_NOT_FOUND (dynamic sampling has asked for dynamic_sampling_rounds * B groups for

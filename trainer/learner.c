@@ -2,6 +2,7 @@
 #include "trainer/learner_internal.h"
 
 #include "core/clock.h"
+#include "core/hash.h"
 #include "core/log.h"
 #include "kernels/device.h"
 #include "kernels/sampling.h"
@@ -393,6 +394,17 @@ uint32_t learner_version(const struct learner *learner)
 float *learner_master(struct learner *learner)
 {
     return learner->args.master;
+}
+
+uint64_t learner_master_hash(const struct learner *learner)
+{
+    return rl_hash(learner->args.master,
+                   (size_t)learner->args.layout->master_count * sizeof(float));
+}
+
+uint64_t learner_image_hash(const struct learner *learner)
+{
+    return model_image_hash(learner->args.layout, learner->image);
 }
 
 struct optimizer_state *learner_optimizer(struct learner *learner)

@@ -97,6 +97,10 @@ rl_status learner_roll_back(struct learner *learner, uint32_t version,
 /* Take over the guard of a checkpoint. Errors: RL_CORRUPT. */
 rl_status learner_restore_guard(struct learner *learner, const struct guard_state *state);
 
+/* xxh3 of the masters, and of the image that forward passes read. */
+uint64_t learner_master_hash(const struct learner *learner);
+uint64_t learner_image_hash(const struct learner *learner);
+
 /* Largest |log-prob of the training forward - behaviour log-prob| over all samples whose every
  * token was sampled by the current version, and how many tokens that were: promise P1 measured on
  * any groups. 0 tokens: *largest is 0. Not collective. Errors: RL_NO_MEMORY, RL_NONFINITE. */
