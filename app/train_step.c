@@ -101,6 +101,13 @@ static void learner_times(struct train_run *run, const struct learner_report *re
     run->checkpoint_s = 0;
 }
 
+/* Within a bucket a quantile is estimated: never above the longest that there was. */
+static double gap_us(const struct rl_pass_times *passes, double quantile)
+{
+    return fmin(rl_histogram_quantile_us(passes->switch_gap_us, quantile),
+                passes->switch_gap_max_s * 1e6);
+}
+
 /* Quantiles over the run so far: a step has too few switches for any of its own. */
 static void pass_metrics(struct train_run *run, const struct train_feed *feed)
 {
@@ -111,10 +118,8 @@ static void pass_metrics(struct train_run *run, const struct train_feed *feed)
         rl_metrics_add(run->metrics, RL_METRIC_ROLLOUT_PASS_P50, p50);
     }
     if (all->switch_gap_max_s > 0) {
-        rl_metrics_add(run->metrics, RL_METRIC_ROLLOUT_SWITCH_GAP_P50,
-                       rl_histogram_quantile_us(all->switch_gap_us, 0.5));
-        rl_metrics_add(run->metrics, RL_METRIC_ROLLOUT_SWITCH_GAP_P99,
-                       rl_histogram_quantile_us(all->switch_gap_us, 0.99));
+        rl_metrics_add(run->metrics, RL_METRIC_ROLLOUT_SWITCH_GAP_P50, gap_us(all, 0.5));
+        rl_metrics_add(run->metrics, RL_METRIC_ROLLOUT_SWITCH_GAP_P99, gap_us(all, 0.99));
         rl_metrics_add(run->metrics, RL_METRIC_ROLLOUT_SWITCH_GAP_MAX, all->switch_gap_max_s * 1e6);
     }
 }
@@ -511,9 +516,8 @@ static json_t *pass_summary(const struct rl_pass_times *passes)
 {
     return json_pack("{s:f, s:f, s:f, s:f}", "pass_us_p50",
                      rl_histogram_quantile_us(passes->pass_us, 0.5), "switch_gap_us_p50",
-                     rl_histogram_quantile_us(passes->switch_gap_us, 0.5), "switch_gap_us_p99",
-                     rl_histogram_quantile_us(passes->switch_gap_us, 0.99), "switch_gap_us_max",
-                     passes->switch_gap_max_s * 1e6);
+                     gap_us(passes, 0.5), "switch_gap_us_p99", gap_us(passes, 0.99),
+                     "switch_gap_us_max", passes->switch_gap_max_s * 1e6);
 }
 
 static json_t *weight_summary(const struct train_run *run)
