@@ -90,6 +90,7 @@ struct replay_slabs {
 
 struct replay_totals {
     uint64_t steps, groups_generated, groups_recorded, samples, tokens;
+    uint64_t deltas;   /* versions of the weights read from deltas.bin */
     uint64_t switched; /* samples whose tokens are of more than one version */
 };
 
@@ -139,6 +140,16 @@ void replay_close(struct replay *r);
 /* The weights of `version`; NULL if they are not there. Borrowed. */
 const void *replay_image(const struct replay *r, uint32_t version);
 
+/* Take an image (device memory) as that of `version`, newer than all there; forget those of
+ * versions below `keep_from`. Errors: RL_NO_MEMORY (the image stays the caller's). */
+rl_status replay_images_add(struct replay_images *images, uint32_t version, void *image);
+void replay_images_drop(struct replay_images *images, uint32_t keep_from);
+
+/* From the learner's version on, make the images up to `newest` from RUN/deltas.bin; those from
+ * options.keep on stay. The learner stays where it is. Errors: RL_NOT_FOUND (not logged: there is
+ * no such file, or it lacks some), RL_CORRUPT, RL_IO, RL_NO_MEMORY. */
+rl_status replay_deltas_apply(struct replay *r, uint32_t newest);
+
 /* Note the first difference; printf arguments. */
 void replay_differs(struct replay *r, uint64_t step, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
@@ -169,6 +180,7 @@ struct replay_group_report {
     uint32_t sample_count, oldest, newest; /* versions */
     double max_abs_difference;
     uint64_t different; /* tokens whose bits differ */
+    uint64_t deltas;    /* versions read from deltas.bin rather than trained again */
 };
 
 /* Recompute the log-probs of the group of `ticket` in step `step` by passes of the training forward

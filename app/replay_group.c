@@ -108,7 +108,12 @@ static rl_status make_weights(struct replay *r, uint32_t oldest, uint32_t newest
     uint64_t last = step_of_version(r, newest);
     r->options.from = nearest_checkpoint(r, oldest);
     r->options.keep = oldest;
-    RL_TRY(replay_advance(r, last > r->options.from ? last : r->options.from));
+    RL_TRY(replay_advance(r, r->options.from));
+    rl_status status = r->difference.found ? RL_OK : replay_deltas_apply(r, newest);
+    if (status == RL_NOT_FOUND) { /* then they are trained again, if there are any */
+        status = last > r->options.from ? replay_advance(r, last) : RL_OK;
+    }
+    RL_TRY(status);
     if (r->difference.found) {
         return rl_fail(RL_CORRUPT, "replay: the weights cannot be made again: step %" PRIu64 ": %s",
                        r->difference.step, r->difference.what);
@@ -272,10 +277,11 @@ static void print_report(const struct replay_group_report *report, bool json)
         return;
     }
     json_t *line =
-        json_pack("{s:I, s:I, s:I, s:I, s:I, s:[I, I], s:I, s:f}", "step", (json_int_t)report->step,
-                  "ticket", (json_int_t)report->ticket, "prompt_id", (json_int_t)report->prompt_id,
-                  "samples", (json_int_t)report->sample_count, "tokens", (json_int_t)report->tokens,
-                  "versions", (json_int_t)report->oldest, (json_int_t)report->newest, "different",
+        json_pack("{s:I, s:I, s:I, s:I, s:I, s:[I, I], s:I, s:I, s:f}", "step",
+                  (json_int_t)report->step, "ticket", (json_int_t)report->ticket, "prompt_id",
+                  (json_int_t)report->prompt_id, "samples", (json_int_t)report->sample_count,
+                  "tokens", (json_int_t)report->tokens, "versions", (json_int_t)report->oldest,
+                  (json_int_t)report->newest, "deltas", (json_int_t)report->deltas, "different",
                   (json_int_t)report->different, "max_abs_difference", report->max_abs_difference);
     json_dumpf(line, stdout, JSON_COMPACT | JSON_PRESERVE_ORDER);
     fputc('\n', stdout);
@@ -288,6 +294,7 @@ static rl_status look_into(struct replay *r, const struct trajectory_group *grou
     struct passes passes = {0};
     trajectory_group_versions(group, &out->oldest, &out->newest);
     RL_TRY(make_weights(r, out->oldest, out->newest));
+    out->deltas = r->totals.deltas;
     rl_status status = passes_open(r, group, &passes);
     if (status == RL_OK) {
         status = look_at_all(&passes, group, json, out);

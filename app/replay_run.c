@@ -38,8 +38,7 @@ const void *replay_image(const struct replay *r, uint32_t version)
     return NULL;
 }
 
-/* Forget versions below `keep_from`. */
-static void drop_images(struct replay_images *images, uint32_t keep_from)
+void replay_images_drop(struct replay_images *images, uint32_t keep_from)
 {
     size_t kept = 0;
     for (size_t i = 0; i < images->count; i++) {
@@ -52,25 +51,33 @@ static void drop_images(struct replay_images *images, uint32_t keep_from)
     images->count = kept;
 }
 
+rl_status replay_images_add(struct replay_images *images, uint32_t version, void *image)
+{
+    if (images->count == images->capacity) {
+        size_t capacity = images->capacity == 0 ? 8 : 2 * images->capacity;
+        void *grown = realloc(images->items, capacity * sizeof(*images->items));
+        if (grown == NULL) {
+            return rl_fail(RL_NO_MEMORY, "replay: out of memory");
+        }
+        images->items = grown;
+        images->capacity = capacity;
+    }
+    images->items[images->count++] = (struct replay_image){version, image};
+    return RL_OK;
+}
+
 /* Keep the image of the learner's masters as its version. */
 static rl_status keep_image(struct replay *r, uint64_t *hash)
 {
-    struct replay_images *images = &r->images;
     uint32_t version = learner_version(r->learner);
     if (replay_image(r, version) == NULL) {
-        if (images->count == images->capacity) {
-            size_t capacity = images->capacity == 0 ? 8 : 2 * images->capacity;
-            void *grown = realloc(images->items, capacity * sizeof(*images->items));
-            if (grown == NULL) {
-                return rl_fail(RL_NO_MEMORY, "replay: out of memory");
-            }
-            images->items = grown;
-            images->capacity = capacity;
+        void *image = NULL;
+        RL_TRY(session_make_image(&r->session, learner_master(r->learner), &image));
+        rl_status status = replay_images_add(&r->images, version, image);
+        if (status != RL_OK) {
+            device_free(image);
+            return status;
         }
-        struct replay_image *item = &images->items[images->count];
-        RL_TRY(session_make_image(&r->session, learner_master(r->learner), &item->image));
-        item->version = version;
-        images->count++;
     }
     *hash = model_image_hash(r->session.layout, replay_image(r, version));
     return RL_OK;
@@ -223,8 +230,8 @@ static rl_status make_step(struct replay *r, const struct event_step *step)
         free(groups);
         return rl_fail(RL_NO_MEMORY, "replay: out of memory for a step");
     }
-    drop_images(&r->images,
-                entry->keep_from < r->options.keep ? entry->keep_from : r->options.keep);
+    replay_images_drop(&r->images,
+                       entry->keep_from < r->options.keep ? entry->keep_from : r->options.keep);
     rl_status status = replay_groups_make(r, step, groups, &equal);
     if (status == RL_OK && equal) {
         status = train(r, step, groups);
@@ -303,7 +310,7 @@ void replay_close(struct replay *r)
 {
     replay_part_close(r);
     rl_config_fini(&r->config);
-    drop_images(&r->images, UINT32_MAX);
+    replay_images_drop(&r->images, UINT32_MAX);
     for (size_t i = 0; i < r->images.count; i++) {
         device_free(r->images.items[i].image);
     }

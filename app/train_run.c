@@ -1,6 +1,7 @@
 /* See train_run.h: set-up, resume and tear-down. The step itself is in train_step.c. */
 #include "app/train_run.h"
 #include "app/train.h"
+#include "app/train_deltas.h"
 #include "app/train_events.h"
 #include "app/train_follow.h"
 
@@ -381,6 +382,7 @@ rl_status train_run_open(const struct train_run_args *args, struct train_run *ru
     RL_TRY(open_metrics(run));
     RL_TRY(write_config(run));
     RL_TRY(train_events_open(run));
+    RL_TRY(train_deltas_open(run));
     RL_TRY(open_checkpoints(run));
     run->started_s = rl_clock_now_s(NULL);
     run->step_started_s = run->started_s;
@@ -392,6 +394,7 @@ void train_run_close(struct train_run *run)
 {
     checkpoint_writer_stop(run->writer);
     event_writer_close(run->events);
+    train_deltas_close(run->deltas);
     for (size_t i = 0; i < run->unsaved_count; i++) {
         trajectory_group_destroy(run->unsaved[i]);
     }

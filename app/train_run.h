@@ -45,6 +45,8 @@ struct train_totals {
 };
 enum { TRAIN_TOTALS_FORMAT = 7 };
 
+struct delta_record;
+
 struct train_run {
     const struct rl_config *config;
     struct session *session;
@@ -68,6 +70,7 @@ struct train_run {
     bool checkpoint_now;               /* one is due, whatever checkpoint.every says */
     struct event_writer *events;       /* RUN/events.bin; the mutex guards it */
     uint64_t image_hash;               /* of the published version */
+    struct delta_record *deltas;       /* RUN/deltas.bin; NULL: not kept */
     uint64_t segment;                  /* next rollout segment */
     struct trajectory_group **unsaved; /* trained on, not yet in a segment */
     size_t unsaved_count, unsaved_capacity;

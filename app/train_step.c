@@ -1,5 +1,6 @@
 /* See train_run.h: one step with all that follows from it, and the end of a run. */
 #include "app/summary.h"
+#include "app/train_deltas.h"
 #include "app/train_events.h"
 #include "app/train_follow.h"
 #include "app/train_guard.h"
@@ -327,6 +328,7 @@ rl_status train_run_step(struct train_run *run, struct admission_batch *batch,
     RL_TRY(train_guard_act(run, batch, &report));
     double now = rl_clock_now_s(NULL);
     RL_TRY(settle_tickets(run, batch, &report));
+    RL_TRY(train_deltas_step(run));
     step_metrics(run, batch, &report, feed, now - run->step_started_s);
     RL_TRY(control_staleness(run, feed, now - run->step_started_s));
     run->step_started_s = now;
@@ -413,6 +415,7 @@ rl_status train_run_snapshot(struct train_run *run, struct train_snapshot *snaps
     RL_TRY_GOTO(copy_all_groups(run, state), status, fail);
     RL_TRY_GOTO(copy_texts(run, state), status, fail);
     RL_TRY_GOTO(train_events_checkpoint(run), status, fail);
+    RL_TRY_GOTO(train_deltas_checkpoint(run), status, fail);
     return RL_OK;
 fail:
     checkpoint_state_fini(state);

@@ -37,6 +37,12 @@ refused() {
     grep -q -- "$words" "$work/replay.log" || { fail "replay $*: no \"$words\""; cat "$work/replay.log"; }
 }
 
+# tickets NAME STEP: what the step was trained on; the message names them
+tickets() {
+    "$foresight" replay "$work/runs/$1" --step "$2" --ticket 999999 2>&1 |
+        sed -n '/was not trained on/ {s/.*but on//; s/\[.*//; p}'
+}
+
 # --- both ways with the cache, by a model so slow beside the learner that new weights come in the
 # middle of samples
 mkdir "$work/wide_init"
@@ -49,7 +55,7 @@ wide=(model.path="$work/wide" rollout.max_running=1 rollout.max_completion_lengt
     rollout.temperature=1 loss.mask_truncated_completions=true loss.entropy_coef=0.01
     optimizer.updates_per_step=1 optimizer.learning_rate=1e-4 checkpoint.every=9)
 switched=0
-train_ranks 2 keep run.steps=20 "${wide[@]}"
+train_ranks 2 keep run.steps=20 "${wide[@]}" async.record=deltas
 equal keep 20
 train_ranks 2 recompute run.steps=20 "${wide[@]}" rollout.kv_on_update=recompute
 equal recompute 20
@@ -74,16 +80,28 @@ replay ready --recorded && says "r['equal'] and r['groups_sampled'] == 0" || fai
 refused 'there is no step 31' ready --until 31
 
 # --- groups: the recorded log-probs, bit for bit
+deltas=0
 for name in keep recompute; do
     for step in 2 7 11 12 16 20; do
-        refused 'but on' $name --step $step --ticket 999999
-        for ticket in $(sed -n '/but on/ {s/.*but on//; s/\[.*//; p}' "$work/replay.log"); do
-            replay $name --step $step --ticket "$ticket" || fail "$name: step $step, ticket $ticket"
+        for ticket in $(tickets $name $step); do
+            replay $name --step $step --ticket "$ticket" ||
+                { fail "$name: step $step, ticket $ticket"; cat "$work/replay.log"; continue; }
             says "r['different'] == 0 and r['max_abs_difference'] == 0 and r['tokens'] > 0 and
-                r['ticket'] == $ticket and r['versions'][1] < $step"
+                r['ticket'] == $ticket and r['versions'][1] < $step and
+                (r['deltas'] == 0 or '$name' == 'keep')"
+            grep -q '"deltas":[1-9]' "$work/replay.json" && deltas=$((deltas + 1))
         done
     done
 done
+
+[ $deltas -gt 0 ] || fail "no version was read from deltas.bin"
+python3 - "$work/runs/keep/deltas.bin" <<'PY'
+import sys
+data = bytearray(open(sys.argv[1], "rb").read())
+data[len(data) // 8] ^= 1
+open(sys.argv[1], "wb").write(data)
+PY
+refused 'deltas.bin: record at byte' keep --step 8 --ticket "$(tickets keep 8 | awk '{print $1}')"
 
 # --- killed, replayed as far as it is written, resumed with more steps, replayed as one run
 start_ranks 4 killed run.steps=1000000 checkpoint.every=4
@@ -92,7 +110,8 @@ kill_job
 refused 'it has no end' killed
 replay killed --until 8 && says "r['equal'] and r['last_step'] == 8" || fail "killed --until 8"
 steps=$(($(lines killed) + 6))
-train_ranks 3 killed run.steps=$steps checkpoint.every=4 optimizer.learning_rate=5e-4
+train_ranks 3 killed run.steps=$steps checkpoint.every=4 optimizer.learning_rate=5e-4 \
+    async.record=deltas
 equal killed $steps
 kill_after=$((steps + 5))
 train_ranks 4 killed run.steps=$kill_after checkpoint.every=4

@@ -108,6 +108,7 @@ static void write_all(struct event_writer *writer)
         ck_assert_int_eq(event_write_checkpoint(writer, step), RL_OK);
     }
     ck_assert_int_eq(event_write_rollback(writer, &rollback_record), RL_OK);
+    ck_assert_int_eq(event_write_delta(writer, &(struct event_delta){"bytes", 5}), RL_OK);
     ck_assert_int_eq(event_write_end(writer, STEPS), RL_OK);
 }
 
@@ -201,12 +202,16 @@ START_TEST(round_trip)
             ck_assert_uint_eq(event.rollback.to_step, 2);
             ck_assert(event.rollback.rate_scale == 0.5);
             break;
+        case EVENT_DELTA:
+            ck_assert_uint_eq(event.delta.bytes, 5);
+            ck_assert_mem_eq(event.delta.data, "bytes", 5);
+            break;
         default:
             ck_assert_uint_eq(event.checkpoint, step);
         }
         event_fini(&event);
     }
-    ck_assert_uint_eq(records, 3 + 3 * STEPS);
+    ck_assert_uint_eq(records, 4 + 3 * STEPS);
     event_file_close(file);
 }
 END_TEST
@@ -245,7 +250,7 @@ START_TEST(every_truncation)
         ck_assert_uint_ge(records, whole);
         whole = records;
     }
-    ck_assert_uint_eq(whole, 2 + 3 * STEPS);
+    ck_assert_uint_eq(whole, 3 + 3 * STEPS);
     free(data);
 }
 END_TEST

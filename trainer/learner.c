@@ -402,6 +402,11 @@ uint64_t learner_master_hash(const struct learner *learner)
                    (size_t)learner->args.layout->master_count * sizeof(float));
 }
 
+const void *learner_image(const struct learner *learner)
+{
+    return learner->image;
+}
+
 uint64_t learner_image_hash(const struct learner *learner)
 {
     return model_image_hash(learner->args.layout, learner->image);

@@ -101,6 +101,9 @@ rl_status learner_restore_guard(struct learner *learner, const struct guard_stat
 uint64_t learner_master_hash(const struct learner *learner);
 uint64_t learner_image_hash(const struct learner *learner);
 
+/* That image: borrowed until the next step. */
+const void *learner_image(const struct learner *learner);
+
 /* Largest |log-prob of the training forward - behaviour log-prob| over all samples whose every
  * token was sampled by the current version, and how many tokens that were: promise P1 measured on
  * any groups. 0 tokens: *largest is 0. Not collective. Errors: RL_NO_MEMORY, RL_NONFINITE. */

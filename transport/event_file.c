@@ -338,6 +338,12 @@ rl_status event_write_rollback(struct event_writer *writer, const struct event_r
     return end(writer, event_encode_rollback(rollback, &writer->record));
 }
 
+rl_status event_write_delta(struct event_writer *writer, const struct event_delta *delta)
+{
+    RL_TRY(begin(writer, EVENT_DELTA));
+    return end(writer, rl_text_append(&writer->record, delta->data, delta->bytes));
+}
+
 rl_status event_write_end(struct event_writer *writer, uint64_t step)
 {
     RL_TRY(begin(writer, EVENT_END));

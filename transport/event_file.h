@@ -1,5 +1,5 @@
-/* RUN/events.bin: an append-only file of event records (event_record.h). It begins with 8 bytes
- * "FSEVENT1"; each record is kind [u32], payload bytes [u32], payload, checksum [u64], all
+/* RUN/events.bin and deltas.bin: append-only files of records (event_record.h). It begins with 8
+ * bytes "FSEVENT1"; each record is kind [u32], payload bytes [u32], payload, checksum [u64], all
  * little-endian. The checksum is the xxh3 of kind, length and payload seeded with the checksum of
  * the record before (the first: the magic's own xxh3), so that a record that is flipped, missing,
  * repeated or out of its place is found. */
@@ -9,7 +9,7 @@
 #include "transport/event_record.h"
 
 /* Largest payload of a record. */
-enum { EVENT_PAYLOAD_MAX = 64 * 1024 * 1024 };
+enum { EVENT_PAYLOAD_MAX = 1 << 30 };
 
 /* --- writing: one owner, who serialises the calls */
 struct event_writer;
@@ -31,6 +31,7 @@ rl_status event_write_step(struct event_writer *writer, const struct event_step 
                            const struct trajectory_group *const *groups, uint32_t count);
 rl_status event_write_checkpoint(struct event_writer *writer, uint64_t step);
 rl_status event_write_rollback(struct event_writer *writer, const struct event_rollback *rollback);
+rl_status event_write_delta(struct event_writer *writer, const struct event_delta *delta);
 rl_status event_write_end(struct event_writer *writer, uint64_t step);
 
 /* Hand what is buffered to the operating system. Errors: RL_IO. */

@@ -371,6 +371,10 @@ static rl_status get_payload(struct event_reader *reader, struct event *event)
     case EVENT_END:
         event->end = get_number(reader);
         return RL_OK;
+    case EVENT_DELTA:
+        event->delta = (struct event_delta){reader->at, reader->left};
+        reader->left = 0;
+        return RL_OK;
     case EVENT_ROLLBACK:
         get_rollback(reader, &event->rollback);
         return RL_OK;

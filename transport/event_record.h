@@ -1,6 +1,6 @@
 /* The records of RUN/events.bin as bytes: what an asynchronous run decided freely, so that it can
- * be computed again. Pure: no file (event_file.h has the frames around them). docs/replay.md has
- * the layout byte by byte.
+ * be computed again; and of RUN/deltas.bin. Pure: no file (event_file.h has the frames around
+ * them). docs/replay.md has the layout byte by byte.
  *
  * Numbers are LEB128 varints (7 bits a byte, lowest first), signed ones zigzag; hashes and doubles
  * are 8 bytes, little-endian. A reader trusts no byte: counts are checked against the bytes that
@@ -22,6 +22,7 @@ enum event_kind {
     EVENT_CHECKPOINT, /* the state of this place went into a checkpoint */
     EVENT_ROLLBACK,   /* the step whose record follows went back to an earlier step's weights */
     EVENT_END,        /* the program left in order; without it the file may lack its end */
+    EVENT_DELTA,      /* deltas.bin: what a version of the weights changed (weight_delta.h) */
     EVENT_KIND_END
 };
 
@@ -92,6 +93,11 @@ struct event_rollback {
     double rate_scale;
 };
 
+struct event_delta {
+    const void *data; /* [bytes] borrowed */
+    size_t bytes;
+};
+
 struct event {
     enum event_kind kind;
     union {
@@ -100,6 +106,7 @@ struct event {
         struct event_step step;
         uint64_t checkpoint, end; /* the step */
         struct event_rollback rollback;
+        struct event_delta delta; /* points into the decoded bytes; not looked into */
     };
 };
 
@@ -114,9 +121,9 @@ rl_status event_encode_step(const struct event_step *step,
                             const struct trajectory_group *const *groups, uint32_t count,
                             struct rl_text *out);
 
-/* Read a payload. *out borrows from `data` (start.config) and owns the arrays of a step: release
- * with event_fini. `problem` [EVENT_PROBLEM_BYTES] says what is wrong on RL_CORRUPT (not logged).
- * Errors: RL_CORRUPT, RL_NO_MEMORY. */
+/* Read a payload. *out borrows from `data` (start.config, delta) and owns the arrays of a step:
+ * release with event_fini. `problem` [EVENT_PROBLEM_BYTES] says what is wrong on RL_CORRUPT (not
+ * logged). Errors: RL_CORRUPT, RL_NO_MEMORY. */
 enum { EVENT_PROBLEM_BYTES = 128 };
 rl_status event_decode(uint32_t kind, const void *data, size_t bytes, struct event *out,
                        char *problem);
