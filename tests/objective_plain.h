@@ -225,7 +225,7 @@ static inline double mean_correction(const struct objective_case *c, const struc
 static inline double gspo_token_plain(const struct objective_case *c, const struct frozen *frozen,
                                       uint32_t i, uint32_t t, const struct nudge *nudge)
 {
-    static const struct nudge none = {.sequence = UINT32_MAX};
+    static const struct nudge none = {0}; /* moves nothing */
     double moved = nudged(c, i, t, nudge) - (double)c->logprob[i][t];
     return sequence_ratio_plain(c, frozen, i, &none, true) * exp(moved);
 }
@@ -246,7 +246,7 @@ static inline double policy_plain(const struct objective_case *c,
     double a = c->sequences[i].advantage;
     double gap = fmax(-20, fmin(20, lp - frozen->old[i][t]));
     double k = a > 0 ? options->sapo_positive : options->sapo_negative;
-    static const struct nudge unmoved = {.sequence = UINT32_MAX};
+    static const struct nudge unmoved = {0};
     switch (options->loss_type) {
     case CONFIG_LOSS_GSPO:
         return clip_plain(options, a, sequence_ratio_plain(c, frozen, i, nudge, true));

@@ -11,7 +11,7 @@ static void check_differences(struct objective_case *c, const struct objective_o
 {
     const double h = 1e-6;
     static struct frozen frozen;
-    struct nudge none = {.sequence = UINT32_MAX};
+    struct nudge none = {0}; /* moves nothing */
     double loss = case_run(c, options);
     freeze(c, options, &frozen);
     double plain = loss_plain(c, options, &frozen, &none);
