@@ -1,12 +1,12 @@
-/* `foresight eval`: pass@k, avg@n and their intervals on held-out problems. */
+/* `foresight eval`: pass@k, avg@n, maj@n and their intervals on held-out problems, at one or
+ * several temperatures, and the counts they are made of. */
 #include "app/app.h"
 #include "app/commands.h"
-#include "app/sample_set.h"
+#include "app/eval_counts.h"
 #include "app/summary.h"
 
-#include "core/clock.h"
 #include "core/log.h"
-#include "trainer/eval_stats.h"
+#include "kernels/device.h"
 #include "transport/atomic_file.h"
 
 #include <jansson.h>
@@ -15,91 +15,6 @@
 #include <string.h>
 
 enum { EVAL_EPOCH = 0x3ffffe, EVAL_SHOWN_SAMPLES = 3 };
-
-struct evaluation {
-    struct eval_interval pass_at_1, pass_at_n;
-    uint32_t problems, samples;
-    uint64_t unscorable;
-    double reward, length, truncated, tokens_per_second;
-};
-
-static bool solved(const struct trajectory *sample)
-{
-    return sample->reward_valid && sample->accuracy >= 1;
-}
-
-static rl_status evaluate(const struct sample_set *set, uint32_t samples, uint64_t seed,
-                          struct evaluation *out)
-{
-    struct eval_problem *problems = calloc(set->count, sizeof(*problems));
-    struct evaluation e = {.problems = (uint32_t)set->count, .samples = samples};
-    double count = (double)set->count * samples;
-    if (problems == NULL) {
-        return rl_fail(RL_NO_MEMORY, "eval: out of memory");
-    }
-    for (uint64_t i = 0; i < set->count; i++) {
-        problems[i].samples = samples;
-        for (uint32_t s = 0; s < samples; s++) {
-            const struct trajectory *sample = &set->groups[i]->samples[s];
-            problems[i].correct += solved(sample);
-            e.unscorable += !sample->reward_valid;
-            e.reward += sample->reward_valid ? sample->reward : 0;
-            e.length += sample->completion_count;
-            e.truncated += sample->finish == RL_FINISH_LENGTH;
-        }
-    }
-    e.reward /= count > (double)e.unscorable ? count - (double)e.unscorable : 1;
-    e.length /= count;
-    e.truncated /= count;
-    e.tokens_per_second = set->wall_s > 0 ? (double)set->sampled_tokens / set->wall_s : 0;
-    rl_status status = eval_pass_at_k_interval(problems, e.problems, 1, seed, &e.pass_at_1);
-    if (status == RL_OK) {
-        status = eval_pass_at_k_interval(problems, e.problems, samples, seed, &e.pass_at_n);
-    }
-    free(problems);
-    if (status == RL_OK) {
-        *out = e;
-    }
-    return status;
-}
-
-static json_t *to_json(const struct evaluation *e, const struct sample_set *set)
-{
-    char pass_n[32];
-    char pass_n_ci[48];
-    char avg_n[32];
-    snprintf(pass_n, sizeof(pass_n), "pass@%u", e->samples);
-    snprintf(pass_n_ci, sizeof(pass_n_ci), "pass@%u_ci95", e->samples);
-    snprintf(avg_n, sizeof(avg_n), "avg@%u", e->samples);
-    json_t *object = json_pack("{s:f, s:[f,f], s:f}", "pass@1", e->pass_at_1.mean, "pass@1_ci95",
-                               e->pass_at_1.low, e->pass_at_1.high, avg_n, e->pass_at_1.mean);
-    json_t *rest = json_pack(
-        "{s:I, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f}", "problems", (json_int_t)e->problems,
-        "samples", (json_int_t)e->samples, "unscorable", (json_int_t)e->unscorable, "reward",
-        e->reward, "mean_length", e->length, "truncated", e->truncated, "tokens_per_second",
-        e->tokens_per_second, "wall_seconds", set->wall_s, "cpu_seconds", set->cpu_s);
-    if (object != NULL && e->samples > 1) {
-        json_object_set_new(object, pass_n, json_real(e->pass_at_n.mean));
-        json_object_set_new(object, pass_n_ci,
-                            json_pack("[f,f]", e->pass_at_n.low, e->pass_at_n.high));
-    }
-    json_object_update(object, rest);
-    json_decref(rest);
-    return object;
-}
-
-static void print_text(const struct evaluation *e)
-{
-    printf("problems   %u, %u samples each\n", e->problems, e->samples);
-    printf("pass@1     %.4f   95%% [%.4f, %.4f]   (avg@%u, unbiased)\n", e->pass_at_1.mean,
-           e->pass_at_1.low, e->pass_at_1.high, e->samples);
-    if (e->samples > 1) {
-        printf("pass@%-4u  %.4f   95%% [%.4f, %.4f]\n", e->samples, e->pass_at_n.mean,
-               e->pass_at_n.low, e->pass_at_n.high);
-    }
-    printf("length     %.1f tokens, %.1f%% cut at the limit\n", e->length, 100 * e->truncated);
-    printf("speed      %.0f tokens/s\n", e->tokens_per_second);
-}
 
 static json_t *sample_json(const struct session *session, const struct prompts *prompts,
                            const struct trajectory_group *group, uint32_t index)
@@ -116,37 +31,27 @@ static json_t *sample_json(const struct session *session, const struct prompts *
     return object;
 }
 
-/* One JSON line a problem. */
-static rl_status write_rows(const char *path, const struct session *session,
-                            const struct prompts *prompts, const struct sample_set *set)
+static rl_status append_row(FILE *out, const struct session *session, const struct prompts *prompts,
+                            const struct trajectory_group *group, double temperature)
 {
-    char *text = NULL;
-    size_t bytes = 0;
-    FILE *memory = open_memstream(&text, &bytes);
-    bool ok = memory != NULL;
-    for (uint64_t i = 0; i < set->count && ok; i++) {
-        const struct trajectory_group *group = set->groups[i];
-        json_t *completions = json_array();
-        uint32_t correct = 0;
-        for (uint32_t s = 0; s < group->sample_count && ok; s++) {
-            correct += solved(&group->samples[s]);
-            json_t *entry = sample_json(session, prompts, group, s);
-            ok = entry != NULL && json_object_del(entry, "prompt") == 0 &&
-                 json_array_append_new(completions, entry) == 0;
-        }
-        const struct prompt *prompt = prompts_at(prompts, group->prompt_id);
-        json_t *row = json_pack("{s:s, s:s, s:i, s:i, s:o}", "prompt", prompt->text, "ground_truth",
-                                prompt->ground_truth, "n", (int)group->sample_count, "c",
-                                (int)correct, "completions", completions);
-        ok = ok && row != NULL && json_dumpf(row, memory, JSON_COMPACT | JSON_ENSURE_ASCII) == 0 &&
-             fputc('\n', memory) != EOF;
-        json_decref(row);
+    json_t *completions = json_array();
+    uint32_t correct = 0;
+    bool ok = true;
+    for (uint32_t s = 0; s < group->sample_count && ok; s++) {
+        correct += eval_sample_solved(&group->samples[s]);
+        json_t *entry = sample_json(session, prompts, group, s);
+        ok = entry != NULL && json_object_del(entry, "prompt") == 0 &&
+             json_array_append_new(completions, entry) == 0;
     }
-    ok = memory != NULL && fclose(memory) == 0 && ok;
-    rl_status status = ok ? atomic_file_write_all(path, text, bytes)
-                          : rl_fail(RL_NO_MEMORY, "%s: out of memory", path);
-    free(text);
-    return status;
+    const struct prompt *prompt = prompts_at(prompts, group->prompt_id);
+    json_t *row =
+        json_pack("{s:s, s:s, s:f, s:i, s:i, s:o}", "prompt", prompt->text, "ground_truth",
+                  prompt->ground_truth, "temperature", temperature, "n", (int)group->sample_count,
+                  "c", (int)correct, "completions", completions);
+    ok = ok && row != NULL && json_dumpf(row, out, JSON_COMPACT | JSON_ENSURE_ASCII) == 0 &&
+         fputc('\n', out) != EOF;
+    json_decref(row);
+    return ok ? RL_OK : rl_fail(RL_NO_MEMORY, "eval.output: out of memory");
 }
 
 /* Merge the figures under `label` into a run's summary, with a few samples to read. */
@@ -171,74 +76,195 @@ struct eval_output {
     bool json;
 };
 
-static rl_status report(const struct eval_output *output, const struct session *session,
-                        const struct prompts *prompts, const struct sample_set *set)
+/* One evaluation on its way. */
+struct eval_run {
+    const struct eval_output *output;
+    struct session session;
+    struct eval_sets sets;
+    struct reward_set *rewards;
+    struct count_table *counts;
+    void *image;
+    FILE *rows; /* memory; NULL: not asked for */
+    char *row_text;
+    size_t row_bytes;
+    json_t *temperatures, *guards, *shown;
+    json_t *figures; /* of data.eval at eval.temperature, else at the first temperature */
+};
+
+static void print_text(const char *set, int set_bytes, const struct evaluation *e)
 {
-    struct evaluation e = {0};
-    uint32_t samples = (uint32_t)session->config->eval.samples;
-    const char *rows = session->config->eval.output;
-    RL_TRY(evaluate(set, samples, (uint64_t)session->config->run.seed, &e));
-    json_t *figures = to_json(&e, set);
-    json_t *shown = json_array();
-    for (uint64_t i = 0; i < EVAL_SHOWN_SAMPLES && i < set->count; i++) {
-        json_array_append_new(shown, sample_json(session, prompts, set->groups[i], 0));
+    printf("%.*s at temperature %g: %u problems, %u samples each\n", set_bytes, set, e->temperature,
+           e->problems, e->samples);
+    printf("pass@1     %.4f   95%% [%.4f, %.4f]   (avg@%u, unbiased)\n", e->pass_at_1.mean,
+           e->pass_at_1.low, e->pass_at_1.high, e->samples);
+    if (e->samples > 1) {
+        printf("pass@%-4u  %.4f   95%% [%.4f, %.4f]\n", e->samples, e->pass_at_n.mean,
+               e->pass_at_n.low, e->pass_at_n.high);
+        printf("maj@%-4u   %.4f   95%% [%.4f, %.4f]\n", e->samples, e->majority.mean,
+               e->majority.low, e->majority.high);
     }
-    rl_status status = RL_OK;
+    printf("length     %.1f tokens, %.1f%% cut at the limit\n", e->length, 100 * e->truncated);
+    printf("speed      %.0f tokens/s\n", e->tokens_per_second);
+}
+
+/* Keep the figures of one set at one temperature, and with data.eval a few samples to read. */
+static rl_status keep_figures(struct eval_run *run, const struct sample_set *groups, uint32_t set,
+                              uint32_t temperature)
+{
+    struct evaluation e;
+    int bytes = 0;
+    const char *name = eval_sets_name(&run->sets, set, &bytes);
+    RL_TRY(eval_figures(run->counts, groups, run->sets.first[set], temperature, &e));
+    json_t *figures = eval_figures_json(&e);
+    bool is_default = e.temperature == run->session.config->eval.temperature;
+    print_text(name, bytes, &e);
     if (figures == NULL) {
-        status = rl_fail(RL_NO_MEMORY, "eval: out of memory");
+        return rl_fail(RL_NO_MEMORY, "eval: out of memory");
     }
-    if (status == RL_OK && rows[0] != '\0') {
-        status = write_rows(rows, session, prompts, set);
+    if (set > 0) {
+        json_object_set_new(figures, "set", json_stringn(name, (size_t)bytes));
+        json_array_append_new(run->guards, figures);
+        return RL_OK;
     }
-    if (status == RL_OK && output->summary != NULL) {
-        status = write_summary(output->summary, output->label, figures, shown);
-    }
-    if (status == RL_OK) {
-        print_text(&e);
-        char *text = output->json ? json_dumps(figures, JSON_COMPACT) : NULL;
-        if (text != NULL) {
-            printf("%s\n", text);
+    if (temperature == 0 || is_default) {
+        json_decref(run->figures);
+        run->figures = json_copy(figures);
+        json_array_clear(run->shown);
+        for (uint64_t i = 0; i < EVAL_SHOWN_SAMPLES && i < groups->count; i++) {
+            json_array_append_new(
+                run->shown, sample_json(&run->session, run->sets.prompts[0], groups->groups[i], 0));
         }
-        free(text);
     }
-    json_decref(shown);
-    json_decref(figures);
+    json_array_append_new(run->temperatures, figures);
+    return RL_OK;
+}
+
+static rl_status take_groups(struct eval_run *run, const struct sample_set *groups, uint32_t set,
+                             uint32_t temperature)
+{
+    RL_TRY(eval_counts_fill(run->counts, &run->session, groups, run->sets.first[set], temperature));
+    for (uint64_t i = 0; i < groups->count && run->rows != NULL && set == 0; i++) {
+        RL_TRY(append_row(run->rows, &run->session, run->sets.prompts[0], groups->groups[i],
+                          run->counts->temperatures[temperature]));
+    }
+    return keep_figures(run, groups, set, temperature);
+}
+
+/* Sample one set at one temperature. The random numbers' keys do not depend on the temperature or
+ * the model, so that differences between evaluations are less noisy than their figures. */
+static rl_status evaluate(struct eval_run *run, uint32_t set, uint32_t temperature)
+{
+    const struct rl_config *config = run->session.config;
+    struct sample_set groups = {0};
+    struct sample_set_args args = {.session = &run->session,
+                                   .prompts = run->sets.prompts[set],
+                                   .rewards = run->rewards,
+                                   .label = "eval",
+                                   .limit = run->sets.limits[set],
+                                   .samples = (uint32_t)config->eval.samples,
+                                   .epoch = EVAL_EPOCH};
+    int64_t room = config->rollout.max_running / config->eval.samples + 2;
+    session_generator_options(config, (int32_t)(2 * room), &args.options);
+    args.options.sampling =
+        (struct kernel_sampling){.temperature = (float)run->counts->temperatures[temperature],
+                                 .top_p = (float)config->eval.top_p,
+                                 .top_k = (int32_t)config->eval.top_k};
+    RL_TRY(sample_set_run(&args, run->image, &groups));
+    rl_status status = take_groups(run, &groups, set, temperature);
+    sample_set_fini(&groups);
     return status;
 }
 
-static rl_status run(const struct rl_config *config, const struct eval_output *output)
+static rl_status evaluate_all(struct eval_run *run)
 {
-    struct session session = {0};
-    struct prompts *prompts = NULL;
-    struct reward_set *rewards = NULL;
-    struct sample_set set = {0};
-    rl_status status = RL_OK;
-    if (config->data.eval[0] == '\0') {
-        return rl_fail(RL_INVALID, "data.eval is not set: the held-out problems");
+    for (uint32_t set = 0; set < run->sets.count; set++) {
+        for (uint32_t t = 0; t < run->counts->temperature_count; t++) {
+            RL_TRY(evaluate(run, set, t));
+        }
     }
-    RL_TRY_GOTO(session_open(config, session_max_length(config), &session), status, done);
-    RL_TRY_GOTO(prompts_load(config->data.eval, config, session.tokenizer, session.chat, &prompts),
-                status, done);
-    RL_TRY_GOTO(reward_set_create(config, &rewards), status, done);
-    struct sample_set_args args = {.session = &session,
-                                   .prompts = prompts,
-                                   .rewards = rewards,
-                                   .label = "eval",
-                                   .limit = (uint64_t)config->eval.limit,
-                                   .samples = (uint32_t)config->eval.samples,
-                                   .epoch = EVAL_EPOCH};
-    int64_t groups = config->rollout.max_running / config->eval.samples + 2;
-    session_generator_options(config, (int32_t)(2 * groups), &args.options);
-    args.options.sampling = (struct kernel_sampling){.temperature = (float)config->eval.temperature,
-                                                     .top_p = (float)config->eval.top_p,
-                                                     .top_k = (int32_t)config->eval.top_k};
-    RL_TRY_GOTO(sample_set_run(&args, &set), status, done);
-    status = report(output, &session, prompts, &set);
-done:
-    sample_set_fini(&set);
-    reward_set_destroy(rewards);
-    prompts_destroy(prompts);
-    session_close(&session);
+    if (run->counts->temperature_count > 1) {
+        json_object_set(run->figures, "temperatures", run->temperatures);
+    }
+    if (run->sets.count > 1) {
+        json_object_set(run->figures, "guards", run->guards);
+    }
+    return RL_OK;
+}
+
+static rl_status write_results(struct eval_run *run)
+{
+    const struct rl_config *config = run->session.config;
+    const struct eval_output *output = run->output;
+    if (config->eval.counts[0] != '\0') {
+        RL_TRY(count_table_sort(run->counts));
+        RL_TRY(count_file_write(config->eval.counts, run->counts));
+    }
+    if (run->rows != NULL) {
+        if (fflush(run->rows) != 0) {
+            return rl_fail(RL_NO_MEMORY, "%s: out of memory", config->eval.output);
+        }
+        RL_TRY(atomic_file_write_all(config->eval.output, run->row_text, run->row_bytes));
+    }
+    if (output->summary != NULL) {
+        RL_TRY(write_summary(output->summary, output->label, run->figures, run->shown));
+    }
+    char *text = output->json ? json_dumps(run->figures, JSON_COMPACT) : NULL;
+    if (text != NULL) {
+        printf("%s\n", text);
+    }
+    free(text);
+    return RL_OK;
+}
+
+static rl_status open_run(struct eval_run *run, const struct rl_config *config)
+{
+    double temperatures[COUNT_TEMPERATURES_MAX];
+    uint32_t count = 0;
+    run->temperatures = json_array();
+    run->guards = json_array();
+    run->shown = json_array();
+    RL_TRY(eval_temperatures(config, temperatures, &count));
+    RL_TRY(session_open(config, session_max_length(config), &run->session));
+    RL_TRY(eval_sets_open(&run->session, &run->sets));
+    RL_TRY(reward_set_create(config, &run->rewards));
+    RL_TRY(eval_counts_create(config, &run->sets, temperatures, count, &run->counts));
+    if (config->eval.output[0] != '\0') {
+        run->rows = open_memstream(&run->row_text, &run->row_bytes);
+        if (run->rows == NULL) {
+            return rl_fail(RL_NO_MEMORY, "%s: out of memory", config->eval.output);
+        }
+    }
+    return sample_set_load(&run->session, &run->image);
+}
+
+static void close_run(struct eval_run *run)
+{
+    if (run->rows != NULL) {
+        fclose(run->rows);
+    }
+    free(run->row_text);
+    json_decref(run->temperatures);
+    json_decref(run->guards);
+    json_decref(run->shown);
+    json_decref(run->figures);
+    device_free(run->image);
+    count_table_destroy(run->counts);
+    reward_set_destroy(run->rewards);
+    eval_sets_close(&run->sets);
+    session_close(&run->session);
+}
+
+static rl_status run_eval(const struct rl_config *config, const struct eval_output *output)
+{
+    struct eval_run run = {.output = output};
+    rl_status status = open_run(&run, config);
+    if (status == RL_OK) {
+        status = evaluate_all(&run);
+    }
+    if (status == RL_OK) {
+        status = write_results(&run);
+    }
+    close_run(&run);
     return status;
 }
 
@@ -254,7 +280,7 @@ int cmd_eval(int argc, char **argv)
     rl_status status = app_config_from_args(argc, argv, &config);
     if (status == RL_OK) {
         rl_log_set_level((enum rl_log_level)config.run.log_level);
-        status = run(&config, &output);
+        status = run_eval(&config, &output);
     }
     rl_config_fini(&config);
     return status == RL_OK ? APP_OK : status == RL_INTERRUPTED ? APP_INTERRUPTED : APP_FAILED;

@@ -4,6 +4,7 @@
 #include "app/sample_set.h"
 
 #include "core/log.h"
+#include "kernels/device.h"
 
 #include <jansson.h>
 #include <stdio.h>
@@ -86,6 +87,7 @@ static rl_status run(const struct rl_config *config, const char *paths,
     struct session session = {0};
     struct prompts *prompts = NULL;
     struct sample_set set = {0};
+    void *image = NULL;
     rl_status status = RL_OK;
     RL_TRY_GOTO(session_open(config, session_max_length(config), &session), status, done);
     RL_TRY_GOTO(prompts_load(paths, config, session.tokenizer, session.chat, &prompts), status,
@@ -98,13 +100,15 @@ static rl_status run(const struct rl_config *config, const char *paths,
                                    .epoch = GENERATE_EPOCH};
     int64_t groups = config->rollout.max_running / (int64_t)request->samples + 2;
     session_generator_options(config, (int32_t)(2 * groups), &args.options);
-    RL_TRY_GOTO(sample_set_run(&args, &set), status, done);
+    RL_TRY_GOTO(sample_set_load(&session, &image), status, done);
+    RL_TRY_GOTO(sample_set_run(&args, image, &set), status, done);
     RL_TRY_GOTO(print_groups(&session, prompts, &set, request->json), status, done);
     if (request->json) {
         print_totals(&set);
     }
 done:
     sample_set_fini(&set);
+    device_free(image);
     prompts_destroy(prompts);
     session_close(&session);
     return status;

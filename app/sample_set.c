@@ -74,12 +74,19 @@ static rl_status generate(const struct sample_set_args *args, const void *image,
     return status;
 }
 
-rl_status sample_set_run(const struct sample_set_args *args, struct sample_set *out)
+rl_status sample_set_load(const struct session *session, void **image)
 {
-    const struct session *session = args->session;
-    struct sample_set set = {.count = prompts_count(args->prompts)};
     float *master = NULL;
-    void *image = NULL;
+    RL_TRY(session_load_master(session, session->config->model.path, &master));
+    rl_status status = session_make_image(session, master, image);
+    device_free(master);
+    return status;
+}
+
+rl_status sample_set_run(const struct sample_set_args *args, const void *image,
+                         struct sample_set *out)
+{
+    struct sample_set set = {.count = prompts_count(args->prompts)};
     rl_status status = RL_OK;
     if (args->limit > 0 && args->limit < set.count) {
         set.count = args->limit;
@@ -89,15 +96,11 @@ rl_status sample_set_run(const struct sample_set_args *args, struct sample_set *
         return rl_fail(RL_NO_MEMORY, "%s: out of memory", args->label);
     }
     RL_TRY_GOTO(signals_install(), status, done);
-    RL_TRY_GOTO(session_load_master(session, session->config->model.path, &master), status, done);
-    RL_TRY_GOTO(session_make_image(session, master, &image), status, done);
     RL_TRY_GOTO(generate(args, image, &set), status, done);
     *out = set;
     set = (struct sample_set){0};
 done:
     sample_set_fini(&set);
-    device_free(image);
-    device_free(master);
     return status;
 }
 

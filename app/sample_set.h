@@ -23,9 +23,14 @@ struct sample_set {
     double wall_s, busy_s, cpu_s;
 };
 
-/* Generate under the weights of model.path. Release with sample_set_fini. Errors: RL_INTERRUPTED by
- * a signal; those of loading and of the engine. */
-rl_status sample_set_run(const struct sample_set_args *args, struct sample_set *out);
+/* Weights of model.path as an image for any number of sets. Caller frees with device_free. Errors:
+ * those of loading. */
+rl_status sample_set_load(const struct session *session, void **image);
+
+/* Generate under the weights of `image`. Release with sample_set_fini. Errors: RL_INTERRUPTED by a
+ * signal; those of the engine. */
+rl_status sample_set_run(const struct sample_set_args *args, const void *image,
+                         struct sample_set *out);
 void sample_set_fini(struct sample_set *set);
 
 /* Text of a completion; caller frees *text. */

@@ -2,6 +2,8 @@
  * limit is checked before every operation that multiplies sizes, never after. */
 #include "rewards/rational.h"
 
+#include "core/hash.h"
+
 #include <gmp.h>
 #include <stdlib.h>
 #include <string.h>
@@ -158,4 +160,23 @@ bool rational_scale_ten(struct rational *value, long exponent)
 bool rational_equal(const struct rational *a, const struct rational *b)
 {
     return mpq_equal(a->value, b->value) != 0;
+}
+
+/* Chain the digits of `integer` to the hash `seed`. */
+static uint64_t hash_integer(const mpz_t integer, uint64_t seed)
+{
+    size_t bytes = mpz_sizeinbase(integer, 16) + 2; /* a sign and the end */
+    char *digits = malloc(bytes);
+    if (digits == NULL) {
+        return 0;
+    }
+    mpz_get_str(digits, 16, integer);
+    uint64_t hash = rl_hash_seeded(digits, strlen(digits), seed);
+    free(digits);
+    return hash;
+}
+
+uint64_t rational_hash(const struct rational *value)
+{
+    return hash_integer(mpq_denref(value->value), hash_integer(mpq_numref(value->value), 0));
 }

@@ -48,4 +48,8 @@ bool rational_scale_ten(struct rational *value, long exponent);
 /* True if the values are equal. */
 bool rational_equal(const struct rational *a, const struct rational *b);
 
+/* Equal values, equal hashes (xxh3 of numerator and denominator in lowest terms). 0 if memory ran
+ * out. */
+uint64_t rational_hash(const struct rational *value);
+
 #endif
