@@ -37,7 +37,7 @@ model: {path: $work/base}
 data: {train: $work/task/train.jsonl, max_prompt_length: 16}
 rollout: {prompts_per_step: 6, samples_per_prompt: 4, max_completion_length: 24, max_running: 16}
 rewards: {functions: numeric}
-async: {max_staleness: 2, heartbeat_ms: 100, dead_after_ms: 8000, wait_timeout_ms: 40000}
+async: {max_staleness: 2, heartbeat_ms: 100, dead_after_ms: 30000, wait_timeout_ms: 200000}
 optimizer: {learning_rate: 1e-3, updates_per_step: 2, max_tokens_per_microbatch: 256}
 checkpoint: {every: 2}
 YAML
@@ -47,7 +47,7 @@ YAML
 train() {
     local name=$1
     shift
-    timeout 120 "$foresight" train "$work/config.yaml" async.enabled=false run.name="$name" "$@" \
+    timeout 600 "$foresight" train "$work/config.yaml" async.enabled=false run.name="$name" "$@" \
         >>"$work/$name.log" 2>&1 || { fail "train $name"; tail -5 "$work/$name.log"; }
 }
 
@@ -55,7 +55,7 @@ train() {
 train_ranks() {
     local ranks=$1 name=$2
     shift 2
-    timeout 120 mpirun -n "$ranks" "$foresight" train "$work/config.yaml" run.name="$name" "$@" \
+    timeout 600 mpirun -n "$ranks" "$foresight" train "$work/config.yaml" run.name="$name" "$@" \
         >>"$work/$name.log" 2>&1 || { fail "train $name on $ranks ranks"; tail -5 "$work/$name.log"; }
 }
 
@@ -121,14 +121,26 @@ ranks_of() {
     done
 }
 
+# SIGKILL to all of the job at once: mpirun is held first, so that it starts nobody meanwhile
 kill_job() {
-    local processes
-    processes="$pid $(ranks_of)"
-    kill -KILL $processes 2>/dev/null
+    kill -STOP "$pid" 2>/dev/null
+    kill -KILL $(ranks_of) "$pid" 2>/dev/null
     wait "$pid" 2>/dev/null
 }
 lines() { wc -l <"$work/runs/$1/metrics.jsonl"; }
 has_lines() { [ "$(lines "$1")" -ge "$2" ]; }
+
+# give_up NAME: the job in the background is no use any more, and what comes needs it
+give_up() {
+    tail -n 5 "$work/$1.log"
+    kill_job
+    exit 1
+}
+
+# first_steps NAME COUNT: the run in the background gets so far
+first_steps() {
+    wait_for 120 has_lines "$1" "$2" || { fail "$1: no $2 steps were made"; give_up "$1"; }
+}
 
 # sound NAME ETA STEPS: what holds of every run that finished
 sound() {
