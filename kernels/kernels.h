@@ -168,7 +168,7 @@ struct kernel_head_args {
 };
 
 struct kernel_sampling {
-    float temperature; /* 0: greedy (lowest id wins ties); logprob is then taken at temperature 1 */
+    float temperature; /* below 1e-5: greedy (lowest id wins ties); logprob is then taken at 1 */
     float top_p, min_p;
     int32_t top_k;
 };

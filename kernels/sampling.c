@@ -5,6 +5,8 @@
 
 #include <math.h>
 
+#define GREEDY_BELOW 1e-5f
+
 struct cut {
     float p;    /* least kept probability */
     int32_t id; /* at that probability, ids up to this one are kept */
@@ -132,7 +134,12 @@ int32_t kernel_sampling_greedy(const float *logits, int64_t v)
     return best;
 }
 
+bool kernel_sampling_is_greedy(const struct kernel_sampling *sampling)
+{
+    return sampling->temperature < GREEDY_BELOW;
+}
+
 float kernel_sampling_inverse_temperature(const struct kernel_sampling *sampling)
 {
-    return sampling->temperature > 0.0f ? 1.0f / sampling->temperature : 1.0f;
+    return kernel_sampling_is_greedy(sampling) ? 1.0f : 1.0f / sampling->temperature;
 }

@@ -21,6 +21,10 @@ int32_t kernel_sampling_draw(const struct kernel_sampling_row *row);
 /* Largest logit, lowest id on ties; 0 if every logit is NaN. */
 int32_t kernel_sampling_greedy(const float *logits, int64_t v);
 
+/* Temperatures below 1e-5 take the largest logit: at that heat a draw would be one by another name,
+ * but for ties, and its log-probs would say nothing. */
+bool kernel_sampling_is_greedy(const struct kernel_sampling *sampling);
+
 /* Factor on the logits: 1 / temperature as one fp32 division (what head_forward must be given for
  * the same bits), or 1 for greedy. */
 float kernel_sampling_inverse_temperature(const struct kernel_sampling *sampling);

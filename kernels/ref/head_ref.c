@@ -122,7 +122,7 @@ static int32_t decode_choose(const struct kernel_decode_args *a, int64_t m, floa
     if (a->forced != NULL && a->forced[m] >= 0) {
         return a->forced[m];
     }
-    if (a->sampling->temperature <= 0.0f) {
+    if (kernel_sampling_is_greedy(a->sampling)) {
         return kernel_sampling_greedy(z, a->v);
     }
     double inv_t = (double)kernel_sampling_inverse_temperature(a->sampling);
