@@ -242,12 +242,7 @@ rl_status learner_loop_run(struct learner_rank *l)
                                       world_size(l->world) + (int)l->config->async.replace_workers,
                                   .history = remote ? REMOTE_HISTORY : 1,
                                   .mutex = &l->mutex};
-    rl_status status =
-        remote && l->config->async.order == CONFIG_ORDER_FIXED_LAG
-            ? rl_fail(RL_INVALID,
-                      "async.order is fixed_lag, for which every rollout rank must be on "
-                      "the learner's node: between nodes versions may be left out")
-            : train_run_open(&args, &l->run);
+    rl_status status = train_run_open(&args, &l->run);
     if (status == RL_OK) {
         pthread_mutex_lock(&l->mutex);
         status = open_weights(l);

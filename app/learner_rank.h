@@ -17,7 +17,9 @@
 
 struct worker_seat {
     bool alive;
-    bool failed;               /* it left of itself with an error: a successor would, too */
+    bool leaving;              /* it said that it has failed, and has not left yet */
+    bool blamed;               /* the failure of its process is counted */
+    uint32_t failures;         /* processes in a row that failed without a group between */
     uint32_t incarnation;      /* of its process; 0: mpirun's */
     int reader;                /* of its process, in the arena */
     uint32_t hasty;            /* successors in a row that were lost without a group */
@@ -26,6 +28,13 @@ struct worker_seat {
     bool snapshot_due;         /* it is to be asked for what is finished of its groups */
     bool snapshot_open;        /* its answer is not here */
     struct wire_status status; /* newest of this process */
+};
+
+/* A process that was started for a seat. */
+struct seat_child {
+    int64_t pid;
+    int rank;
+    uint32_t incarnation;
 };
 
 struct probe {
@@ -49,7 +58,7 @@ struct learner_rank {
     bool draining;                   /* no more ordinary tickets */
     struct worker_seat *seats;       /* [world size] */
     uint32_t successors;             /* processes started for seats of lost ranks */
-    int64_t *children;               /* [async.replace_workers] pids of those not waited for yet */
+    struct seat_child *children;     /* [async.replace_workers] those not waited for yet */
     uint32_t child_count;
     double gone_busy_s, gone_cpu_s; /* last figures of lost processes together */
     struct channel_message held;    /* to be sent next: a ticket, or what its group goes on from */
@@ -94,8 +103,15 @@ bool learner_service_round(struct learner_rank *l);
 rl_status learner_seats_open(struct learner_rank *l);
 void learner_seats_close(struct learner_rank *l);
 
-/* The seat's process is lost (`failed`: it said so itself). The mutex must be held. */
+/* The seat's process is lost (`failed`: it says so itself, and has still to leave). The mutex must
+ * be held. */
 void learner_seats_lose(struct learner_rank *l, int rank, bool failed);
+
+/* A process that has failed has left: its seat may be given away. The mutex must be held. */
+void learner_seats_left(struct learner_rank *l, int rank);
+
+/* The seat's process has delivered a group. The mutex must be held. */
+void learner_seats_delivered(struct learner_rank *l, int rank);
 
 /* Start successors where that is due. Main thread, the mutex held; takes a few milliseconds for
  * each. Returns whether there was work. */

@@ -1,8 +1,9 @@
 /* See learner_rank.h: seats of rollout ranks and the processes that take them. A lost rank's seat
- * is given to a new process of this program, started with the run's resolved configuration. Only
- * what was lost is replaced, not what failed of itself: an error would come again. Successors that
- * are lost before their first group wait longer and longer, so that a machine that kills them all
- * is not kept busy with starting them. */
+ * is given to a new process of this program, started with the run's resolved configuration.
+ * Successors that are lost before their first group wait longer and longer, so that a machine that
+ * kills them all is not kept busy with starting them. A process that ends by an error of its own is
+ * replaced like one that was killed, but a seat whose processes do so again and again without
+ * delivering anything is given up: the error would come for ever. */
 #include "app/learner_rank.h"
 
 #include "core/clock.h"
@@ -17,7 +18,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { SEATS_HASTY_MAX = 6, SEATS_PATH_BYTES = 4096 };
+enum { SEATS_HASTY_MAX = 6, SEATS_FAILURES_MAX = 3, SEATS_PATH_BYTES = 4096 };
 static const double seats_first_delay_s = 0.5; /* doubled with each hasty loss */
 static const double seats_leave_s = 10;        /* most that a process may take to leave */
 
@@ -35,13 +36,45 @@ rl_status learner_seats_open(struct learner_rank *l)
     return RL_OK;
 }
 
+static bool is_given_up(const struct worker_seat *seat)
+{
+    return seat->failures >= SEATS_FAILURES_MAX;
+}
+
+/* Count, once a process, that it has failed. */
+static void blame(struct learner_rank *l, int rank)
+{
+    struct worker_seat *seat = &l->seats[rank];
+    if (seat->blamed) {
+        return;
+    }
+    seat->blamed = true;
+    seat->failures++;
+    if (is_given_up(seat)) {
+        rl_log(RL_LOG_ERROR,
+               "rollout rank %d: %u processes in a row failed before they delivered a group; the "
+               "seat is given up, their messages say why",
+               rank, seat->failures);
+    }
+}
+
+/* SIGKILL says nothing of the process: somebody else wanted the machine, or its memory. */
+static bool has_failed(int status)
+{
+    return WIFEXITED(status) ? WEXITSTATUS(status) != 0 : WTERMSIG(status) != SIGKILL;
+}
+
 /* Forget children that have ended. */
 static void reap(struct learner_rank *l)
 {
     uint32_t left = 0;
     for (uint32_t i = 0; i < l->child_count; i++) {
-        if (waitpid((pid_t)l->children[i], NULL, WNOHANG) == 0) {
-            l->children[left++] = l->children[i];
+        struct seat_child child = l->children[i];
+        int status = 0;
+        if (waitpid((pid_t)child.pid, &status, WNOHANG) == 0) {
+            l->children[left++] = child;
+        } else if (has_failed(status) && l->seats[child.rank].incarnation == child.incarnation) {
+            blame(l, child.rank);
         }
     }
     l->child_count = left;
@@ -57,9 +90,9 @@ void learner_seats_close(struct learner_rank *l)
     }
     for (uint32_t i = 0; i < l->child_count; i++) {
         rl_log(RL_LOG_WARN, "process %lld, started for a lost rank's seat, does not leave: killed",
-               (long long)l->children[i]);
-        kill((pid_t)l->children[i], SIGKILL);
-        waitpid((pid_t)l->children[i], NULL, 0);
+               (long long)l->children[i].pid);
+        kill((pid_t)l->children[i].pid, SIGKILL);
+        waitpid((pid_t)l->children[i].pid, NULL, 0);
     }
     free(l->children);
     free(l->seats);
@@ -70,20 +103,34 @@ void learner_seats_lose(struct learner_rank *l, int rank, bool failed)
     struct worker_seat *seat = &l->seats[rank];
     bool hasty = seat->incarnation > 0 && seat->groups == 0;
     seat->alive = false;
-    seat->failed = failed;
+    seat->leaving = failed;
     seat->hasty = !hasty ? 0 : seat->hasty < SEATS_HASTY_MAX ? seat->hasty + 1 : seat->hasty;
     seat->wait_until_s =
         hasty ? rl_clock_now_s(NULL) + seats_first_delay_s * (1 << seat->hasty) : 0;
     l->gone_busy_s += seat->status.decode_busy_s;
     l->gone_cpu_s += seat->status.cpu_s;
     memset(&seat->status, 0, sizeof(seat->status));
+    if (failed) {
+        blame(l, rank);
+    }
 }
 
-/* Whether the seat can still be given to a new process. */
+void learner_seats_left(struct learner_rank *l, int rank)
+{
+    l->seats[rank].leaving = false;
+}
+
+void learner_seats_delivered(struct learner_rank *l, int rank)
+{
+    l->seats[rank].groups++;
+    l->seats[rank].failures = 0;
+}
+
+/* Whether the seat can still be given to a new process, if not at once. */
 static bool is_replaceable(const struct learner_rank *l, int rank)
 {
     const struct worker_seat *seat = &l->seats[rank];
-    return world_role(l->world, rank) == WORLD_WORKER && !seat->alive && !seat->failed &&
+    return world_role(l->world, rank) == WORLD_WORKER && !seat->alive && !is_given_up(seat) &&
            (int64_t)l->successors < l->config->async.replace_workers &&
            world_node_of(l->world, rank) == world_node(l->world);
 }
@@ -114,8 +161,10 @@ static rl_status start_process(struct learner_rank *l, int rank, int64_t *pid)
     program[length] = '\0';
     snprintf(config, sizeof(config), "%s/config.yaml", l->run.dir);
     RL_TRY(world_start_successor(l->world, &successor, arguments, pid, &fd));
-    l->children[l->child_count++] = *pid;
+    l->children[l->child_count++] =
+        (struct seat_child){.pid = *pid, .rank = rank, .incarnation = successor.incarnation};
     l->successors++;
+    l->seats[rank].blamed = false;
     l->seats[rank].incarnation = successor.incarnation;
     l->seats[rank].reader = successor.reader;
     l->seats[rank].groups = 0;
@@ -124,22 +173,37 @@ static rl_status start_process(struct learner_rank *l, int rank, int64_t *pid)
     return learner_service_greet(l, rank);
 }
 
+static bool is_due(const struct learner_rank *l, int rank)
+{
+    const struct worker_seat *seat = &l->seats[rank];
+    return is_replaceable(l, rank) && !seat->leaving && rl_clock_now_s(NULL) >= seat->wait_until_s;
+}
+
+static void refill(struct learner_rank *l, int rank)
+{
+    int64_t pid = 0;
+    if (start_process(l, rank, &pid) == RL_OK) {
+        rl_log(RL_LOG_INFO, "rollout rank %d: process %lld takes the seat (incarnation %u)", rank,
+               (long long)pid, l->seats[rank].incarnation);
+        return;
+    }
+    learner_seats_lose(l, rank, false); /* logged; tried again later */
+    l->seats[rank].wait_until_s = rl_clock_now_s(NULL) + seats_leave_s;
+}
+
 bool learner_seats_refill(struct learner_rank *l)
 {
     bool worked = false;
     for (int rank = 0; rank < world_size(l->world); rank++) {
-        int64_t pid = 0;
-        if (!is_replaceable(l, rank) || rl_clock_now_s(NULL) < l->seats[rank].wait_until_s) {
+        if (!is_due(l, rank)) {
             continue;
         }
-        reap(l);
+        reap(l); /* how its last process ended may have given the seat up */
         worked = true;
-        if (start_process(l, rank, &pid) == RL_OK) {
-            rl_log(RL_LOG_INFO, "rollout rank %d: process %lld takes the seat (incarnation %u)",
-                   rank, (long long)pid, l->seats[rank].incarnation);
-        } else {
-            learner_seats_lose(l, rank, false); /* logged; tried again later */
-            l->seats[rank].wait_until_s = rl_clock_now_s(NULL) + seats_leave_s;
+        if (is_due(l, rank)) {
+            refill(l, rank);
+        } else if (!learner_seats_hopeful(l)) {
+            learner_service_fail(l, rl_fail(RL_PEER_LOST, "no rollout rank is left"));
         }
     }
     return worked;

@@ -65,13 +65,26 @@ static void lose_peer(struct learner_rank *l, int rank, bool failed)
     }
 }
 
+/* A group of this rank came damaged: of which ticket cannot be trusted, so all that the rank has
+ * are issued again. Those that it still delivers are duplicates then, or arrive first. */
+static void reissue_all(struct learner_rank *l, int rank)
+{
+    uint32_t tickets = dispatcher_worker_lost(l->run.dispatcher, rank);
+    l->probe.issued = l->probe.taken;
+    rl_log(RL_LOG_WARN,
+           "a group from rollout rank %d came damaged; its %u tickets will be issued again", rank,
+           tickets);
+}
+
 static rl_status take_group(struct learner_rank *l, const struct channel_message *message)
 {
     struct trajectory_group *group = NULL;
     rl_status status = wire_decode_group(message, &group);
-    if (status != RL_OK) {
-        return status == RL_CORRUPT ? RL_OK : status; /* logged; its ticket stays issued */
+    if (status == RL_CORRUPT) {
+        reissue_all(l, message->peer);
+        return RL_OK;
     }
+    RL_TRY(status);
     if (group->ticket >= TRAIN_PROBE_TICKET) {
         if (l->probe.taken < l->probe.wanted) {
             l->probe.groups[l->probe.taken++] = group;
@@ -141,7 +154,7 @@ static rl_status handle_message(struct learner_rank *l, const struct channel_mes
     struct wire_status status;
     switch (message->kind) {
     case WIRE_GROUP:
-        l->seats[message->peer].groups++;
+        learner_seats_delivered(l, message->peer);
         return l->serving ? take_group(l, message) : RL_OK;
     case WIRE_PARTIAL:
         return l->serving ? take_partial(l, message) : RL_OK;
@@ -152,8 +165,11 @@ static rl_status handle_message(struct learner_rank *l, const struct channel_mes
         }
         return RL_OK;
     case WIRE_STOP: /* it has failed and leaves */
+        lose_peer(l, message->peer, true);
+        return RL_OK;
     case CHANNEL_PEER_LOST:
-        lose_peer(l, message->peer, message->kind == WIRE_STOP);
+        lose_peer(l, message->peer, false);
+        learner_seats_left(l, message->peer);
         return RL_OK;
     case WIRE_HELLO:
     case WIRE_BYTES:

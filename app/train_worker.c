@@ -48,6 +48,11 @@ static rl_status take_from_pool(void *arg, struct trajectory_group **group)
     return reward_pool_take(arg, group);
 }
 
+static rl_status copy_from_pool(void *arg, struct trajectory_group ***groups, uint32_t *count)
+{
+    return reward_pool_copy(arg, groups, count);
+}
+
 static rl_status open_engine(struct worker_rank *w)
 {
     const struct rl_config *config = w->config;
@@ -137,19 +142,21 @@ static rl_status work(struct worker_rank *w)
     if (stopped) {
         return RL_OK;
     }
-    struct rollout_worker_args args = {
-        .rank = world_rank(w->world),
-        .learner = LEARNER_RANK,
-        .channel = w->channel,
-        .weights = worker_weights_source(w->weights),
-        .deliver = worker_weights_deliver,
-        .deliver_arg = w->weights,
-        .generator = w->generator,
-        .prompts = w->prompts,
-        .scorer = {.submit = submit_to_pool, .take = take_from_pool, .arg = w->pool},
-        .waits = w->waits,
-        .cancel = &w->cancel,
-        .status_every_s = status_every_s};
+    struct rollout_worker_args args = {.rank = world_rank(w->world),
+                                       .learner = LEARNER_RANK,
+                                       .channel = w->channel,
+                                       .weights = worker_weights_source(w->weights),
+                                       .deliver = worker_weights_deliver,
+                                       .deliver_arg = w->weights,
+                                       .generator = w->generator,
+                                       .prompts = w->prompts,
+                                       .scorer = {.submit = submit_to_pool,
+                                                  .take = take_from_pool,
+                                                  .copy = copy_from_pool,
+                                                  .arg = w->pool},
+                                       .waits = w->waits,
+                                       .cancel = &w->cancel,
+                                       .status_every_s = status_every_s};
     worker_weights_working(w->weights);
     rl_status status = rollout_worker_run(&args, &stop);
     w->run_failed = status == RL_OK && stop.reason == WIRE_STOP_FAILED;

@@ -22,6 +22,10 @@ foreach(script ${script_tests})
   set_tests_properties(${name} PROPERTIES TIMEOUT 900)
 endforeach()
 
+# Loaded into ranks by script_train_recovers: damages what they send.
+add_library(damage_mpi MODULE ${CMAKE_SOURCE_DIR}/tests/damage_mpi.c)
+target_link_libraries(damage_mpi PRIVATE dep_mpi)
+
 # Where time matters (deadlines between ranks, whole asynchronous runs), tests run alone.
 foreach(name test_transport_mpi test_rewards_pool test_fuzz_smoke)
   if(TEST ${name})

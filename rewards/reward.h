@@ -82,6 +82,11 @@ rl_status reward_pool_submit(struct reward_pool *pool, struct trajectory_group *
  * comes back with reward_valid = false and is counted; so does one whose text could not be made. */
 rl_status reward_pool_take(struct reward_pool *pool, struct trajectory_group **group);
 
+/* Copies of the groups now inside, for a snapshot; scoring goes on. Caller owns the groups and
+ * frees the array. Any thread. Errors: RL_NO_MEMORY. */
+rl_status reward_pool_copy(struct reward_pool *pool, struct trajectory_group ***groups,
+                           uint32_t *count);
+
 /* Samples that timed out so far, and groups now inside (waiting, being scored, or not yet taken).
  */
 uint64_t reward_pool_timeouts(const struct reward_pool *pool);

@@ -543,6 +543,38 @@ rl_status reward_pool_take(struct reward_pool *pool, struct trajectory_group **g
     return RL_OK;
 }
 
+/* With the lock held: results are written under it. */
+static rl_status copy_inside(const struct reward_pool *pool, struct trajectory_group **groups,
+                             uint32_t *count)
+{
+    RL_TRY(reward_queue_copy(&pool->waiting, groups, count));
+    RL_TRY(reward_queue_copy(&pool->scoring, groups, count));
+    return reward_queue_copy(&pool->done, groups, count);
+}
+
+rl_status reward_pool_copy(struct reward_pool *pool, struct trajectory_group ***groups,
+                           uint32_t *count)
+{
+    uint32_t copied = 0;
+    struct trajectory_group **copies = calloc((size_t)pool->capacity + 1, sizeof(*copies));
+    if (copies == NULL) {
+        return rl_fail(RL_NO_MEMORY, "reward pool: copies of %u groups", pool->capacity);
+    }
+    pthread_mutex_lock(&pool->mutex);
+    rl_status status = copy_inside(pool, copies, &copied);
+    pthread_mutex_unlock(&pool->mutex);
+    if (status != RL_OK) {
+        while (copied > 0) {
+            trajectory_group_destroy(copies[--copied]);
+        }
+        free(copies);
+        return status;
+    }
+    *groups = copies;
+    *count = copied;
+    return RL_OK;
+}
+
 uint64_t reward_pool_timeouts(const struct reward_pool *pool)
 {
     struct reward_pool *locked = (struct reward_pool *)(uintptr_t)pool;

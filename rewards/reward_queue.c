@@ -38,6 +38,16 @@ void reward_queue_remove(struct reward_queue *queue, struct reward_entry *entry)
     queue->tail = queue->tail == entry ? previous : queue->tail;
 }
 
+rl_status reward_queue_copy(const struct reward_queue *queue, struct trajectory_group **groups,
+                            uint32_t *count)
+{
+    for (const struct reward_entry *at = queue->head; at != NULL; at = at->link) {
+        RL_TRY(trajectory_group_copy(at->group, &groups[*count]));
+        ++*count;
+    }
+    return RL_OK;
+}
+
 void reward_queue_clear(struct reward_queue *queue)
 {
     struct reward_entry *entry;

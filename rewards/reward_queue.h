@@ -27,6 +27,11 @@ struct reward_entry *reward_queue_pop(struct reward_queue *queue);
 /* Take out an entry that is in the queue; the caller owns it. */
 void reward_queue_remove(struct reward_queue *queue, struct reward_entry *entry);
 
+/* Append copies of the queue's groups to `groups`, which has room for them; *count grows with each.
+ * Errors: RL_NO_MEMORY (the copies made so far stay). */
+rl_status reward_queue_copy(const struct reward_queue *queue, struct trajectory_group **groups,
+                            uint32_t *count);
+
 /* Destroy every entry and its group. */
 void reward_queue_clear(struct reward_queue *queue);
 

@@ -258,7 +258,8 @@ rl_status rollout_generator_partials(const struct rollout_generator *generator,
                                      struct trajectory_group ***groups, int32_t *count)
 {
     const struct rollout_generator *g = generator;
-    struct trajectory_group **found = calloc((size_t)g->options.max_groups, sizeof(*found));
+    struct trajectory_group **found =
+        calloc((size_t)(g->options.max_groups + g->done_count), sizeof(*found));
     int32_t filled = 0;
     rl_status status = RL_OK;
     if (found == NULL) {
@@ -269,6 +270,11 @@ rl_status rollout_generator_partials(const struct rollout_generator *generator,
             status = trajectory_group_copy(g->works[i].group, &found[filled]);
             filled += status == RL_OK;
         }
+    }
+    for (int32_t i = 0; i < g->done_count && status == RL_OK; i++) {
+        status =
+            trajectory_group_copy(g->done[(g->done_head + i) % g->done_capacity], &found[filled]);
+        filled += status == RL_OK;
     }
     if (status != RL_OK) {
         while (filled > 0) {

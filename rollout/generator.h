@@ -55,7 +55,7 @@ struct rollout_counters {
     uint64_t forwarded_tokens; /* tokens of all passes, prefill included */
     uint64_t finished_groups;
     uint64_t finished_samples, finished_tokens; /* with their completion tokens */
-    uint64_t switches;  /* weight switches with sequences running */
+    uint64_t switches;                          /* weight switches with sequences running */
     uint64_t nonfinite; /* samples ended because a log-prob was not finite */
     /* wall time of passes: over prompts (and tokens computed again), over one token of each
      * sequence, split by tokens where a pass has both; vocabulary head and sampling */
@@ -100,9 +100,9 @@ rl_status rollout_generator_tick(struct rollout_generator *generator, bool *busy
 rl_status rollout_generator_take(struct rollout_generator *generator,
                                  struct trajectory_group **group);
 
-/* Copies of the unfinished groups that have at least one finished sample (unfinished ones have
- * completion_count 0): `done` of a later request. The caller owns the groups and frees the array.
- * Errors: RL_NO_MEMORY. */
+/* Copies of the groups inside that have at least one finished sample (unfinished ones have
+ * completion_count 0), finished groups not yet taken among them: `done` of a later request. The
+ * caller owns the groups and frees the array. Errors: RL_NO_MEMORY. */
 rl_status rollout_generator_partials(const struct rollout_generator *generator,
                                      struct trajectory_group ***groups, int32_t *count);
 

@@ -2,9 +2,9 @@
 #include "rollout/snapshot_reply.h"
 
 #include "core/log.h"
+#include "transport/wire.h"
 
 #include <stdlib.h>
-#include <string.h>
 
 void snapshot_reply_fini(struct snapshot_reply *reply)
 {
@@ -15,31 +15,53 @@ void snapshot_reply_fini(struct snapshot_reply *reply)
     *reply = (struct snapshot_reply){0};
 }
 
-rl_status snapshot_reply_start(struct snapshot_reply *reply, uint64_t id,
-                               const struct rollout_generator *generator,
-                               const struct ticket_queue *queue)
+void snapshot_reply_start(struct snapshot_reply *reply, uint64_t id)
 {
-    struct trajectory_group **inside = NULL;
-    int32_t inside_count = 0;
     snapshot_reply_fini(reply);
-    RL_TRY(rollout_generator_partials(generator, &inside, &inside_count));
-    struct trajectory_group **groups = realloc(inside, ((size_t)inside_count + queue->count + 1) *
-                                                           sizeof(struct trajectory_group *));
-    *reply = (struct snapshot_reply){.due = true,
-                                     .id = id,
-                                     .groups = groups != NULL ? groups : inside,
-                                     .count = (size_t)inside_count};
-    if (groups == NULL) {
+    reply->due = true;
+    reply->id = id;
+}
+
+static rl_status reserve(struct snapshot_reply *reply, size_t more)
+{
+    if (reply->capacity - reply->count >= more) {
+        return RL_OK;
+    }
+    size_t capacity = 2 * (reply->count + more);
+    struct trajectory_group **grown =
+        realloc(reply->groups, capacity * sizeof(struct trajectory_group *));
+    if (grown == NULL) {
         return rl_fail(RL_NO_MEMORY, "worker: out of memory for a snapshot");
     }
-    for (size_t i = 0; i < queue->count; i++) {
-        const struct ticket_entry *entry = ticket_queue_at(queue, i);
-        if (entry->done != NULL) {
-            RL_TRY(trajectory_group_copy(entry->done, &groups[reply->count]));
-            reply->count++;
+    reply->groups = grown;
+    reply->capacity = capacity;
+    return RL_OK;
+}
+
+rl_status snapshot_reply_add(struct snapshot_reply *reply, const struct trajectory_group *group)
+{
+    if (group == NULL) {
+        return RL_OK;
+    }
+    RL_TRY(reserve(reply, 1));
+    RL_TRY(trajectory_group_copy(group, &reply->groups[reply->count]));
+    reply->count++;
+    return RL_OK;
+}
+
+rl_status snapshot_reply_take(struct snapshot_reply *reply, struct trajectory_group **groups,
+                              size_t count)
+{
+    rl_status status = reserve(reply, count);
+    for (size_t i = 0; i < count; i++) {
+        if (status == RL_OK) {
+            reply->groups[reply->count++] = groups[i];
+        } else {
+            trajectory_group_destroy(groups[i]);
         }
     }
-    return RL_OK;
+    free(groups);
+    return status;
 }
 
 rl_status snapshot_reply_send(struct snapshot_reply *reply, struct channel *channel, int peer)

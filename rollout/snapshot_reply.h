@@ -1,10 +1,10 @@
-/* A worker's answer to WIRE_SNAPSHOT: copies of its unfinished groups with finished samples, taken
- * at once and sent as the channel takes them, while decoding goes on. One thread. */
+/* A worker's answer to WIRE_SNAPSHOT: copies of its groups with finished samples, unfinished ones
+ * and those on their way to be scored or sent, taken at once and sent as the channel takes them,
+ * while decoding goes on. One thread. */
 #ifndef FORESIGHT_ROLLOUT_SNAPSHOT_REPLY_H
 #define FORESIGHT_ROLLOUT_SNAPSHOT_REPLY_H
 
-#include "rollout/generator.h"
-#include "rollout/ticket_queue.h"
+#include "core/trajectory.h"
 #include "transport/channel.h"
 
 /* Starts zeroed. */
@@ -12,14 +12,17 @@ struct snapshot_reply {
     bool due; /* something is left to send */
     uint64_t id;
     struct trajectory_group **groups; /* [count] owned, those from `next` on still to send */
-    size_t count, next;
+    size_t count, next, capacity;
 };
 
-/* Take the copies: groups in the engine, and what waiting tickets go on from. An answer not yet
- * sent whole is dropped. Errors: RL_NO_MEMORY. */
-rl_status snapshot_reply_start(struct snapshot_reply *reply, uint64_t id,
-                               const struct rollout_generator *generator,
-                               const struct ticket_queue *queue);
+/* Begin the answer to snapshot `id`; one not yet sent whole is dropped. */
+void snapshot_reply_start(struct snapshot_reply *reply, uint64_t id);
+
+/* Add a copy of a group (NULL: nothing), or groups, which are taken over with their array, on
+ * errors too. Errors: RL_NO_MEMORY. */
+rl_status snapshot_reply_add(struct snapshot_reply *reply, const struct trajectory_group *group);
+rl_status snapshot_reply_take(struct snapshot_reply *reply, struct trajectory_group **groups,
+                              size_t count);
 
 /* Send what `peer` takes now. Errors: of the channel, RL_NO_MEMORY. */
 rl_status snapshot_reply_send(struct snapshot_reply *reply, struct channel *channel, int peer);

@@ -102,11 +102,25 @@ static rl_status take_partial(struct worker *w, const struct channel_message *me
     return RL_OK;
 }
 
+/* All that is finished and not with the learner: in the engine, what waiting tickets go on from,
+ * and groups on their way to it. */
 static rl_status take_snapshot(struct worker *w, const struct channel_message *message)
 {
     uint64_t id = 0;
+    struct trajectory_group **groups = NULL;
+    int32_t inside = 0;
+    uint32_t scored = 0;
     RL_TRY(wire_decode_snapshot(message, &id));
-    return snapshot_reply_start(&w->reply, id, w->args->generator, &w->queue);
+    snapshot_reply_start(&w->reply, id);
+    RL_TRY(rollout_generator_partials(w->args->generator, &groups, &inside));
+    RL_TRY(snapshot_reply_take(&w->reply, groups, (size_t)inside));
+    for (size_t i = 0; i < w->queue.count; i++) {
+        RL_TRY(snapshot_reply_add(&w->reply, ticket_queue_at(&w->queue, i)->done));
+    }
+    RL_TRY(w->args->scorer.copy(w->args->scorer.arg, &groups, &scored));
+    RL_TRY(snapshot_reply_take(&w->reply, groups, scored));
+    RL_TRY(snapshot_reply_add(&w->reply, w->to_score));
+    return snapshot_reply_add(&w->reply, w->to_send);
 }
 
 static rl_status handle_message(struct worker *w, struct channel_message *message)

@@ -13,11 +13,13 @@
 
 #include <stdatomic.h>
 
-/* What scores finished groups beside decoding (rewards/ is not visible from here). Both calls never
- * block. submit takes the group on RL_OK; RL_AGAIN when full. take: RL_AGAIN if none is ready. */
+/* What scores finished groups beside decoding (rewards/ is not visible from here). No call blocks.
+ * submit takes the group on RL_OK; RL_AGAIN when full. take: RL_AGAIN if none is ready. copy: all
+ * that are inside; the caller owns the groups and frees the array. */
 struct rollout_scorer {
     rl_status (*submit)(void *arg, struct trajectory_group *group);
     rl_status (*take)(void *arg, struct trajectory_group **group);
+    rl_status (*copy)(void *arg, struct trajectory_group ***groups, uint32_t *count);
     void *arg;
 };
 

@@ -23,6 +23,25 @@ sent remote_0 3
 [ "$(run_files samples "$work/runs/sync" "$work/runs/remote_0")" = 360 ] ||
     fail "remote_0: other samples"
 
+# --- fixed_lag: every version goes to every node in its turn, and the bits are those of a run whose
+# ranks share the learner's arena; a run may go on with its ranks elsewhere
+fixed=(async.order=fixed_lag async.max_staleness=3 checkpoint.every=7)
+train_ranks 2 lag_local run.steps=25 "${fixed[@]}"
+train_ranks 4 lag_remote run.steps=25 "${fixed[@]}" transport.force_remote=true
+for steps in 9 17 25; do
+    train_ranks 3 lag_moving run.steps=$steps "${fixed[@]}" \
+        transport.force_remote=$([ $steps = 17 ] && echo false || echo true)
+done
+for name in lag_remote lag_moving; do
+    sound $name 3 25
+    same_bits lag_local $name
+    summary $name 's["weights"]["refused"] == 0 and s["weights"]["sends"] > s["weights"]["full_sends"]'
+    [ "$(run_files samples "$work/runs/lag_local" "$work/runs/$name")" = 600 ] ||
+        fail "$name: other samples"
+done
+summary lag_local 's["weights"]["sends"] == 0'
+sent lag_remote 3
+
 # --- bounded staleness, bf16 weights of which less changes
 train_ranks 4 remote_bf16 run.steps=40 kernels.weights=bf16 optimizer.learning_rate=1e-5 \
     transport.force_remote=true

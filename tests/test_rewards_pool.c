@@ -282,6 +282,33 @@ START_TEST(text_that_cannot_be_made)
 }
 END_TEST
 
+/* Groups inside, one of which hangs: copied whatever has become of them, and still delivered. */
+START_TEST(copies_what_is_inside)
+{
+    struct fixture fixture;
+    struct trajectory_group **copies = NULL;
+    struct trajectory_group *hangs = make_group(0);
+    uint32_t count = 0;
+    fixture_init(&fixture, 2, 300);
+    ck_assert_int_eq(reward_pool_copy(fixture.pool, &copies, &count), RL_OK);
+    ck_assert_uint_eq(count, 0);
+    free(copies);
+    hangs->samples[1].prompt_count = 1;
+    ck_assert_int_eq(reward_pool_submit(fixture.pool, hangs), RL_OK);
+    ck_assert_int_eq(reward_pool_submit(fixture.pool, make_group(1)), RL_OK);
+    ck_assert_int_eq(reward_pool_copy(fixture.pool, &copies, &count), RL_OK);
+    ck_assert_uint_eq(count, 2);
+    ck_assert_uint_eq(copies[0]->ticket + copies[1]->ticket, 1);
+    for (uint32_t i = 0; i < count; i++) {
+        ck_assert_uint_eq(copies[i]->sample_count, GROUP_SAMPLES);
+        trajectory_group_destroy(copies[i]);
+        trajectory_group_destroy(take_group(fixture.pool, 20.0));
+    }
+    free(copies);
+    fixture_fini(&fixture, 1);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("rewards_pool");
@@ -293,6 +320,7 @@ int main(void)
     tcase_add_test(tcase, destroy_while_hanging);
     tcase_add_test(tcase, every_function_hangs);
     tcase_add_test(tcase, text_that_cannot_be_made);
+    tcase_add_test(tcase, copies_what_is_inside);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);

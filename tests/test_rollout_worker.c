@@ -13,8 +13,9 @@ enum { SAMPLES = 3, COMPLETION = 20, VOCAB = 27, SLOTS = 4, SCORED_MAX = 64, WOR
 
 static const double patience_s = 60;
 
-/* Groups go through unscored. */
+/* Groups go through unscored, or stay until they are let go. */
 struct passing {
+    atomic_bool holds;
     struct trajectory_group *groups[SCORED_MAX];
     int count;
 };
@@ -49,10 +50,22 @@ static rl_status pass_in(void *arg, struct trajectory_group *group)
 static rl_status pass_out(void *arg, struct trajectory_group **group)
 {
     struct passing *passing = arg;
-    if (passing->count == 0) {
+    if (passing->count == 0 || atomic_load(&passing->holds)) {
         return RL_AGAIN;
     }
     *group = passing->groups[--passing->count];
+    return RL_OK;
+}
+
+static rl_status pass_copy(void *arg, struct trajectory_group ***groups, uint32_t *count)
+{
+    struct passing *passing = arg;
+    *groups = calloc((size_t)passing->count + 1, sizeof(**groups));
+    ck_assert_ptr_nonnull(*groups);
+    for (int i = 0; i < passing->count; i++) {
+        ck_assert_int_eq(trajectory_group_copy(passing->groups[i], &(*groups)[i]), RL_OK);
+    }
+    *count = (uint32_t)passing->count;
     return RL_OK;
 }
 
@@ -104,7 +117,7 @@ static void *run_worker(void *arg)
                                        .deliver = deliver_nothing,
                                        .generator = b->generator,
                                        .prompts = b->prompts,
-                                       .scorer = {pass_in, pass_out, &b->passing},
+                                       .scorer = {pass_in, pass_out, pass_copy, &b->passing},
                                        .cancel = &b->cancel,
                                        .status_every_s = 0.01};
     b->status = rollout_worker_run(&args, &b->stop);
@@ -388,6 +401,84 @@ START_TEST(snapshots_tell_what_is_finished_and_tickets_go_on_from_it)
 }
 END_TEST
 
+/* One snapshot into `groups`, by ticket; returns how many of them are whole. */
+static int take_snapshot(struct bench *b, uint64_t id, struct trajectory_group **groups, int count)
+{
+    struct wire_status status;
+    struct channel_message message = {0};
+    int whole = 0;
+    ck_assert_int_eq(wire_encode_snapshot(id, &message), RL_OK);
+    send_message(b, &message);
+    for (;;) {
+        struct trajectory_group *group = NULL;
+        uint64_t found = 0;
+        receive(b, &message, &status);
+        ck_assert_int_eq(wire_decode_partial(&message, &found, &group), RL_OK);
+        channel_message_fini(&message);
+        if (group == NULL) {
+            return whole;
+        }
+        ck_assert_uint_lt(group->ticket, (uint64_t)count);
+        bool full = true;
+        for (int s = 0; s < SAMPLES; s++) {
+            full = full && group->samples[s].completion_count == COMPLETION;
+        }
+        whole += full;
+        trajectory_group_destroy(groups[group->ticket]);
+        groups[group->ticket] = group;
+    }
+}
+
+static void same_tokens(const struct trajectory_group *a, const struct trajectory_group *b)
+{
+    for (int s = 0; s < SAMPLES; s++) {
+        size_t tokens = (size_t)a->samples[s].prompt_count + COMPLETION;
+        ck_assert_uint_eq(b->samples[s].prompt_count, a->samples[s].prompt_count);
+        ck_assert_mem_eq(b->samples[s].tokens, a->samples[s].tokens, tokens * sizeof(int32_t));
+        ck_assert_mem_eq(b->samples[s].logprob, a->samples[s].logprob, COMPLETION * sizeof(float));
+    }
+}
+
+/* Whole groups whose rewards are not there are part of a snapshot, and a ticket that comes with
+ * such a group has it scored, not generated again. */
+START_TEST(groups_that_wait_for_rewards_are_in_snapshots)
+{
+    enum { TICKETS = 3 };
+    struct bench b;
+    struct wire_status status = {0};
+    struct trajectory_group *saved[TICKETS] = {0};
+    struct channel_message message = {0};
+    bench_create(&b);
+    atomic_store(&b.passing.holds, true);
+    publish(&b, 0);
+    start(&b);
+    for (uint64_t n = 0; n < TICKETS; n++) {
+        send_ticket(&b, n, 0);
+    }
+    for (uint64_t id = 1; take_snapshot(&b, id, saved, TICKETS) < TICKETS; id++) {
+    }
+    publish(&b, 1);
+    for (uint64_t n = 0; n < TICKETS; n++) { /* as after a resume, by a version that makes others */
+        ck_assert_int_eq(wire_encode_partial(0, saved[n], &message), RL_OK);
+        send_message(&b, &message);
+        send_ticket(&b, n, 1);
+    }
+    atomic_store(&b.passing.holds, false);
+    for (int i = 0; i < 2 * TICKETS; i++) {
+        struct trajectory_group *group = receive_group(&b, &status);
+        same_tokens(saved[group->ticket], group);
+        all_by(group, 0, 0);
+        trajectory_group_destroy(group);
+    }
+    for (int n = 0; n < TICKETS; n++) {
+        trajectory_group_destroy(saved[n]);
+    }
+    finish(&b, WIRE_STOP_DONE);
+    ck_assert_int_eq(b.status, RL_OK);
+    bench_destroy(&b);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("rollout_worker");
@@ -395,6 +486,7 @@ int main(void)
     tcase_add_test(tests, pinned_tickets_are_generated_whole_by_their_version);
     tcase_add_test(tests, a_version_that_is_gone_is_an_error);
     tcase_add_test(tests, snapshots_tell_what_is_finished_and_tickets_go_on_from_it);
+    tcase_add_test(tests, groups_that_wait_for_rewards_are_in_snapshots);
     suite_add_tcase(suite, tests);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);

@@ -170,16 +170,6 @@ rollouts() {
 now() { date +%s.%N; }
 since() { awk -v now="$(now)" -v then="$1" 'BEGIN { printf "%.2f", now - then }'; }
 
-# An order whose bits do not depend on timing: options for the command line
-timeless_order() {
-    if "$foresight" train "$work/config.yaml" run.name=x async.order=fixed_lag --dry-run >/dev/null 2>&1
-    then
-        echo async.order=fixed_lag
-    else
-        echo async.max_staleness=0
-    fi
-}
-
 # Processes of $work that are still there
 left_over() { pgrep -fa -- "$work/"; }
 none_left() { [ -z "$(left_over)" ]; }
