@@ -60,7 +60,7 @@ void rl_config_fini(struct rl_config *config)
 }
 
 /* A bare name stands for the one section that has it. */
-static rl_status config_find_bare(const char *name, size_t *out)
+static rl_status config_find_bare(const char *where, const char *name, size_t *out)
 {
     size_t found = SIZE_MAX;
     for (size_t i = 0; i < config_row_count(); i++) {
@@ -68,7 +68,7 @@ static rl_status config_find_bare(const char *name, size_t *out)
             continue;
         }
         if (found != SIZE_MAX) {
-            return rl_fail(RL_INVALID, "override %s: write %s.%s or %s.%s", name,
+            return rl_fail(RL_INVALID, "%s: %s: write %s.%s or %s.%s", where, name,
                            config_row_of(found)->section, name, config_row_of(i)->section, name);
         }
         found = i;
@@ -80,7 +80,7 @@ static rl_status config_find_bare(const char *name, size_t *out)
             names[count++] = config_row_of(i)->name;
         }
         const char *nearest = rl_text_nearest(name, names, count);
-        return rl_fail(RL_INVALID, "override: unknown option %.80s%s%s%s", name,
+        return rl_fail(RL_INVALID, "%s: unknown option %.80s%s%s%s", where, name,
                        nearest != NULL ? "; did you mean " : "", nearest != NULL ? nearest : "",
                        nearest != NULL ? "?" : "");
     }
@@ -88,20 +88,20 @@ static rl_status config_find_bare(const char *name, size_t *out)
     return RL_OK;
 }
 
-static rl_status config_find_key(const char *key, size_t *out)
+static rl_status config_find_key(const char *where, const char *key, size_t *out)
 {
     const char *dot = strchr(key, '.');
     if (dot == NULL) {
-        return config_find_bare(key, out);
+        return config_find_bare(where, key, out);
     }
     char section[64];
     int written = snprintf(section, sizeof section, "%.*s", (int)(dot - key), key);
     if (written < 0 || (size_t)written >= sizeof section || !config_section_exists(section)) {
-        return config_unknown_section("override", section);
+        return config_unknown_section(where, section);
     }
     size_t found = config_row_find(section, dot + 1);
     if (found == SIZE_MAX) {
-        return config_unknown_option("override", section, dot + 1);
+        return config_unknown_option(where, section, dot + 1);
     }
     *out = found;
     return RL_OK;
@@ -113,12 +113,45 @@ rl_status rl_config_override(struct rl_config *config, const char *assignment)
     if (equals == NULL || equals == assignment || equals - assignment > 127) {
         return rl_fail(RL_INVALID, "override \"%.80s\": expected section.name=value", assignment);
     }
-    char key[128];
+    char key[CONFIG_KEY_BYTES];
     snprintf(key, sizeof key, "%.*s", (int)(equals - assignment), assignment);
+    return rl_config_assign(config, "override", key, equals + 1);
+}
+
+rl_status rl_config_assign(struct rl_config *config, const char *where, const char *key,
+                           const char *value)
+{
     size_t index = 0;
-    RL_TRY(config_find_key(key, &index));
-    struct config_scalar scalar = {.text = equals + 1, .bytes = strlen(equals + 1)};
-    return config_set(config, index, &scalar, "override");
+    RL_TRY(config_find_key(where, key, &index));
+    struct config_scalar scalar = {.text = value, .bytes = strlen(value)};
+    return config_set(config, index, &scalar, where);
+}
+
+rl_status rl_config_key(const char *where, const char *key, char *out)
+{
+    size_t index = 0;
+    RL_TRY(config_find_key(where, key, &index));
+    const struct config_row *row = config_row_of(index);
+    snprintf(out, CONFIG_KEY_BYTES, "%s.%s", row->section, row->name);
+    return RL_OK;
+}
+
+rl_status rl_config_value(const struct rl_config *config, const char *key, char **out)
+{
+    size_t index = 0;
+    RL_TRY(config_find_key("config", key, &index));
+    const struct config_row *row = config_row_of(index);
+    if (row->type == CONFIG_STR) {
+        return rl_text_copy(*(char *const *)config_member_const(config, row), out);
+    }
+    struct rl_text text;
+    rl_text_init(&text, CONFIG_KEY_BYTES);
+    rl_status status = config_print_value(config, row, &text);
+    if (status == RL_OK) {
+        status = rl_text_take(&text, out, NULL);
+    }
+    rl_text_fini(&text);
+    return status;
 }
 
 bool rl_config_is_set(const struct rl_config *config, const char *key)

@@ -57,6 +57,8 @@ enum config_on_mismatch { CONFIG_MISMATCH_WARN, CONFIG_MISMATCH_STOP };
 enum config_isa { CONFIG_ISA_AUTO, CONFIG_ISA_REF, CONFIG_ISA_AVX2, CONFIG_ISA_AVX512 };
 enum config_weights { CONFIG_WEIGHTS_FP32, CONFIG_WEIGHTS_BF16 };
 enum config_special_in_text { CONFIG_SPECIAL_PLAIN, CONFIG_SPECIAL_ALLOW };
+enum config_sweep_command { CONFIG_SWEEP_TRAIN, CONFIG_SWEEP_EVAL };
+enum config_sweep_evaluate { CONFIG_SWEEP_LAST, CONFIG_SWEEP_EVERY, CONFIG_SWEEP_NONE };
 enum config_bad_rows { CONFIG_BAD_ROWS_ERROR, CONFIG_BAD_ROWS_SKIP };
 
 /* The word auto of an AUTO_INT; the largest async.max_staleness in the order fixed_lag. */
@@ -101,6 +103,19 @@ rl_status rl_config_load_text(struct rl_config *config, const char *name, const 
  * name). The value is taken as it stands, without YAML quoting; lists are joined by commas. Errors:
  * RL_INVALID, RL_NO_MEMORY. */
 rl_status rl_config_override(struct rl_config *config, const char *assignment);
+
+/* The same with key and value apart; `where` begins messages. */
+rl_status rl_config_assign(struct rl_config *config, const char *where, const char *key,
+                           const char *value);
+
+/* "section.name" of a key that rl_config_assign takes, into out [CONFIG_KEY_BYTES]. Errors:
+ * RL_INVALID. */
+enum { CONFIG_KEY_BYTES = 128 };
+rl_status rl_config_key(const char *where, const char *key, char *out);
+
+/* The value of an option as text that rl_config_assign reads back to the same; two values are the
+ * same if their texts are. Caller frees *out. Errors: RL_INVALID (no such option), RL_NO_MEMORY. */
+rl_status rl_config_value(const struct rl_config *config, const char *key, char **out);
 
 /* Ranges of each option and rules between options. Errors: RL_INVALID, each problem logged. */
 rl_status rl_config_validate(const struct rl_config *config);

@@ -96,7 +96,7 @@ rl_status config_unknown_section(const char *where, const char *name)
         names[i] = config_sections[i].name;
     }
     const char *nearest = rl_text_nearest(name, names, CONFIG_SECTIONS);
-    for (size_t i = 0; nearest == NULL && i < CONFIG_ROWS; i++) {
+    for (size_t i = 0; i < CONFIG_ROWS; i++) {
         if (strcmp(config_rows[i].name, name) == 0) {
             return rl_fail(RL_INVALID, "%s: unknown section \"%s\"; it is an option: %s.%s", where,
                            name, config_rows[i].section, name);

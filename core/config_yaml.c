@@ -1,141 +1,54 @@
-/* Reads YAML through libyaml's events and writes it back. Only this file sees yaml.h. The accepted
- * shape is `section: {name: scalar or list of scalars}`; everything else that YAML can say
- * (anchors, aliases, tags, several documents, deeper nesting) is refused with file and line. */
+/* Reads YAML and writes it back. The accepted shape is `section: {name: scalar or list of
+ * scalars}`; everything else that YAML can say is refused with file and line. */
 #include "core/config_table.h"
 
 #include "core/log.h"
+#include "core/yaml_reader.h"
 
 #include <errno.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include <yaml.h>
-
-enum { CONFIG_FILE_BYTES = 1 << 20, CONFIG_DEPTH_MAX = 4, CONFIG_WHERE_BYTES = 512 };
+enum { CONFIG_FILE_BYTES = 1 << 20, CONFIG_DEPTH_MAX = 4 };
 
 struct config_reader {
-    yaml_parser_t parser;
-    yaml_event_t event; /* the current one; owned by libyaml */
-    bool have_event;
+    struct rl_yaml_reader *yaml;
     const char *path;
-    char where[CONFIG_WHERE_BYTES]; /* "path:line" of the current event */
-    int depth;
     struct rl_config *config;
     unsigned char *seen_options;
     unsigned char *seen_sections;
 };
 
-static void config_reader_at(struct config_reader *reader, size_t line)
-{
-    snprintf(reader->where, sizeof reader->where, "%.400s:%zu", reader->path, line + 1);
-}
-
-static rl_status config_reader_syntax(struct config_reader *reader)
-{
-    const yaml_parser_t *parser = &reader->parser;
-    const char *problem = parser->problem != NULL ? parser->problem : "cannot be parsed";
-    if (parser->error == YAML_MEMORY_ERROR) {
-        return rl_fail(RL_NO_MEMORY, "%s: no memory for parsing", reader->path);
-    }
-    if (parser->error == YAML_READER_ERROR) {
-        return rl_fail(RL_INVALID, "%s: byte %zu: %s", reader->path, parser->problem_offset,
-                       problem);
-    }
-    config_reader_at(reader, parser->problem_mark.line);
-    return rl_fail(RL_INVALID, "%s: column %zu: %s%s%s", reader->where,
-                   parser->problem_mark.column + 1, problem, parser->context != NULL ? ", " : "",
-                   parser->context != NULL ? parser->context : "");
-}
-
-/* What is refused wherever it stands. A quoted scalar's implicit "!" tag is not a tag. */
-static rl_status config_reader_refuse(struct config_reader *reader)
-{
-    const yaml_event_t *event = &reader->event;
-    const yaml_char_t *anchor = NULL;
-    const yaml_char_t *tag = NULL;
-    if (event->type == YAML_ALIAS_EVENT) {
-        return rl_fail(RL_INVALID, "%s: alias *%.80s: aliases are not accepted", reader->where,
-                       (const char *)event->data.alias.anchor);
-    }
-    if (event->type == YAML_SCALAR_EVENT) {
-        anchor = event->data.scalar.anchor;
-        tag = event->data.scalar.tag;
-    } else if (event->type == YAML_SEQUENCE_START_EVENT) {
-        anchor = event->data.sequence_start.anchor;
-        tag = event->data.sequence_start.tag;
-    } else if (event->type == YAML_MAPPING_START_EVENT) {
-        anchor = event->data.mapping_start.anchor;
-        tag = event->data.mapping_start.tag;
-    }
-    if (anchor != NULL) {
-        return rl_fail(RL_INVALID, "%s: anchor &%.80s: anchors are not accepted", reader->where,
-                       (const char *)anchor);
-    }
-    if (tag != NULL) {
-        return rl_fail(RL_INVALID, "%s: tag %.80s: tags are not accepted", reader->where,
-                       (const char *)tag);
-    }
-    return RL_OK;
-}
-
 static rl_status config_reader_next(struct config_reader *reader)
 {
-    if (reader->have_event) {
-        yaml_event_delete(&reader->event);
-        reader->have_event = false;
-    }
-    if (!yaml_parser_parse(&reader->parser, &reader->event)) {
-        return config_reader_syntax(reader);
-    }
-    reader->have_event = true;
-    config_reader_at(reader, reader->event.start_mark.line);
-    yaml_event_type_t type = reader->event.type;
-    bool opens = type == YAML_MAPPING_START_EVENT || type == YAML_SEQUENCE_START_EVENT;
-    bool closes = type == YAML_MAPPING_END_EVENT || type == YAML_SEQUENCE_END_EVENT;
-    reader->depth += opens - closes;
-    if (reader->depth > CONFIG_DEPTH_MAX) {
-        return rl_fail(RL_INVALID, "%s: nested deeper than %d levels", reader->where,
-                       CONFIG_DEPTH_MAX);
-    }
-    return config_reader_refuse(reader);
+    return rl_yaml_next(reader->yaml);
+}
+
+static const char *config_where(const struct config_reader *reader)
+{
+    return rl_yaml_where(reader->yaml);
 }
 
 static struct config_scalar config_reader_scalar(const struct config_reader *reader)
 {
-    return (struct config_scalar){.text = (const char *)reader->event.data.scalar.value,
-                                  .bytes = reader->event.data.scalar.length,
-                                  .quoted =
-                                      reader->event.data.scalar.style != YAML_PLAIN_SCALAR_STYLE};
-}
-
-/* The current event as a key: a scalar that fits. Copied, because the next event frees it. */
-static rl_status config_reader_key(struct config_reader *reader, char *out, size_t bytes)
-{
-    if (reader->event.type != YAML_SCALAR_EVENT) {
-        return rl_fail(RL_INVALID, "%s: a key must be a plain name", reader->where);
-    }
-    struct config_scalar scalar = config_reader_scalar(reader);
-    if (scalar.bytes >= bytes || strlen(scalar.text) != scalar.bytes || scalar.bytes == 0) {
-        return rl_fail(RL_INVALID, "%s: \"%.80s\" is not a name (1 .. %zu bytes)", reader->where,
-                       scalar.text, bytes - 1);
-    }
-    memcpy(out, scalar.text, scalar.bytes + 1);
-    return RL_OK;
+    struct rl_yaml_scalar scalar = rl_yaml_scalar(reader->yaml);
+    return (struct config_scalar){
+        .text = scalar.text, .bytes = scalar.bytes, .quoted = scalar.quoted};
 }
 
 /* One more element of a list. A comma inside would be read as two elements later. */
 static rl_status config_reader_join(struct config_reader *reader, const struct config_row *row,
                                     bool first, struct rl_text *joined)
 {
-    if (reader->event.type != YAML_SCALAR_EVENT) {
-        return rl_fail(RL_INVALID, "%s: %s.%s: a list may hold single values only", reader->where,
-                       row->section, row->name);
+    if (rl_yaml_event(reader->yaml) != RL_YAML_SCALAR) {
+        return rl_fail(RL_INVALID, "%s: %s.%s: a list may hold single values only",
+                       config_where(reader), row->section, row->name);
     }
     struct config_scalar scalar = config_reader_scalar(reader);
     if (memchr(scalar.text, ',', scalar.bytes) != NULL) {
         return rl_fail(RL_INVALID, "%s: %s.%s: \"%.80s\" holds a comma, which separates elements",
-                       reader->where, row->section, row->name, scalar.text);
+                       config_where(reader), row->section, row->name, scalar.text);
     }
     if (!first) {
         RL_TRY(rl_text_append_byte(joined, ','));
@@ -147,20 +60,20 @@ static rl_status config_read_list(struct config_reader *reader, size_t index)
 {
     const struct config_row *row = config_row_of(index);
     if (row->type != CONFIG_STR) {
-        return rl_fail(RL_INVALID, "%s: %s.%s: a list where one value is expected", reader->where,
-                       row->section, row->name);
+        return rl_fail(RL_INVALID, "%s: %s.%s: a list where one value is expected",
+                       config_where(reader), row->section, row->name);
     }
     struct rl_text joined;
     rl_text_init(&joined, CONFIG_FILE_BYTES);
     rl_status status = RL_OK;
     RL_TRY_GOTO(rl_text_reserve(&joined, 0), status, done);
     RL_TRY_GOTO(config_reader_next(reader), status, done);
-    for (bool first = true; reader->event.type != YAML_SEQUENCE_END_EVENT; first = false) {
+    for (bool first = true; rl_yaml_event(reader->yaml) != RL_YAML_LIST_END; first = false) {
         RL_TRY_GOTO(config_reader_join(reader, row, first, &joined), status, done);
         RL_TRY_GOTO(config_reader_next(reader), status, done);
     }
     struct config_scalar scalar = {.text = joined.data, .bytes = joined.bytes, .quoted = true};
-    status = config_set(reader->config, index, &scalar, reader->where);
+    status = config_set(reader->config, index, &scalar, config_where(reader));
 done:
     rl_text_fini(&joined);
     return status;
@@ -169,15 +82,15 @@ done:
 static rl_status config_read_value(struct config_reader *reader, size_t index)
 {
     const struct config_row *row = config_row_of(index);
-    if (reader->event.type == YAML_SCALAR_EVENT) {
+    if (rl_yaml_event(reader->yaml) == RL_YAML_SCALAR) {
         struct config_scalar scalar = config_reader_scalar(reader);
-        return config_set(reader->config, index, &scalar, reader->where);
+        return config_set(reader->config, index, &scalar, config_where(reader));
     }
-    if (reader->event.type == YAML_SEQUENCE_START_EVENT) {
+    if (rl_yaml_event(reader->yaml) == RL_YAML_LIST_BEGIN) {
         return config_read_list(reader, index);
     }
-    return rl_fail(RL_INVALID, "%s: %s.%s: a mapping where a value is expected", reader->where,
-                   row->section, row->name);
+    return rl_fail(RL_INVALID, "%s: %s.%s: a mapping where a value is expected",
+                   config_where(reader), row->section, row->name);
 }
 
 /* The current event opens the section's mapping; read to its end. */
@@ -185,30 +98,21 @@ static rl_status config_read_section(struct config_reader *reader, const char *s
 {
     char name[128];
     RL_TRY(config_reader_next(reader));
-    while (reader->event.type != YAML_MAPPING_END_EVENT) {
-        RL_TRY(config_reader_key(reader, name, sizeof name));
+    while (rl_yaml_event(reader->yaml) != RL_YAML_MAP_END) {
+        RL_TRY(rl_yaml_key(reader->yaml, name, sizeof name));
         size_t index = config_row_find(section, name);
         if (index == SIZE_MAX) {
-            return config_unknown_option(reader->where, section, name);
+            return config_unknown_option(config_where(reader), section, name);
         }
         if (reader->seen_options[index]++ != 0) {
-            return rl_fail(RL_INVALID, "%s: %s.%s is given twice", reader->where, section, name);
+            return rl_fail(RL_INVALID, "%s: %s.%s is given twice", config_where(reader), section,
+                           name);
         }
         RL_TRY(config_reader_next(reader));
         RL_TRY(config_read_value(reader, index));
         RL_TRY(config_reader_next(reader));
     }
     return RL_OK;
-}
-
-static bool config_reader_at_null(const struct config_reader *reader)
-{
-    if (reader->event.type != YAML_SCALAR_EVENT) {
-        return false;
-    }
-    struct config_scalar scalar = config_reader_scalar(reader);
-    return !scalar.quoted &&
-           (scalar.bytes == 0 || strcmp(scalar.text, "~") == 0 || strcmp(scalar.text, "null") == 0);
 }
 
 static rl_status config_mark_section(struct config_reader *reader, const char *section)
@@ -218,34 +122,35 @@ static rl_status config_mark_section(struct config_reader *reader, const char *s
             continue;
         }
         if (reader->seen_sections[i]++ != 0) {
-            return rl_fail(RL_INVALID, "%s: section %s is given twice", reader->where, section);
+            return rl_fail(RL_INVALID, "%s: section %s is given twice", config_where(reader),
+                           section);
         }
         return RL_OK;
     }
-    return config_unknown_section(reader->where, section);
+    return config_unknown_section(config_where(reader), section);
 }
 
 /* The current event is the document's root. A section whose lines are all commented out is null. */
 static rl_status config_read_root(struct config_reader *reader)
 {
-    if (config_reader_at_null(reader)) {
+    if (rl_yaml_is_null(reader->yaml)) {
         return RL_OK;
     }
-    if (reader->event.type != YAML_MAPPING_START_EVENT) {
+    if (rl_yaml_event(reader->yaml) != RL_YAML_MAP_BEGIN) {
         return rl_fail(RL_INVALID, "%s: expected `section: {name: value}` at the top",
-                       reader->where);
+                       config_where(reader));
     }
     char section[128];
     RL_TRY(config_reader_next(reader));
-    while (reader->event.type != YAML_MAPPING_END_EVENT) {
-        RL_TRY(config_reader_key(reader, section, sizeof section));
+    while (rl_yaml_event(reader->yaml) != RL_YAML_MAP_END) {
+        RL_TRY(rl_yaml_key(reader->yaml, section, sizeof section));
         RL_TRY(config_mark_section(reader, section));
         RL_TRY(config_reader_next(reader));
-        if (reader->event.type == YAML_MAPPING_START_EVENT) {
+        if (rl_yaml_event(reader->yaml) == RL_YAML_MAP_BEGIN) {
             RL_TRY(config_read_section(reader, section));
-        } else if (!config_reader_at_null(reader)) {
+        } else if (!rl_yaml_is_null(reader->yaml)) {
             return rl_fail(RL_INVALID, "%s: section %s: expected `name: value` lines below it",
-                           reader->where, section);
+                           config_where(reader), section);
         }
         RL_TRY(config_reader_next(reader));
     }
@@ -254,36 +159,27 @@ static rl_status config_read_root(struct config_reader *reader)
 
 static rl_status config_read_stream(struct config_reader *reader)
 {
-    RL_TRY(config_reader_next(reader)); /* stream start */
-    RL_TRY(config_reader_next(reader)); /* document start, or the end of an empty stream */
-    if (reader->event.type == YAML_STREAM_END_EVENT) {
+    bool empty = false;
+    RL_TRY(rl_yaml_begin(reader->yaml, &empty));
+    if (empty) {
         return RL_OK;
     }
-    RL_TRY(config_reader_next(reader));
     RL_TRY(config_read_root(reader));
-    RL_TRY(config_reader_next(reader)); /* document end */
-    RL_TRY(config_reader_next(reader));
-    if (reader->event.type != YAML_STREAM_END_EVENT) {
-        return rl_fail(RL_INVALID, "%s: a second document; one file holds one", reader->where);
-    }
-    return RL_OK;
+    return rl_yaml_finish(reader->yaml);
 }
 
 static rl_status config_read_text(struct config_reader *reader, const char *text, size_t bytes)
 {
     reader->seen_options = calloc(config_row_count() + config_section_count(), 1);
-    if (reader->seen_options == NULL || !yaml_parser_initialize(&reader->parser)) {
-        free(reader->seen_options);
+    if (reader->seen_options == NULL) {
         return rl_fail(RL_NO_MEMORY, "%s: no memory for parsing", reader->path);
     }
     reader->seen_sections = reader->seen_options + config_row_count();
-    yaml_parser_set_encoding(&reader->parser, YAML_UTF8_ENCODING);
-    yaml_parser_set_input_string(&reader->parser, (const unsigned char *)text, bytes);
-    rl_status status = config_read_stream(reader);
-    if (reader->have_event) {
-        yaml_event_delete(&reader->event);
+    rl_status status = rl_yaml_open(reader->path, text, bytes, CONFIG_DEPTH_MAX, &reader->yaml);
+    if (status == RL_OK) {
+        status = config_read_stream(reader);
     }
-    yaml_parser_delete(&reader->parser);
+    rl_yaml_close(reader->yaml);
     free(reader->seen_options);
     return status;
 }

@@ -18,7 +18,8 @@
 enum {
     H5_CHUNK_BYTES = 1024 * 1024,
     H5_SLICE_BYTES = 8 * H5_CHUNK_BYTES, /* the lock is given up between slices */
-    H5_NAMES_MAX = 1000
+    H5_NAMES_MAX = 1000,
+    H5_GROUP_BYTES = 1024
 };
 
 /* HDF5's state is the process's, and so is its lock. Tickets keep it fair. */
@@ -187,14 +188,27 @@ static rl_status create_temporary(struct h5_file *file)
     return status;
 }
 
+/* No times: the same content makes the same bytes. */
+static hid_t creation_properties(void)
+{
+    hid_t properties = H5Pcreate(H5P_FILE_CREATE);
+    if (properties >= 0 && H5Pset_obj_track_times(properties, false) < 0) {
+        H5Pclose(properties);
+        return H5I_INVALID_HID;
+    }
+    return properties;
+}
+
 static rl_status create_locked(struct h5_file *file)
 {
     hid_t properties = access_properties();
+    hid_t creation = creation_properties();
     struct h5_driver_info info = {.fd = file->fd, .error = &file->error};
-    if (properties < 0 || H5Pset_driver(properties, h5_driver, &info) < 0) {
+    if (properties < 0 || creation < 0 || H5Pset_driver(properties, h5_driver, &info) < 0) {
         return h5_fail(RL_IO, file, NULL, "cannot set up");
     }
-    file->id = H5Fcreate(file->temporary, H5F_ACC_TRUNC, H5P_DEFAULT, properties);
+    file->id = H5Fcreate(file->temporary, H5F_ACC_TRUNC, creation, properties);
+    H5Pclose(creation);
     H5Pclose(properties);
     return file->id < 0 ? h5_fail(RL_IO, file, NULL, "cannot create") : RL_OK;
 }
@@ -225,7 +239,7 @@ rl_status h5_file_create(const char *path, struct h5_file **out)
 static hid_t dataset_properties(enum h5_type type, uint64_t count, int level)
 {
     hid_t properties = H5Pcreate(H5P_DATASET_CREATE);
-    if (properties < 0 || count == 0) {
+    if (properties < 0 || H5Pset_obj_track_times(properties, false) < 0 || count == 0) {
         return properties;
     }
     hsize_t chunk = H5_CHUNK_BYTES / h5_type_bytes(type);
@@ -244,14 +258,36 @@ static hid_t dataset_properties(enum h5_type type, uint64_t count, int level)
     return properties;
 }
 
-static hid_t link_properties(void)
+static bool group_make(struct h5_file *file, const char *name)
 {
-    hid_t properties = H5Pcreate(H5P_LINK_CREATE);
-    if (properties >= 0 && H5Pset_create_intermediate_group(properties, 1) < 0) {
-        H5Pclose(properties);
-        return H5I_INVALID_HID;
+    hid_t properties = H5Pcreate(H5P_GROUP_CREATE);
+    hid_t group = H5I_INVALID_HID;
+    if (properties >= 0 && H5Pset_obj_track_times(properties, false) >= 0) {
+        group = H5Gcreate2(file->id, name, H5P_DEFAULT, properties, H5P_DEFAULT);
     }
-    return properties;
+    H5Pclose(properties);
+    return group >= 0 && H5Gclose(group) >= 0;
+}
+
+/* The groups that a dataset's name goes through. */
+static bool groups_make(struct h5_file *file, const char *name)
+{
+    char prefix[H5_GROUP_BYTES];
+    for (const char *at = strchr(name, '/'); at != NULL; at = strchr(at + 1, '/')) {
+        size_t bytes = (size_t)(at - name);
+        if (bytes == 0) {
+            continue;
+        }
+        if (bytes >= sizeof prefix) {
+            return false;
+        }
+        memcpy(prefix, name, bytes);
+        prefix[bytes] = '\0';
+        if (H5Lexists(file->id, prefix, H5P_DEFAULT) <= 0 && !group_make(file, prefix)) {
+            return false;
+        }
+    }
+    return true;
 }
 
 static hid_t dataset_create(struct h5_file *file, const char *name, enum h5_type type,
@@ -260,12 +296,11 @@ static hid_t dataset_create(struct h5_file *file, const char *name, enum h5_type
     hsize_t dims = count;
     hid_t space = H5Screate_simple(1, &dims, NULL);
     hid_t create = dataset_properties(type, count, level);
-    hid_t link = link_properties();
     hid_t dataset = H5I_INVALID_HID;
-    if (space >= 0 && create >= 0 && link >= 0) {
-        dataset = H5Dcreate2(file->id, name, h5_type_id(type), space, link, create, H5P_DEFAULT);
+    if (space >= 0 && create >= 0 && groups_make(file, name)) {
+        dataset =
+            H5Dcreate2(file->id, name, h5_type_id(type), space, H5P_DEFAULT, create, H5P_DEFAULT);
     }
-    H5Pclose(link);
     H5Pclose(create);
     H5Sclose(space);
     return dataset;
