@@ -113,16 +113,20 @@ static void write_trial(const char *name, json_t *options, double temperature, i
     }
     char corpus[64];
     snprintf(corpus, sizeof corpus, "%g-%d", temperature, truncated);
-    json_t *result = json_pack("{s:s, s:O, s:i, s:s, s:{s:f, s:{s:s, s:i, s:i, s:i}}}", "state",
-                               fails ? "failed" : "done", "options", options, "attempts", 1,
-                               "reason", fails ? "died <of> \"memory\"" : "", "summary", "loss",
-                               0.5 + (double)seed, "corpus", "key", corpus, "samples", 100,
-                               "generated", seed == 1 ? 100 : 0, "served", seed == 1 ? 0 : 100);
+    json_t *result =
+        json_pack("{s:s, s:O, s:i, s:s, s:{s:f}}", "state", fails ? "failed" : "done", "options",
+                  options, "attempts", 1, "reason", fails ? "died <of> \"memory\"" : "", "summary",
+                  "loss", 0.5 + (double)seed);
+    json_t *summary = json_pack("{s:{s:s, s:i, s:i, s:i}}", "corpus", "key", corpus, "samples", 100,
+                                "generated", seed == 1 ? 100 : 0, "served", seed == 1 ? 0 : 100);
     ck_assert_ptr_nonnull(result);
     char path[PATH * 2];
     snprintf(path, sizeof path, "%s/%s/result.json", folder, trial);
     ck_assert_int_eq(json_dump_file(result, path, 0), 0);
     json_decref(result);
+    snprintf(path, sizeof path, "%s/%s/summary.json", folder, trial);
+    ck_assert_int_eq(json_dump_file(summary, path, 0), 0);
+    json_decref(summary);
     snprintf(path, sizeof path, "%s/%s/timing.json", folder, trial);
     write_text(path, "{\"host\": \"here\", \"train_seconds\": 2.5, \"seconds\": 3.0}");
 }

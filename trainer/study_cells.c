@@ -15,6 +15,9 @@ enum { TERCILES = 3 };
 
 static const struct count_table *counts_at(const struct study_trial *trial, int64_t step)
 {
+    if (step == STUDY_LAST && trial->evaluation_count > 0) {
+        return trial->evaluations[trial->evaluation_count - 1].counts;
+    }
     for (uint32_t i = 0; i < trial->evaluation_count; i++) {
         if (trial->evaluations[i].step == step) {
             return trial->evaluations[i].counts;
@@ -33,18 +36,36 @@ static uint32_t seeds_at(const struct study *study, uint32_t setting, int64_t st
     return seeds;
 }
 
-/* The smallest evaluated step of a setting above `after`; -1: none. */
+/* The smallest evaluated step of a setting above `after` that is not its trial's last; then
+ * STUDY_LAST, then -1. */
 static int64_t next_step(const struct study *study, uint32_t setting, int64_t after)
 {
     int64_t next = -1;
+    bool any = false;
     for (uint32_t i = 0; i < study->trial_count; i++) {
         const struct study_trial *trial = &study->trials[i];
-        for (uint32_t k = 0; k < trial->evaluation_count && trial->setting == setting; k++) {
+        bool of_setting = trial->setting == setting;
+        any = any || (of_setting && trial->evaluation_count > 0);
+        for (uint32_t k = 0; of_setting && k + 1 < trial->evaluation_count; k++) {
             int64_t step = trial->evaluations[k].step;
             next = step > after && (next < 0 || step < next) ? step : next;
         }
     }
-    return next;
+    return next >= 0 || !any || after == STUDY_LAST ? next : STUDY_LAST;
+}
+
+int64_t study_cell_step(const struct study_cells *cells, uint32_t cell)
+{
+    const struct study_cell *c = &cells->items[cell];
+    int64_t step = c->step == STUDY_LAST ? 0 : c->step;
+    for (uint32_t i = 0; i < cells->study->trial_count && c->step == STUDY_LAST; i++) {
+        const struct study_trial *trial = &cells->study->trials[i];
+        if ((int32_t)trial->setting == c->setting && trial->evaluation_count > 0) {
+            int64_t last = trial->evaluations[trial->evaluation_count - 1].step;
+            step = last > step ? last : step;
+        }
+    }
+    return step;
 }
 
 /* Add the cells of one checkpoint; items NULL: only count them. */
@@ -65,14 +86,14 @@ static void enumerate(struct study_cells *cells)
     const struct study *study = cells->study;
     cells->count = 0;
     if (study->base.counts != NULL) {
-        add_cells(cells, (struct study_cell){.setting = STUDY_BASE, .seeds = 1, .last = true});
+        add_cells(cells,
+                  (struct study_cell){.setting = STUDY_BASE, .step = STUDY_LAST, .seeds = 1});
     }
     for (uint32_t s = 0; s < study->setting_count; s++) {
         for (int64_t step = next_step(study, s, -1); step >= 0; step = next_step(study, s, step)) {
             add_cells(cells, (struct study_cell){.setting = (int32_t)s,
                                                  .step = step,
-                                                 .seeds = seeds_at(study, s, step),
-                                                 .last = next_step(study, s, step) < 0});
+                                                 .seeds = seeds_at(study, s, step)});
         }
     }
 }
@@ -298,7 +319,8 @@ int32_t study_last_cell(const struct study_cells *cells, int32_t setting, uint32
 {
     for (uint32_t c = 0; c < cells->count; c++) {
         const struct study_cell *cell = &cells->items[c];
-        if (cell->setting == setting && cell->last && cell->temperature == temperature) {
+        if (cell->setting == setting && cell->step == STUDY_LAST &&
+            cell->temperature == temperature) {
             return (int32_t)c;
         }
     }

@@ -9,12 +9,14 @@
 
 enum { STUDY_BASE = -1, STUDY_NONE = -1, STUDY_ANY_CLASS = -1 };
 
+/* Step of a cell of the trials' last checkpoints, which need not be at one step for all seeds. */
+#define STUDY_LAST INT64_MAX
+
 struct study_cell {
-    int32_t setting; /* STUDY_BASE: the base model */
-    int64_t step;
+    int32_t setting;      /* STUDY_BASE: the base model */
+    int64_t step;         /* STUDY_LAST: see there */
     uint32_t temperature; /* index */
     uint32_t seeds;       /* trials behind it */
-    bool last;            /* the setting's last checkpoint */
 };
 
 /* All cells: the base's first, then by setting, step and temperature. */
@@ -96,6 +98,9 @@ rl_status study_compare(const struct study_cells *cells, uint32_t left, uint32_t
 /* Mean figure of each trial behind a cell, in order of the plan: into values [trial_count]. */
 rl_status study_seed_values(const struct study_cells *cells, uint32_t cell,
                             const struct study_ask *ask, double *values, uint32_t *count);
+
+/* Step of a cell as a number; of the last checkpoints the largest. */
+int64_t study_cell_step(const struct study_cells *cells, uint32_t cell);
 
 /* Cell of a setting (or STUDY_BASE) at its last checkpoint and a temperature; STUDY_NONE. */
 int32_t study_last_cell(const struct study_cells *cells, int32_t setting, uint32_t temperature);

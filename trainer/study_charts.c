@@ -283,7 +283,7 @@ static rl_status ridge(const struct charts *c)
         }
         if (cell->temperature == 0) {
             char label[32];
-            snprintf(label, sizeof label, "step %lld", (long long)cell->step);
+            snprintf(label, sizeof label, "step %lld", (long long)study_cell_step(cells, i));
             RL_TRY(heat_label(c, row, label));
         }
         RL_TRY(heat_cell(c, (int32_t)i, row, cell->temperature));

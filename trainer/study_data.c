@@ -373,6 +373,7 @@ static rl_status read_trial(struct study *study, const json_t *plan, struct stud
     }
     RL_TRY(find_setting(study, trial->options, &trial->setting));
     RL_TRY(read_object(study, trial, "result.json", &trial->result));
+    RL_TRY(read_object(study, trial, "summary.json", &trial->summary));
     RL_TRY(read_object(study, trial, "timing.json", &trial->timing));
     trial->state = text_of(trial->result, "state");
     trial->reason = text_of(trial->result, "reason");
@@ -453,6 +454,7 @@ void study_destroy(struct study *study)
         }
         free(trial->evaluations);
         json_decref(trial->result);
+        json_decref(trial->summary);
         json_decref(trial->timing);
     }
     for (uint32_t i = 0; i < study->setting_count; i++) {

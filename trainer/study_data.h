@@ -27,6 +27,7 @@ struct study_trial {
     const char *state;  /* "done", "failed", "stopped_early"; "" : no result yet; borrowed */
     const char *reason; /* of a failure; "" */
     json_t *result;     /* owned; NULL: none yet */
+    json_t *summary;    /* owned; the run's summary.json; NULL: none */
     json_t *timing;     /* owned; NULL: none */
     struct study_evaluation *evaluations; /* owned [evaluation_count], by rising step */
     uint32_t evaluation_count;

@@ -40,7 +40,7 @@ static json_t *cell_json(const struct study_cells *cells, uint32_t cell)
 {
     const struct study_cell *c = &cells->items[cell];
     return json_pack("{s:s, s:I, s:f, s:I}", "setting", cell_label(cells, cell), "step",
-                     (json_int_t)c->step, "t_eval",
+                     (json_int_t)study_cell_step(cells, cell), "t_eval",
                      study_counts(cells->study)->temperatures[c->temperature], "seeds",
                      (json_int_t)c->seeds);
 }
@@ -208,7 +208,8 @@ uint32_t study_effective_points(const struct study_cells *cells, const struct st
     uint32_t count = 0;
     for (uint32_t c = 0; c < cells->count; c++) {
         const struct study_cell *cell = &cells->items[c];
-        if (cell->setting != STUDY_BASE && cell->last && half->group[c] == (int32_t)group) {
+        if (cell->setting != STUDY_BASE && cell->step == STUDY_LAST &&
+            half->group[c] == (int32_t)group) {
             x[count] = cells->study->settings[cell->setting].train_temperature *
                        table->temperatures[cell->temperature];
             y[count++] = half->score[c];

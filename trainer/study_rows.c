@@ -148,27 +148,21 @@ static double number_in(const json_t *object, const char *name)
     return json_number_value(json_object_get(object, name));
 }
 
-/* Samples that trials trained on, and those among them that had to be generated: each corpus once,
- * whichever trial it was that made it, so that the figures do not depend on who came first. A trial
- * may name one corpus or a list. */
-static void count_corpus(const json_t *corpus, json_t *seen, double *wanted, double *generated)
+/* What trials drew from corpora: samples, and those that were made for it. A corpus knows which
+ * trial made each of its parts, so that the sum over trials does not depend on who came first. */
+struct corpus_sums {
+    json_t *keys; /* a set */
+    double samples, generated;
+};
+
+static void count_corpus(const struct study_trial *trial, struct corpus_sums *sums)
 {
-    if (json_is_array(corpus)) {
-        for (size_t i = 0; i < json_array_size(corpus); i++) {
-            count_corpus(json_array_get(corpus, i), seen, wanted, generated);
-        }
-        return;
-    }
+    const json_t *corpus = json_object_get(trial->summary, "corpus");
     const char *key = json_string_value(json_object_get(corpus, "key"));
-    double samples = number_in(corpus, "samples");
-    if (key == NULL) {
-        return;
-    }
-    *wanted += samples;
-    double before = number_in(seen, key);
-    if (samples > before) {
-        *generated += samples - before;
-        json_object_set_new(seen, key, json_real(samples));
+    if (key != NULL) {
+        sums->samples += number_in(corpus, "samples");
+        sums->generated += number_in(corpus, "generated");
+        json_object_set_new(sums->keys, key, json_true());
     }
 }
 
@@ -182,9 +176,7 @@ static void count_evaluation(const struct count_table *table, double *samples, d
 
 json_t *study_spent_make(const struct study *study)
 {
-    json_t *seen = json_object();
-    double wanted = 0;
-    double generated = 0;
+    struct corpus_sums corpora = {.keys = json_object()};
     double samples = 0;
     double tokens = 0;
     json_int_t states[4] = {0};
@@ -199,21 +191,21 @@ json_t *study_spent_make(const struct study *study)
             state++;
         }
         states[state]++;
-        count_corpus(json_object_get(json_object_get(trial->result, "summary"), "corpus"), seen,
-                     &wanted, &generated);
+        count_corpus(trial, &corpora);
         for (uint32_t k = 0; k < trial->evaluation_count; k++) {
             count_evaluation(trial->evaluations[k].counts, &samples, &tokens);
         }
     }
-    json_t *spent =
-        json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:I, s:I}", "trials",
-                  (json_int_t)study->trial_count, "settings", (json_int_t)study->setting_count,
-                  "done", states[0], "failed", states[1], "stopped_early", states[2], "not_ended",
-                  states[3], "corpora", (json_int_t)json_object_size(seen), "training_samples",
-                  (json_int_t)wanted, "generated_samples", (json_int_t)generated, "served_share",
-                  study_number(wanted > 0 ? 1 - generated / wanted : NAN), "evaluation_samples",
-                  (json_int_t)samples, "evaluation_tokens", (json_int_t)tokens);
-    json_decref(seen);
+    json_t *spent = json_pack(
+        "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:I, s:I}", "trials",
+        (json_int_t)study->trial_count, "settings", (json_int_t)study->setting_count, "done",
+        states[0], "failed", states[1], "stopped_early", states[2], "not_ended", states[3],
+        "corpora", (json_int_t)json_object_size(corpora.keys), "training_samples",
+        (json_int_t)corpora.samples, "generated_samples", (json_int_t)corpora.generated,
+        "served_share",
+        study_number(corpora.samples > 0 ? 1 - corpora.generated / corpora.samples : NAN),
+        "evaluation_samples", (json_int_t)samples, "evaluation_tokens", (json_int_t)tokens);
+    json_decref(corpora.keys);
     return spent;
 }
 
