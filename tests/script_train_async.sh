@@ -11,8 +11,6 @@ for ranks in 2 4; do
     train_ranks $ranks ranks_$ranks run.steps=60 checkpoint.every=9
     sound ranks_$ranks 2 60
 done
-[ "$(run_files spread "$work/runs/ranks_4")" = 3 ] || fail "not every rollout rank took part"
-summary ranks_4 's["staleness"]["max"] > 0'
 summary ranks_4 's["rollout"]["pass_us_p50"] > 0'
 train_ranks 3 recompute run.steps=30 rollout.kv_on_update=recompute loss.dynamic_sampling=true
 summary recompute 's["completed"] and s["logprob_mismatch"]["max"] == 0 and s["tickets"]["live"] == 0'
@@ -40,12 +38,18 @@ for ranks in 2 4; do
         fail "eta_0_$ranks: other samples"
 done
 
-# --- the same samples from one and from three rollout ranks at fixed weights
-for ranks in 2 4; do
-    train_ranks $ranks fixed_$ranks run.steps=20 optimizer.learning_rate=0
+# --- the same samples from one and from three rollout ranks at fixed weights: all of them where the
+# tickets' order says which are trained on, otherwise those that both happened to take
+for order in ready ticket; do
+    for ranks in 2 4; do
+        train_ranks $ranks ${order}_$ranks run.steps=20 optimizer.learning_rate=0 async.order=$order
+    done
+    common=$(run_files samples "$work/runs/${order}_2" "$work/runs/${order}_4") ||
+        fail "1 and 3 rollout ranks, $order: other samples"
 done
-common=$(run_files samples "$work/runs/fixed_2" "$work/runs/fixed_4") && [ "$common" -ge 400 ] ||
-    fail "1 and 3 rollout ranks: other samples, or only $common in common"
+[ "$common" = 480 ] || fail "1 and 3 rollout ranks in the order of tickets: $common samples in common"
+# The first tickets are dealt to the ranks by turns, and in this order none is done without.
+[ "$(run_files spread "$work/runs/ticket_4")" = 3 ] || fail "not every rollout rank took part"
 
 # --- two learners: deterministic at staleness 0
 for name in pair pair_again; do

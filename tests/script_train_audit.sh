@@ -1,10 +1,17 @@
 #!/bin/bash
-# `foresight audit`: its times add up to the run's, it names what we made scarce, and it refuses
-# what is no run.
+# `foresight audit`: its times add up to the run's, and it refuses what is no run.
 foresight=$1
 . "$(dirname -- "$0")/train_support.sh"
 command -v mpirun >/dev/null || { echo "FAIL: no mpirun"; exit 1; }
 make_base
+
+# A run by ranks, or alone, and how long the command took at most, in $took
+timed() {
+    local began
+    began=$(now)
+    "$@"
+    took=$(since "$began")
+}
 
 # audited NAME PYTHON-EXPRESSION: over `a`, the audit, and `s`, the summary
 audited() {
@@ -21,30 +28,31 @@ PY
 # sums NAME RANKS: the parts are the whole
 sums() {
     audited "$1" 'abs(sum(a["learner"]["seconds"].values()) / s["wall_seconds"]["train"] - 1) < 0.01'
-    audited "$1" "sum(a['rollout']['seconds'].values()) < 1.05 * $2 * a['seconds'] + 1"
+    audited "$1" "sum(a['rollout']['seconds'].values()) <= $2 * $took"
     audited "$1" 'abs(sum(a["staleness"]) - 1) < 1e-6 and abs(sum(a["lengths_up_to_power_of_2"]) - 1) < 1e-6'
     audited "$1" 'all(abs(a[r]["seconds"][k] - v) < 1e-4 for r in ("learner", "rollout") for k, v in s["time"][r]["seconds"].items())'
     audited "$1" 'min(a["rollout"]["seconds"].values()) >= 0 and a["rollout"]["seconds"]["decode"] > 0'
 }
 small=(checkpoint.every=0 optimizer.updates_per_step=1)
-train_ranks 3 ranks run.steps=150 "${small[@]}"
+timed train_ranks 3 ranks run.steps=150 "${small[@]}"
 sums ranks 2
 audited ranks 'a["steps"] == 150 and 0 <= a["learner"]["idle"] <= 1 and 0 <= a["rollout"]["idle"] <= 1'
-train_ranks 2 resumed run.steps=100 checkpoint.every=50
-train_ranks 2 resumed run.steps=300 checkpoint.every=50
+both_parts() {
+    train_ranks 2 resumed run.steps=100 checkpoint.every=50
+    train_ranks 2 resumed run.steps=300 checkpoint.every=50
+}
+timed both_parts
 sums resumed 1
 audited resumed 'a["steps"] == 300'
 
-# --- a checkpoint at every step, and one process
+# --- a checkpoint at every step, and one process. Which part of the time is the largest is up to the
+# machine; that the advice follows from the parts is test_trainer_audit's.
 train_ranks 2 often run.steps=30 checkpoint.every=1
-audited often 'a["bottleneck"] == "checkpoint" and a["expected_gain"] > 0 and "checkpoint.every" in a["change"]'
-train alone run.steps=60 checkpoint.every=0 rollout.prompts_per_step=24
+audited often 'a["learner"]["seconds"]["checkpoint"] > 0 and a["change"]'
+audited often '"checkpoint.every" in a["change"] or a["bottleneck"] != "checkpoint"'
+timed train alone run.steps=60 checkpoint.every=0 rollout.prompts_per_step=24
 sums alone 1
 audited alone 'a["bottleneck"] in ("by_turns", "rewards", "checkpoint") and "expected_gain" in a or a["bottleneck"] == "rewards"'
-
-# --- a learner with far more to do than the rollout ranks
-train_ranks 4 learner run.steps=60 "${small[@]}" rollout.prompts_per_step=24 loss.old_logprob=recompute
-audited learner 'a["rollout"]["idle"] > a["learner"]["idle"]'
 
 # --- text and page
 "$foresight" audit "$work/runs/ranks" --html "$work/page.html" >"$work/text" || fail "audit --html"

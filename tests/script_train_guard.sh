@@ -31,11 +31,11 @@ hopeless() {
     [ ! -e "$work/runs/$name/summary.json" ] || fail "$name: a summary"
 }
 wilder=(optimizer.learning_rate=10 optimizer.weight_decay=10 alarms.dumps=4)
-hopeless alone timeout 60 "$foresight" train "$work/config.yaml" run.name=alone \
+hopeless alone timeout 600 "$foresight" train "$work/config.yaml" run.name=alone \
     async.enabled=false "${wild[@]}" "${wilder[@]}"
-hopeless ranks timeout 60 mpirun -n 2 "$foresight" train "$work/config.yaml" run.name=ranks \
+hopeless ranks timeout 600 mpirun -n 2 "$foresight" train "$work/config.yaml" run.name=ranks \
     "${wild[@]}" "${wilder[@]}"
-hopeless pair timeout 60 mpirun -n 4 "$foresight" train "$work/config.yaml" run.name=pair \
+hopeless pair timeout 600 mpirun -n 4 "$foresight" train "$work/config.yaml" run.name=pair \
     cluster.learners=2 "${wild[@]}" "${wilder[@]}"
 
 # --- weights times -2.5 a step, at half the rate times -0.75: the run goes on to its end

@@ -57,14 +57,15 @@ train vtrace "${one[@]}" loss.advantage=vtrace loss.old_logprob=recompute
 same_bits no_std vtrace
 
 # --- old tokens: weights are measured, and are not 1
+lag=(run.steps=4 async.order=fixed_lag) # tokens of step 4 are two versions old, whoever is fast
 train_ranks 3 async_vtrace run.steps=4 loss.advantage=vtrace loss.old_logprob=recompute
 sound async_vtrace 2 4
 for old in recompute loglinear; do
-    train_ranks 3 "async_$old" run.steps=4 loss.old_logprob=$old loss.veto_threshold=1e-4 \
+    train_ranks 3 "async_$old" "${lag[@]}" loss.old_logprob=$old loss.veto_threshold=1e-4 \
         loss.opsm_delta=0.01
     sound "async_$old" 2 4
 done
-train_ranks 4 async_learners run.steps=4 cluster.learners=2 loss.old_logprob=recompute \
+train_ranks 4 async_learners "${lag[@]}" cluster.learners=2 loss.old_logprob=recompute \
     loss.advantage=reinforce_plus_plus loss.beta=0.05 loss.kl_in=reward \
     loss.m2po_threshold=1e-6 loss.correction_normalize=true
 sound async_learners 2 4

@@ -80,26 +80,22 @@ cmp -s "$(last_checkpoint kl_loss)/model.safetensors" "$(last_checkpoint kl_rewa
     fail "the KL term makes no difference"
 
 # --- signals: checkpoint and exit within a step, then the same bits as never stopped
-slow=(run.steps=12 checkpoint.every=0 rollout.prompts_per_step=64 rollout.samples_per_prompt=16
-    optimizer.updates_per_step=8 loss.beta=0.01)
-lines() { wc -l <"$work/runs/$1/metrics.jsonl"; }
-has_lines() { [ "$(lines "$1")" -ge "$2" ]; }
-train slow "${slow[@]}"
+ended=(checkpoint.every=0 rollout.prompts_per_step=16 optimizer.updates_per_step=8 loss.beta=0.01)
 for signal in TERM USR1; do
-    start stopped_$signal "${slow[@]}"
-    wait_for 30 has_lines stopped_$signal 3 || fail "$signal: no step was made"
-    before=$(lines stopped_$signal)
-    kill -$signal "$pid"
+    start stopped_$signal "${ended[@]}" run.steps=1000000
+    first_steps stopped_$signal 3
+    stop_soon stopped_$signal "$pid" $signal
     wait "$pid" || fail "SIG$signal: exit code $?"
     after=$(lines stopped_$signal)
-    [ "$after" -le $((before + 2)) ] && [ "$after" -lt 12 ] ||
-        fail "SIG$signal: $((after - before)) steps more were made"
+    [ "$after" -le $((before + 1)) ] || fail "SIG$signal: $((after - before)) steps more were made"
     [ "$(basename "$(last_checkpoint stopped_$signal)")" = "$(printf 'step_%06d' "$after")" ] ||
         fail "SIG$signal: no checkpoint of step $after"
     summary stopped_$signal 'not s["completed"]'
-    train stopped_$signal "${slow[@]}" run.resume=must
-    same_bits slow stopped_$signal
-    every_step stopped_$signal 12
+    steps=$((after + 3))
+    train stopped_$signal "${ended[@]}" run.steps=$steps run.resume=must
+    train whole_$signal "${ended[@]}" run.steps=$steps
+    same_bits whole_$signal stopped_$signal
+    every_step stopped_$signal $steps
     summary stopped_$signal "$exact"
 done
 

@@ -100,7 +100,7 @@ static void fixture_fini(struct fixture *fixture, int expected_hanging)
     ck_assert_int_eq(atomic_load(&hanging), expected_hanging);
     atomic_store(&let_go, true);
     double started = rl_clock_now_s(NULL);
-    while (atomic_load(&hanging) > 0 && rl_clock_now_s(NULL) - started < 20.0) {
+    while (atomic_load(&hanging) > 0 && rl_clock_now_s(NULL) - started < 60.0) {
         rl_clock_sleep_s(NULL, 0.001);
     }
     ck_assert_int_eq(atomic_load(&hanging), 0);
@@ -145,7 +145,7 @@ START_TEST(scores_everything_once)
 {
     enum { GROUPS = 500 };
     struct fixture fixture;
-    fixture_init(&fixture, 3, 5000);
+    fixture_init(&fixture, 3, 60000);
     bool seen[GROUPS] = {false};
     uint64_t submitted = 0;
     for (uint64_t taken = 0; taken < GROUPS; taken++) {
@@ -155,7 +155,7 @@ START_TEST(scores_everything_once)
             group = submitted < GROUPS ? make_group(submitted) : NULL;
         }
         trajectory_group_destroy(group);
-        group = take_group(fixture.pool, 20.0);
+        group = take_group(fixture.pool, 60.0);
         check_scores(group);
         ck_assert(!seen[group->ticket]);
         seen[group->ticket] = true;
@@ -170,7 +170,7 @@ END_TEST
 START_TEST(full_pool_refuses)
 {
     struct fixture fixture;
-    fixture_init(&fixture, 1, 5000);
+    fixture_init(&fixture, 1, 60000);
     for (uint64_t i = 0; i < 16; i++) {
         ck_assert_int_eq(reward_pool_submit(fixture.pool, make_group(i)), RL_OK);
     }
@@ -186,13 +186,13 @@ END_TEST
 START_TEST(hanging_function)
 {
     struct fixture fixture;
-    fixture_init(&fixture, 1, 300);
+    fixture_init(&fixture, 1, 2000); /* and those that do not hang are not held up for so long */
     struct trajectory_group *group = make_group(1);
     group->samples[1].prompt_count = 1;
     group->samples[3].prompt_count = 1;
     ck_assert_int_eq(reward_pool_submit(fixture.pool, group), RL_OK);
     ck_assert_int_eq(reward_pool_submit(fixture.pool, make_group(2)), RL_OK);
-    group = take_group(fixture.pool, 20.0);
+    group = take_group(fixture.pool, 60.0);
     ck_assert_uint_eq(group->ticket, 1);
     ck_assert(group->samples[0].reward_valid);
     ck_assert(!group->samples[1].reward_valid);
@@ -201,7 +201,7 @@ START_TEST(hanging_function)
     ck_assert_float_eq(group->samples[1].reward, 0.0F);
     ck_assert_uint_eq(group->samples[1].reward_part_count, 1);
     trajectory_group_destroy(group);
-    group = take_group(fixture.pool, 20.0);
+    group = take_group(fixture.pool, 60.0);
     check_scores(group);
     trajectory_group_destroy(group);
     ck_assert_uint_eq(reward_pool_timeouts(fixture.pool), 2);
@@ -212,18 +212,17 @@ END_TEST
 START_TEST(destroy_while_hanging)
 {
     struct fixture fixture;
-    fixture_init(&fixture, 2, 300);
+    fixture_init(&fixture, 2, 1000);
     struct trajectory_group *group = make_group(1);
-    for (uint32_t i = 0; i < GROUP_SAMPLES; i++) {
-        group->samples[i].prompt_count = 1;
-    }
+    group->samples[0].prompt_count = 1;
+    group->samples[1].prompt_count = 1;
     ck_assert_int_eq(reward_pool_submit(fixture.pool, group), RL_OK);
     while (atomic_load(&hanging) < 2) {
         rl_clock_sleep_s(NULL, 0.001);
     }
     double started = rl_clock_now_s(NULL);
     fixture_fini(&fixture, 2);
-    ck_assert_double_lt(rl_clock_now_s(NULL) - started, 15.0);
+    ck_assert_double_lt(rl_clock_now_s(NULL) - started, 45.0);
 }
 END_TEST
 
@@ -240,7 +239,7 @@ START_TEST(every_function_hangs)
             group->samples[j].prompt_count = 1;
         }
         ck_assert_int_eq(reward_pool_submit(fixture.pool, group), RL_OK);
-        group = take_group(fixture.pool, 30.0);
+        group = take_group(fixture.pool, 60.0);
         for (uint32_t j = 0; j < GROUP_SAMPLES; j++) {
             ck_assert(!group->samples[j].reward_valid);
         }
@@ -251,9 +250,9 @@ START_TEST(every_function_hangs)
     atomic_store(&let_go, true);
     bool scored = false;
     double started = rl_clock_now_s(NULL);
-    while (!scored && rl_clock_now_s(NULL) - started < 20.0) {
+    while (!scored && rl_clock_now_s(NULL) - started < 60.0) {
         ck_assert_int_eq(reward_pool_submit(fixture.pool, make_group(7)), RL_OK);
-        struct trajectory_group *group = take_group(fixture.pool, 20.0);
+        struct trajectory_group *group = take_group(fixture.pool, 60.0);
         scored = group->samples[0].reward_valid && group->samples[3].reward_valid;
         trajectory_group_destroy(group);
     }
@@ -267,11 +266,11 @@ END_TEST
 START_TEST(text_that_cannot_be_made)
 {
     struct fixture fixture;
-    fixture_init(&fixture, 1, 5000);
+    fixture_init(&fixture, 1, 60000);
     struct trajectory_group *group = make_group(3);
     group->samples[2].prompt_count = 2;
     ck_assert_int_eq(reward_pool_submit(fixture.pool, group), RL_OK);
-    group = take_group(fixture.pool, 20.0);
+    group = take_group(fixture.pool, 60.0);
     ck_assert(group->samples[1].reward_valid);
     ck_assert(!group->samples[2].reward_valid);
     ck_assert(group->samples[3].reward_valid);

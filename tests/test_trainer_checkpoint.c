@@ -420,7 +420,7 @@ START_TEST(writer_snapshots)
         memset(slabs_memory, 0x55, 3 * (size_t)layout->master_count * sizeof *slabs_memory);
         memset(slabs_memory, 0, 3 * (size_t)layout->master_count * sizeof *slabs_memory);
     }
-    ck_assert_int_eq(checkpoint_writer_wait(writer, 30.0), RL_OK);
+    ck_assert_int_eq(checkpoint_writer_wait(writer, 100.0), RL_OK);
     double stall_s = -1;
     double save_s = -1;
     checkpoint_writer_times(writer, &stall_s, &save_s);
@@ -443,8 +443,8 @@ START_TEST(writer_reports)
     struct checkpoint_state state = state_make(1);
     struct checkpoint_slabs slabs = slabs_make(1);
     ck_assert_int_eq(checkpoint_writer_submit(writer, &state, &slabs), RL_OK);
-    ck_assert_int_eq(checkpoint_writer_wait(writer, 10.0), RL_IO);
-    ck_assert_int_eq(checkpoint_writer_wait(writer, 10.0), RL_OK); /* said once */
+    ck_assert_int_eq(checkpoint_writer_wait(writer, 100.0), RL_IO);
+    ck_assert_int_eq(checkpoint_writer_wait(writer, 100.0), RL_OK); /* said once */
     ck_assert_int_eq(checkpoint_writer_submit(writer, &state, &slabs), RL_OK);
     ck_assert_int_eq(checkpoint_writer_submit(writer, &state, &slabs), RL_IO);
     checkpoint_state_fini(&state);

@@ -225,7 +225,7 @@ static void *crowd_send(void *arg)
         *data = i;
         struct channel_message message = {
             .peer = 0, .kind = 6, .bytes = sizeof *data, .data = data};
-        if (channel_send_wait(channel, &message, 20.0) != RL_OK) {
+        if (channel_send_wait(channel, &message, 50.0) != RL_OK) {
             channel_message_fini(&message);
             return NULL;
         }
@@ -247,7 +247,7 @@ START_TEST(threads_keep_order)
     }
     for (int i = 0; i < CROWD_SENDERS * CROWD_MESSAGES; i++) {
         int peer = -1;
-        uint64_t number = take_number(ends[0], 20.0, &peer);
+        uint64_t number = take_number(ends[0], 50.0, &peer);
         ck_assert_int_ge(peer, 1);
         ck_assert_uint_eq(number, next[peer]);
         next[peer]++;

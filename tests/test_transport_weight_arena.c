@@ -40,13 +40,15 @@ static void publish_filled(struct weight_arena *arena, uint32_t version, double 
     ck_assert_int_eq(weight_arena_publish(arena, slot, version, version * 3u), RL_OK);
 }
 
-/* Version after version, as fast as slots come free. */
-static void publish_for(struct weight_arena *arena, double time_s)
+/* Version after version, as fast as slots come free, from `first` on; returns the next. */
+static uint32_t publish_for(struct weight_arena *arena, uint32_t first, double time_s)
 {
+    uint32_t version = first;
     double end_s = rl_clock_now_s(NULL) + time_s;
-    for (uint32_t version = 0; version == 0 || rl_clock_now_s(NULL) < end_s; version++) {
+    for (; version == first || rl_clock_now_s(NULL) < end_s; version++) {
         publish_filled(arena, version, 30.0);
     }
+    return version;
 }
 
 /* True if everything in the view is of its version. */
@@ -196,8 +198,8 @@ struct stress {
     struct weight_arena *arena;
     int reader;
     atomic_bool *stop;
-    uint64_t views; /* out */
-    bool failed;    /* out */
+    atomic_uint_fast64_t views; /* out */
+    bool failed;                /* out */
 };
 
 static void *stress_read(void *arg)
@@ -264,12 +266,16 @@ START_TEST(stress_threads)
                                         pinning && i > 0 ? stress_pin : stress_read, &stress[i]),
                          0);
     }
-    publish_for(arena, stress_s);
+    uint32_t version = publish_for(arena, 0, stress_s);
+    for (int i = 0; i < READERS; i++) {
+        while (atomic_load(&stress[i].views) == 0) { /* it may not have had its turn yet */
+            version = publish_for(arena, version, 0.01);
+        }
+    }
     atomic_store(&stop, true);
     for (int i = 0; i < READERS; i++) {
         pthread_join(threads[i], NULL);
         ck_assert(!stress[i].failed);
-        ck_assert_uint_gt(stress[i].views, 0);
     }
     weight_arena_close(arena);
 }
@@ -285,7 +291,7 @@ static int process_read(const char *name, int reader)
     struct weight_view view = {0};
     uint64_t views = 0;
     bool whole = true;
-    double deadline_s = rl_clock_now_s(NULL) + 60.0;
+    double deadline_s = rl_clock_now_s(NULL) + 100.0;
     while (whole && view.version < LAST_VERSION && rl_clock_now_s(NULL) < deadline_s) {
         if (weight_arena_acquire(arena, reader, &view) == RL_OK) {
             whole = view_is_whole(&view);
@@ -311,7 +317,7 @@ START_TEST(stress_processes)
             _exit(process_read(weight_arena_name(arena), i));
         }
     }
-    publish_for(arena, stress_s);
+    publish_for(arena, 0, stress_s);
     publish_filled(arena, LAST_VERSION, 30.0);
     for (int i = 0; i < READERS; i++) {
         int status = -1;
@@ -387,7 +393,7 @@ START_TEST(stale_arenas)
     ck_assert_int_eq(weight_arena_attach(name, 4096, &again), RL_OK); /* still mapped: stayed */
     weight_arena_close(again);
     weight_arena_close(user);
-    ck_assert_int_ge(weight_arena_remove_stale(), 1);
+    weight_arena_remove_stale(); /* unless another program that starts has done so already */
     ck_assert_int_eq(weight_arena_attach(name, 4096, &again), RL_NOT_FOUND);
     ck_assert_int_eq(weight_arena_attach(weight_arena_name(living), 4096, &again), RL_OK);
     weight_arena_close(again);

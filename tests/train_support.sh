@@ -127,6 +127,23 @@ kill_job() {
     kill -KILL $(ranks_of) "$pid" 2>/dev/null
     wait "$pid" 2>/dev/null
 }
+
+# hold PROCESS: SIGSTOP; it does nothing any more when this returns
+hold() {
+    kill -STOP "$1"
+    wait_for 60 is_held "$1" || fail "process $1 cannot be held"
+}
+is_held() { ! cat "/proc/$1"/task/*/status | grep -q '^State:.[RSD]'; }
+
+# stop_soon NAME LEARNER SIGNAL: the signal to a run in the background; what it had written by then
+# in $before. Held meanwhile, so that the run makes no steps between the look and the signal.
+stop_soon() {
+    hold "$2"
+    before=$(lines "$1")
+    kill "-$3" "$2"
+    kill -CONT "$2"
+}
+
 lines() { wc -l <"$work/runs/$1/metrics.jsonl"; }
 has_lines() { [ "$(lines "$1")" -ge "$2" ]; }
 
@@ -174,11 +191,12 @@ since() { awk -v now="$(now)" -v then="$1" 'BEGIN { printf "%.2f", now - then }'
 left_over() { pgrep -fa -- "$work/"; }
 none_left() { [ -z "$(left_over)" ]; }
 
-# Shared weights of dead processes
+# stale_weights PROCESS...: shared weights that these, dead now, have left
 stale_weights() {
-    local file process
-    for file in /dev/shm/foresight-*; do
-        process=${file#/dev/shm/foresight-}
-        [ ! -e "$file" ] || [ -e "/proc/${process%-*}" ] || echo "$file"
+    local process file
+    for process in "$@"; do
+        for file in "/dev/shm/foresight-$process"-*; do
+            [ ! -e "$file" ] || echo "$file"
+        done
     done
 }
