@@ -322,6 +322,22 @@ PY
 accepts "a rotten checkpoint is passed over, and it says why" 'step_000002.*(hash|state\.h5)' \
     "$foresight" train run.yaml run.name=b run.steps=3
 grep -q 'resumed from .*step_000001' output || { status=0; complain "resumes from the older one"; }
+flip() { # the byte at $2 thousandths of the file
+    python3 - "$1" "$2" <<'PY'
+import sys
+data = bytearray(open(sys.argv[1], "rb").read())
+data[(len(data) - 1) * int(sys.argv[2]) // 1000] ^= 4
+open(sys.argv[1], "wb").write(data)
+PY
+}
+for file in $(ls runs/a/checkpoints/step_000002); do # each of them, not only the large ones
+    for place in 0 437 1000; do
+        rm -rf runs/b && cp -r runs/a runs/b
+        flip runs/b/checkpoints/step_000002/$file $place
+        refuses "a flipped byte of $file" "$file" "$foresight" inspect runs/b/checkpoints/step_000002
+    done
+done
+[ "$(ls runs/a/checkpoints/step_000002 | wc -l)" -ge 6 ] || { status=0; complain "few files"; }
 rm -rf runs/b && cp -r runs/a runs/b
 for step in 1 2; do : >runs/b/checkpoints/step_00000$step/model.safetensors; done
 refuses "no sound checkpoint with resume must" 'must' \

@@ -1,6 +1,7 @@
 #!/bin/bash
 # What a run recovers from by itself: groups that are damaged on their way, a rollout rank that ends
-# by an error of its own, and, given up with a reason, a seat whose every process does so.
+# by an error of its own, and, given up with a reason, a seat whose every process does so; numbers that
+# are not finite in the order fixed_lag. And what ranks cost that wait.
 foresight=$1
 . "$(dirname -- "$0")/train_support.sh"
 command -v mpirun >/dev/null || { echo "FAIL: no mpirun"; exit 1; }
@@ -58,6 +59,59 @@ cp "$work/task/train.jsonl" "$work/fleeting.jsonl"
 steps=$(($(lines hopeless) + 3))
 train_ranks 2 hopeless async.order=fixed_lag run.steps=$steps data.train="$work/fleeting.jsonl"
 sound hopeless 2 $steps
+
+# --- numbers that stop being finite, in fixed_lag order: skipped updates and a rollback make versions
+# as well, so that step s still has version s; stopped before, amid and after it, and with other
+# ranks: the same bits
+mpirun_flags=
+wild=(async.order=fixed_lag optimizer.max_grad_norm=0 optimizer.updates_per_step=1
+    optimizer.learning_rate=0.35 optimizer.weight_decay=10)
+version_is_step() {
+    python3 - "$work/runs/$1/metrics.jsonl" <<'PY' || fail "$1: versions"
+import json, sys
+steps = [json.loads(line) for line in open(sys.argv[1])]
+last = steps[-1]
+if any(s["version"] != s["step"] for s in steps) or last["rollbacks"] != 1 or last["skipped_updates"] < 3:
+    sys.exit(f"{[(s['step'], s['version']) for s in steps]}: {last}")
+PY
+}
+train_ranks 2 torn run.steps=100 "${wild[@]}"
+first=$(grep -o 'batch of step [0-9]*' "$work/torn.log" | head -n 1 | grep -o '[0-9]*$')
+for steps in $((first - 1)) $((first + 1)) $((first + 4)) 100; do
+    train_ranks 3 torn_parts run.steps=$steps "${wild[@]}"
+done
+for name in torn torn_parts; do
+    version_is_step $name
+    every_step $name 100
+    summary $name 's["completed"] and s["tickets"]["trained"] == 600 and s["tickets"]["live"] == 0'
+done
+same_bits torn torn_parts
+
+# --- ranks without anything to do hardly use the processor, be they learner or rollout ranks. What is
+# expected is a few hundredths of a core; a rank that spins would use all of one.
+ticks() { awk '{ print $14 + $15 }' "/proc/$1/stat"; }
+# idle RANK: measured while who gives it work is stopped
+idle() {
+    local process before began
+    process=$(ranks_of "$1")
+    sleep 1 # what it has been given is done by then
+    before=$(ticks "$process")
+    began=$(now)
+    sleep 2
+    awk -v ticks=$(($(ticks "$process") - before)) -v hertz="$(getconf CLK_TCK)" \
+        -v seconds="$(since "$began")" -v rank="$1" 'BEGIN {
+            used = ticks / hertz / seconds
+            printf "idle rank %d uses %.1f %% of a core\n", rank, 100 * used
+            exit used > 0.3 }' || fail "idle: rank $1 is busy"
+}
+start_ranks 3 idle async.order=fixed_lag run.steps=1000000
+wait_for 60 has_lines idle 2 || fail "idle: no steps"
+kill -STOP "$(ranks_of 0)"
+idle 1
+kill -CONT "$(ranks_of 0)"
+kill -STOP "$(ranks_of 1)" "$(ranks_of 2)"
+idle 0
+kill_job
 
 [ $failed -eq 0 ] && echo "script_train_recovers: all as expected"
 exit $failed

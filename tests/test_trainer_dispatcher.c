@@ -454,6 +454,37 @@ START_TEST(malformed_and_unscorable_groups_are_counted)
 }
 END_TEST
 
+/* A ticket not made yet, and tokens of a version not made yet: refused with a reason, nothing lost.
+ */
+START_TEST(a_ticket_from_the_future_is_refused)
+{
+    struct dispatcher *d = dispatcher_make(4, 0);
+    struct admission *a = admission_make(d, 4, 0, 0);
+    struct dispatcher_counters counters;
+    struct admission_batch batch = {0};
+    ck_assert_uint_eq(issue_all(d, 0, 100), 4);
+    offer(a, group_make(4, 0, 1, 0)); /* the next to be made */
+    offer(a, group_make(UINT64_MAX, 0, 1, 0));
+    dispatcher_count(d, &counters);
+    ck_assert_uint_eq(counters.unknown, 2);
+    ck_assert_uint_eq(counters.live[DISPATCHER_ISSUED], 4);
+    offer(a, group_make(0, 1, 1, 0)); /* by version 1 of a learner at version 0 */
+    dispatcher_count(d, &counters);
+    ck_assert_uint_eq(counters.dropped[DISPATCHER_REJECTED], 1);
+    ck_assert_uint_eq(issue_all(d, 0, 100), 1); /* replaced */
+    for (uint64_t number = 1; number < 5; number++) {
+        offer(a, group_make(number, 0, 1, 0));
+    }
+    ck_assert_int_eq(admission_take(a, &batch), RL_OK);
+    ck_assert_uint_eq(batch.count, 4);
+    ck_assert_int_eq(admission_trained(a, &batch), RL_OK);
+    ck_assert_int_eq(dispatcher_check(d), RL_OK);
+    admission_batch_fini(&batch);
+    admission_destroy(a);
+    dispatcher_destroy(d);
+}
+END_TEST
+
 START_TEST(useless_groups_without_end_are_an_error)
 {
     struct dispatcher *d = dispatcher_make(2, 0);
@@ -530,6 +561,7 @@ int main(void)
     tcase_add_test(tests, dynamic_sampling_refills_and_gives_up);
     tcase_add_test(tests, equal_rewards_are_kept_without_dynamic_sampling);
     tcase_add_test(tests, malformed_and_unscorable_groups_are_counted);
+    tcase_add_test(tests, a_ticket_from_the_future_is_refused);
     tcase_add_test(tests, useless_groups_without_end_are_an_error);
     tcase_add_test(tests, waiting_groups_survive_a_checkpoint);
     suite_add_tcase(suite, tests);

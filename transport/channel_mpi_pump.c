@@ -252,15 +252,20 @@ static bool pump_outbox(struct channel_mpi *channel)
     return worked;
 }
 
-/* Forget sends that MPI has finished. */
+/* Forget sends that MPI has finished. Each question costs a round of MPI's own, so what follows an
+ * unfinished one to the same peer is not asked about: with a peer that sleeps that would be dear. */
 static bool pump_sending(struct channel_mpi *channel)
 {
     bool worked = false;
+    int stalled = -1; /* peer of the last unfinished one */
     struct mpi_flight *before = NULL;
     struct mpi_flight *flight = channel->sending.head;
     while (flight != NULL) {
+        int peer = flight->item->message.peer;
         int done = 0;
-        if (MPI_Test(&flight->request, &done, MPI_STATUS_IGNORE) != MPI_SUCCESS || !done) {
+        if (peer == stalled ||
+            MPI_Test(&flight->request, &done, MPI_STATUS_IGNORE) != MPI_SUCCESS || !done) {
+            stalled = peer;
             before = flight;
             flight = flight->next;
             continue;
