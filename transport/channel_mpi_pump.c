@@ -253,7 +253,8 @@ static bool pump_outbox(struct channel_mpi *channel)
 }
 
 /* Forget sends that MPI has finished. Each question costs a round of MPI's own, so what follows an
- * unfinished one to the same peer is not asked about: with a peer that sleeps that would be dear. */
+ * unfinished one to the same peer is not asked about: with a peer that sleeps that would be dear.
+ */
 static bool pump_sending(struct channel_mpi *channel)
 {
     bool worked = false;
