@@ -6,6 +6,7 @@
 
 #include "core/log.h"
 #include "model/folder.h"
+#include "transport/h5_file.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -53,6 +54,16 @@ static bool ends_with(const char *path, const char *end)
     return length >= strlen(end) && strcmp(path + length - strlen(end), end) == 0;
 }
 
+/* A rollout segment, or counts of an evaluation. */
+static rl_status inspect_hdf5(const char *path, json_t *out)
+{
+    struct h5_file *file = NULL;
+    RL_TRY(h5_file_open(path, &file));
+    bool counts = h5_file_has(file, "cells/samples");
+    h5_file_close(file);
+    return counts ? inspect_counts(path, out) : inspect_segment(path, out);
+}
+
 static rl_status inspect_file(const char *path, json_t *out)
 {
     static const unsigned char hdf5[8] = {0x89, 'H', 'D', 'F', '\r', '\n', 0x1a, '\n'};
@@ -69,14 +80,14 @@ static rl_status inspect_file(const char *path, json_t *out)
         return inspect_tokenizer(dir, out);
     }
     if ((bytes >= 8 && memcmp(start, hdf5, 8) == 0) || ends_with(path, ".h5")) {
-        return inspect_segment(path, out);
+        return inspect_hdf5(path, out);
     }
     if (ends_with(path, ".safetensors") || (bytes == 9 && start[8] == '{')) {
         return inspect_safetensors(path, out);
     }
     return rl_fail(RL_UNSUPPORTED,
-                   "%s: not a safetensors file, a rollout segment (HDF5) or a "
-                   "tokenizer.json",
+                   "%s: not a safetensors file, a rollout segment or counts of an evaluation "
+                   "(HDF5) or a tokenizer.json",
                    path);
 }
 

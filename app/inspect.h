@@ -19,6 +19,9 @@ rl_status inspect_model(const char *dir, json_t *out);
 /* A tokenizer's folder (tokenizer.json and what lies beside it). */
 rl_status inspect_tokenizer(const char *dir, json_t *out);
 
+/* Counts of an evaluation (transport/count_file.h). */
+rl_status inspect_counts(const char *path, json_t *out);
+
 /* A rollout segment. */
 rl_status inspect_segment(const char *path, json_t *out);
 

@@ -5,6 +5,7 @@
 #include "model/folder.h"
 #include "trainer/checkpoint.h"
 #include "trainer/report_data.h"
+#include "transport/count_file.h"
 #include "transport/segment_file.h"
 
 #include <dirent.h>
@@ -24,6 +25,23 @@ static void set_int(json_t *object, const char *key, uint64_t value)
 }
 
 /* --- segment ---------------------------------------------------------------------------------- */
+
+rl_status inspect_counts(const char *path, json_t *out)
+{
+    struct count_table *table = NULL;
+    set_text(out, "kind", "counts of an evaluation");
+    RL_TRY(count_file_read(path, &table));
+    json_t *temperatures = json_array();
+    set_text(out, "sets", table->sets);
+    set_int(out, "problems", table->problem_count);
+    set_int(out, "samples_per_problem", table->cells[0].samples);
+    for (uint32_t t = 0; t < table->temperature_count; t++) {
+        json_array_append_new(temperatures, json_real(table->temperatures[t]));
+    }
+    json_object_set_new(out, "temperatures", temperatures);
+    count_table_destroy(table);
+    return RL_OK;
+}
 
 rl_status inspect_segment(const char *path, json_t *out)
 {

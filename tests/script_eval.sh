@@ -48,6 +48,12 @@ assert [g["set"] for g in a["guards"]] == ["guard"] * 3 and a["guards"][0]["prob
 assert guard["difference"] == 0
 PYTHON
 
+"$foresight" inspect "$work/a.h5" --json | python3 -c 'import json, sys
+found = json.load(sys.stdin)
+assert found["problems"] == 28 and found["temperatures"] == [0.5, 1, 1.5], found' || fail "inspect"
+head -c 3000 "$work/a.h5" >"$work/cut.h5"
+"$foresight" inspect "$work/cut.h5" >/dev/null 2>&1 && fail "inspect takes half a file"
+
 refused() { # TEXT COMMAND...
     local text=$1
     shift
