@@ -116,3 +116,20 @@ rl_status app_config_from_args(int argc, char **argv, struct rl_config *config)
     rl_config_resolve(config);
     return RL_OK;
 }
+
+rl_status app_name_run(struct rl_config *config, int argc, char **argv)
+{
+    char assignment[512];
+    if (config->run.name[0] != '\0') {
+        return RL_OK;
+    }
+    if (argc < 2 || strchr(argv[1], '=') != NULL) {
+        return rl_fail(RL_INVALID, "run.name is not set and there is no configuration file to name "
+                                   "the run after");
+    }
+    const char *base = strrchr(argv[1], '/');
+    base = base != NULL ? base + 1 : argv[1];
+    size_t bytes = strcspn(base, ".");
+    snprintf(assignment, sizeof(assignment), "run.name=%.*s", (int)bytes, base);
+    return rl_config_override(config, assignment);
+}

@@ -33,4 +33,8 @@ rl_status app_take_value(int *argc, char **argv, const char *flag, const char **
  * Release with rl_config_fini (also after an error). */
 rl_status app_config_from_args(int argc, char **argv, struct rl_config *config);
 
+/* Without run.name take the configuration file's base name. Errors: RL_INVALID (there is neither).
+ */
+rl_status app_name_run(struct rl_config *config, int argc, char **argv);
+
 #endif

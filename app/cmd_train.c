@@ -13,24 +13,6 @@
 
 static const double close_timeout_s = 10;
 
-/* Without run.name the configuration file's base name is taken. */
-static rl_status name_run(struct rl_config *config, int argc, char **argv)
-{
-    char assignment[512];
-    if (config->run.name[0] != '\0') {
-        return RL_OK;
-    }
-    if (argc < 2 || strchr(argv[1], '=') != NULL) {
-        return rl_fail(RL_INVALID, "run.name is not set and there is no configuration file to name "
-                                   "the run after");
-    }
-    const char *base = strrchr(argv[1], '/');
-    base = base != NULL ? base + 1 : argv[1];
-    size_t bytes = strcspn(base, ".");
-    snprintf(assignment, sizeof(assignment), "run.name=%.*s", (int)bytes, base);
-    return rl_config_override(config, assignment);
-}
-
 static rl_status train_alone(const struct rl_config *config)
 {
     struct session session = {0};
@@ -94,7 +76,7 @@ int cmd_train(int argc, char **argv)
     rl_status status = app_config_from_args(argc, argv, &config);
     if (status == RL_OK) {
         rl_log_set_level((enum rl_log_level)config.run.log_level);
-        status = name_run(&config, argc, argv);
+        status = app_name_run(&config, argc, argv);
     }
     if (status != RL_OK || dry_run) {
         status = status == RL_OK ? train_dry_run(&config, ranks_of_dry_run(&config), json) : status;

@@ -46,7 +46,7 @@ static rl_status add_example(struct reader *r, const int32_t *tokens, size_t cou
     }
     memcpy(copy, tokens, count * sizeof(int32_t));
     data->examples[data->count++] = (struct sft_example){
-        .tokens = copy, .count = (uint32_t)count, .prompt_count = (uint32_t)prompt};
+        .tokens = copy, .count = (uint32_t)count, .prompt_count = (uint32_t)prompt, .weight = 1.0F};
     data->completion_tokens += count - prompt;
     return RL_OK;
 }

@@ -146,6 +146,26 @@ static void config_check_kl(const struct rl_config *config, struct config_verdic
     }
 }
 
+static void config_check_distill(const struct rl_config *config, struct config_verdict *verdict)
+{
+    CONFIG_RULE(config->distill.corpus_samples == 0 ||
+                    config->distill.corpus_samples >= config->distill.samples,
+                "distill.corpus_samples (%lld) is below distill.samples (%lld), which are taken "
+                "from them",
+                (long long)config->distill.corpus_samples, (long long)config->distill.samples);
+    bool pattern = config->distill.dedupe == CONFIG_DEDUPE_PATTERN;
+    CONFIG_RULE(pattern == (config->distill.dedupe_pattern[0] != '\0'),
+                "distill.dedupe: pattern and distill.dedupe_pattern go together");
+    CONFIG_RULE(!config->distill.hint_retry || config->distill.weight != CONFIG_WEIGHT_IMPORTANCE,
+                "distill.weight: importance needs the log-probs of the prompt that is trained on; "
+                "those of distill.hint_retry belong to another prompt");
+    CONFIG_RULE(!config->distill.hint_retry ||
+                    (strstr(config->distill.hint_template, "{prompt}") != NULL &&
+                     strstr(config->distill.hint_template, "{answer}") != NULL),
+                "distill.hint_template \"%s\" must hold {prompt} and {answer}",
+                config->distill.hint_template);
+}
+
 rl_status rl_config_validate(const struct rl_config *config)
 {
     struct config_verdict verdict = {0};
@@ -155,6 +175,7 @@ rl_status rl_config_validate(const struct rl_config *config)
     config_check_clips(config, &verdict);
     config_check_corrections(config, &verdict);
     config_check_kl(config, &verdict);
+    config_check_distill(config, &verdict);
     return verdict.problems == 0 ? RL_OK : RL_INVALID;
 }
 

@@ -28,7 +28,7 @@ expect 0 '^foresight [0-9]+\.[0-9]+' "$foresight" --version
 expect 2 "did you mean 'train'" "$foresight" trian
 expect 2 'no command' "$foresight" xyzzy-nothing
 expect 0 'prompts_per_step' "$foresight" help config rollout
-for command in train sft eval compare generate check export doctor bench simulate task inspect tokenize score report; do
+for command in train sft distill eval compare generate check export doctor bench simulate task inspect tokenize score report; do
     expect 0 "usage: foresight $command" "$foresight" $command --help
 done
 "$foresight" help markdown config | grep -q learning_rate || { echo "FAIL: markdown"; failed=1; }

@@ -411,7 +411,8 @@ static void fine_tune(struct model_fixture *f, const int32_t *tokens)
     struct sft_example *examples = calloc((size_t)STATES * SAMPLES, sizeof(*examples));
     ck_assert_ptr_nonnull(examples);
     for (size_t i = 0; i < (size_t)STATES * SAMPLES; i++) {
-        examples[i] = (struct sft_example){tokens + 2 * i, 2, 1};
+        examples[i] = (struct sft_example){
+            .tokens = tokens + 2 * i, .count = 2, .prompt_count = 1, .weight = 1.0F};
     }
     ck_assert_int_eq(rl_config_init(&config), RL_OK);
     config.sft.epochs = 8;

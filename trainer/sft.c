@@ -1,6 +1,6 @@
 /* See sft.h. An update takes examples in the shuffled order until sft.batch_tokens are reached and
- * runs them as packed micro-batches; gradients are summed and divided once by the number of
- * completion tokens. */
+ * runs its rank's share as packed micro-batches; gradients are summed and divided once by the
+ * number of completion tokens. */
 #include "trainer/sft.h"
 
 #include "core/clock.h"
@@ -16,8 +16,19 @@
 
 enum { SFT_SKIPS_MAX = 3, SFT_ORDER_STREAM = 0x5f };
 
+/* What ranks add up in an update. */
+enum sft_sum { SFT_LOSS, SFT_ENTROPY, SFT_TOKENS, SFT_STOP, SFT_SUMS };
+
+/* One example of a micro-batch: its rows there. */
+struct sft_span {
+    const struct sft_example *example;
+    int64_t first, count; /* rows */
+};
+
 struct sft {
     const struct sft_args *args;
+    struct collective *alone; /* where args->collective is NULL */
+    struct collective *collective;
     struct model_context context;
     struct optimizer *optimizer;
     struct model_workspace *workspace;
@@ -25,18 +36,19 @@ struct sft {
     struct model_kv kv;
     void *image;
     float *grad;
-    int64_t budget;             /* tokens of a micro-batch */
-    int32_t *rows, *targets;    /* [budget] */
-    float *logprob, *g_logprob; /* [budget] */
-    int64_t row_count;
-    uint64_t *order;               /* [example_count] of the current epoch */
-    uint64_t position;             /* examples taken so far, over epochs */
-    uint64_t tokens, total_tokens; /* fed; to feed */
-    double loss_sum;               /* of the current update */
-    uint64_t loss_tokens;
+    int64_t budget;                       /* tokens of a micro-batch */
+    int32_t *rows, *targets;              /* [budget] */
+    float *logprob, *g_logprob, *entropy; /* [budget] */
+    struct sft_span *spans;               /* [budget] of the micro-batch */
+    int64_t row_count, span_count;
+    uint64_t *order; /* [example_count] of epoch order_epoch */
+    uint64_t order_epoch;
+    uint64_t *rank_tokens; /* [ranks] of the current update */
+    struct sft_state state;
+    uint64_t total_tokens; /* to feed */
+    double sums[SFT_SUMS]; /* of the current update */
+    double started_s;
     struct sft_progress progress;
-    double tail_loss;
-    int64_t tail_updates;
 };
 
 static uint32_t fed_tokens(const struct sft_example *example)
@@ -57,6 +69,14 @@ static rl_status check_examples(const struct sft_args *args, uint64_t *tokens, u
         if ((int64_t)example->count > args->layout->rope_positions) {
             return rl_fail(RL_TOO_LONG, "sft: example %llu has %u tokens, the limit is %d",
                            (unsigned long long)i, example->count, args->layout->rope_positions);
+        }
+        if (!isfinite(example->weight) || example->weight == 0.0F ||
+            (args->objective != NULL && example->behaviour == NULL)) {
+            return rl_fail(RL_INVALID, "sft: example %llu has weight %g%s", (unsigned long long)i,
+                           (double)example->weight,
+                           args->objective != NULL && example->behaviour == NULL
+                               ? " and no behaviour log-probs"
+                               : "");
         }
         *tokens += fed_tokens(example);
         *longest = fed_tokens(example) > *longest ? fed_tokens(example) : *longest;
@@ -83,8 +103,13 @@ static rl_status allocate(struct sft *s, uint32_t longest)
     s->targets = calloc(rows, sizeof(int32_t));
     s->logprob = calloc(rows, sizeof(float));
     s->g_logprob = calloc(rows, sizeof(float));
+    s->entropy = calloc(rows, sizeof(float));
+    s->spans = calloc(rows, sizeof(*s->spans));
     s->order = calloc(s->args->example_count, sizeof(uint64_t));
-    if (!s->rows || !s->targets || !s->logprob || !s->g_logprob || !s->order) {
+    s->order_epoch = UINT64_MAX;
+    s->rank_tokens = calloc((size_t)s->collective->size, sizeof(uint64_t));
+    if (!s->rows || !s->targets || !s->logprob || !s->g_logprob || !s->entropy || !s->spans ||
+        !s->order || !s->rank_tokens) {
         return rl_fail(RL_NO_MEMORY, "sft: out of memory");
     }
     return RL_OK;
@@ -92,7 +117,10 @@ static rl_status allocate(struct sft *s, uint32_t longest)
 
 static void release(struct sft *s)
 {
+    free(s->rank_tokens);
     free(s->order);
+    free(s->spans);
+    free(s->entropy);
     free(s->g_logprob);
     free(s->logprob);
     free(s->targets);
@@ -103,6 +131,7 @@ static void release(struct sft *s)
     device_free(s->image);
     device_free(s->grad);
     optimizer_destroy(s->optimizer);
+    collective_destroy(s->alone);
 }
 
 static rl_status create_optimizer(struct sft *s)
@@ -115,38 +144,69 @@ static rl_status create_optimizer(struct sft *s)
     return optimizer_create(&options, s->args->layout, s->args->kernels, &s->optimizer);
 }
 
-/* The next example in this epoch's order; a new order at each epoch's start. */
+/* The next example in this epoch's order. */
 static const struct sft_example *next_example(struct sft *s)
 {
-    uint64_t index = s->position % s->args->example_count;
-    if (index == 0) {
-        uint64_t epoch = s->position / s->args->example_count;
-        struct rl_rng_key key =
-            rl_rng_key_make((uint64_t)s->args->config->run.seed, epoch, SFT_ORDER_STREAM);
+    uint64_t epoch = s->state.position / s->args->example_count;
+    if (epoch != s->order_epoch) {
+        uint64_t stream = SFT_ORDER_STREAM ^ (s->args->stream << 8);
+        struct rl_rng_key key = rl_rng_key_make((uint64_t)s->args->config->run.seed, epoch, stream);
         rl_rng_permutation(key, s->args->example_count, s->order);
+        s->order_epoch = epoch;
     }
-    return &s->args->examples[s->order[index]];
+    return &s->args->examples[s->order[s->state.position % s->args->example_count]];
+}
+
+/* Gradients of one example's rows, and its part of the update's sums. */
+static void differentiate(struct sft *s, const struct sft_span *span)
+{
+    const struct sft_example *example = span->example;
+    const float *logprob = s->logprob + span->first;
+    if (s->args->objective != NULL) {
+        struct objective_stats stats;
+        objective_stats_init(&stats);
+        objective_sequence(s->args->objective,
+                           &(struct objective_sequence){.count = (uint32_t)span->count,
+                                                        .logprob = logprob,
+                                                        .old = example->behaviour,
+                                                        .advantage = example->weight},
+                           s->g_logprob + span->first, NULL, &stats);
+        s->sums[SFT_LOSS] += stats.sum.policy_loss;
+        return;
+    }
+    for (int64_t i = 0; i < span->count; i++) {
+        s->sums[SFT_LOSS] -= (double)(example->weight * logprob[i]);
+        s->g_logprob[span->first + i] = -example->weight;
+    }
 }
 
 static void run_microbatch(struct sft *s)
 {
     const float *hidden = NULL;
+    struct model_head_args head = {.hidden_rows = s->rows,
+                                   .targets = s->targets,
+                                   .m = s->row_count,
+                                   .inv_temperature =
+                                       s->args->objective != NULL ? s->args->inv_temperature : 1.0F,
+                                   .logprob = s->logprob,
+                                   .entropy = s->entropy};
     if (s->row_count == 0) {
         return;
     }
     model_forward(&s->context, s->image, &s->kv, &s->packing->batch, s->workspace, &hidden);
-    model_head_forward(
-        &s->context, s->image, s->workspace,
-        &(struct model_head_args){s->rows, s->targets, s->row_count, 1.0F, s->logprob, NULL});
-    for (int64_t i = 0; i < s->row_count; i++) {
-        s->loss_sum -= s->logprob[i];
-        s->g_logprob[i] = -1.0F;
+    model_head_forward(&s->context, s->image, s->workspace, &head);
+    for (int64_t i = 0; i < s->span_count; i++) {
+        differentiate(s, &s->spans[i]);
     }
-    s->loss_tokens += (uint64_t)s->row_count;
+    for (int64_t i = 0; i < s->row_count; i++) {
+        s->sums[SFT_ENTROPY] += s->entropy[i];
+    }
+    s->sums[SFT_TOKENS] += (double)s->row_count;
     model_backward(&s->context, s->image, &s->kv, &s->packing->batch, s->workspace,
                    &(struct model_backward_args){s->g_logprob, NULL, s->grad});
     model_packing_reset(s->packing);
     s->row_count = 0;
+    s->span_count = 0;
 }
 
 static rl_status pack(struct sft *s, const struct sft_example *example)
@@ -159,6 +219,8 @@ static rl_status pack(struct sft *s, const struct sft_example *example)
         status = model_packing_add(s->packing, example->tokens, count, &first);
     }
     RL_TRY(status);
+    s->spans[s->span_count++] =
+        (struct sft_span){example, s->row_count, example->count - example->prompt_count};
     for (uint32_t t = example->prompt_count; t < example->count; t++) {
         s->rows[s->row_count] = (int32_t)(first + t - 1);
         s->targets[s->row_count++] = example->tokens[t];
@@ -166,60 +228,149 @@ static rl_status pack(struct sft *s, const struct sft_example *example)
     return RL_OK;
 }
 
-static rl_status run_update(struct sft *s, struct optimizer_report *report)
+/* The rank with the fewest tokens of this update so far; the lowest of equals. */
+static int rank_of_next(struct sft *s, uint32_t tokens)
 {
-    const struct model_layout *layout = s->args->layout;
-    uint64_t tokens = 0;
-    memset(s->grad, 0, (size_t)layout->master_count * sizeof(float));
-    s->loss_sum = 0;
-    s->loss_tokens = 0;
-    while (tokens < (uint64_t)s->args->config->sft.batch_tokens &&
-           s->tokens + tokens < s->total_tokens) {
+    int least = 0;
+    for (int rank = 1; rank < s->collective->size; rank++) {
+        least = s->rank_tokens[rank] < s->rank_tokens[least] ? rank : least;
+    }
+    s->rank_tokens[least] += tokens;
+    return least;
+}
+
+/* This rank's share of the update's examples: gradients and sums. */
+static rl_status run_share(struct sft *s, uint64_t *tokens)
+{
+    memset(s->grad, 0, (size_t)s->args->layout->master_count * sizeof(float));
+    memset(s->sums, 0, sizeof(s->sums));
+    memset(s->rank_tokens, 0, (size_t)s->collective->size * sizeof(uint64_t));
+    *tokens = 0;
+    while (*tokens < (uint64_t)s->args->config->sft.batch_tokens &&
+           s->state.tokens + *tokens < s->total_tokens) {
         const struct sft_example *example = next_example(s);
-        RL_TRY(pack(s, example));
-        s->position++;
-        tokens += fed_tokens(example);
+        if (rank_of_next(s, fed_tokens(example)) == s->collective->rank) {
+            RL_TRY(pack(s, example));
+        }
+        s->state.position++;
+        *tokens += fed_tokens(example);
     }
     run_microbatch(s);
-    s->tokens += tokens;
-    optimizer_step(s->optimizer, s->args->master, s->grad, 1.0 / (double)s->loss_tokens,
-                   s->args->pool, report);
-    if (report->outcome == OPTIMIZER_UPDATED) {
-        model_params_publish(layout, s->args->kernels, s->args->master, s->image, s->args->pool);
-    }
     return RL_OK;
 }
 
-static bool report_update(struct sft *s, const struct optimizer_report *report, double start)
+static rl_status run_update(struct sft *s, struct optimizer_report *report)
 {
-    s->progress.update++;
-    s->progress.loss = s->loss_sum / (double)s->loss_tokens;
+    const struct model_layout *layout = s->args->layout;
+    double start = rl_clock_now_s(NULL);
+    RL_TRY(run_share(s, &s->progress.update_tokens));
+    s->progress.busy_s += rl_clock_now_s(NULL) - start;
+    RL_TRY(collective_sum_float(s->collective, s->grad, layout->master_count));
+    RL_TRY(collective_sum_double(s->collective, s->sums, SFT_SUMS));
+    start = rl_clock_now_s(NULL);
+    optimizer_step(s->optimizer, s->args->master, s->grad, 1.0 / s->sums[SFT_TOKENS], s->args->pool,
+                   report);
+    if (report->outcome == OPTIMIZER_UPDATED) {
+        model_params_publish(layout, s->args->kernels, s->args->master, s->image, s->args->pool);
+    }
+    s->progress.busy_s += rl_clock_now_s(NULL) - start;
+    s->state.tokens += s->progress.update_tokens;
+    s->state.update++;
+    return RL_OK;
+}
+
+static bool is_finished(const struct sft *s)
+{
+    return s->state.tokens >= s->total_tokens;
+}
+
+/* Figures of the update; *stop is set if any rank wants to. */
+static rl_status report_update(struct sft *s, const struct optimizer_report *report, bool *stop)
+{
+    s->progress.update = s->state.update;
+    s->progress.loss = s->sums[SFT_LOSS] / s->sums[SFT_TOKENS];
+    s->progress.entropy = s->sums[SFT_ENTROPY] / s->sums[SFT_TOKENS];
     s->progress.learning_rate = report->learning_rate;
     s->progress.grad_norm = report->grad_norm;
-    s->progress.tokens = s->tokens;
-    s->progress.elapsed_s = rl_clock_now_s(NULL) - start;
-    if (s->tokens >= s->total_tokens - s->total_tokens / 10) {
-        s->tail_loss += s->progress.loss;
-        s->tail_updates++;
+    s->progress.skipped = report->outcome != OPTIMIZER_UPDATED;
+    s->progress.tokens = s->state.tokens;
+    s->progress.elapsed_s = rl_clock_now_s(NULL) - s->started_s;
+    if (s->state.tokens >= s->total_tokens - s->total_tokens / 10) {
+        s->state.tail_loss += s->progress.loss;
+        s->state.tail_updates++;
     }
-    return s->args->progress == NULL || s->args->progress(s->args->progress_arg, &s->progress);
+    bool goes_on =
+        s->args->progress == NULL || s->args->progress(s->args->progress_arg, &s->progress);
+    double wish = goes_on ? 0 : 1;
+    RL_TRY(collective_max_double(s->collective, &wish, 1));
+    *stop = wish > 0;
+    return RL_OK;
+}
+
+static rl_status save_point(struct sft *s)
+{
+    const struct optimizer_state *optimizer = optimizer_state(s->optimizer);
+    struct sft_point point = {.state = s->state,
+                              .master = s->args->master,
+                              .adam_m = optimizer->m,
+                              .adam_v = optimizer->v,
+                              .finished = is_finished(s)};
+    point.state.optimizer_step = optimizer->step;
+    point.state.skipped = optimizer->skipped;
+    point.state.skipped_run = optimizer->skipped_run;
+    return s->args->save != NULL ? s->args->save(s->args->save_arg, &point) : RL_OK;
+}
+
+static rl_status after_update(struct sft *s, const struct optimizer_report *report)
+{
+    bool stop = false;
+    int64_t every = s->args->save_every;
+    RL_TRY(report_update(s, report, &stop));
+    if (optimizer_state(s->optimizer)->skipped_run >= SFT_SKIPS_MAX) {
+        return rl_fail(RL_NONFINITE, "sft: %d updates in a row were not finite", SFT_SKIPS_MAX);
+    }
+    if (is_finished(s) || stop || (every > 0 && s->state.update % every == 0)) {
+        RL_TRY(save_point(s));
+    }
+    return stop && !is_finished(s) ? RL_INTERRUPTED : RL_OK;
+}
+
+static void resume(struct sft *s)
+{
+    const struct sft_resume *from = s->args->resume;
+    struct optimizer_state *optimizer = optimizer_state(s->optimizer);
+    size_t bytes = (size_t)s->args->layout->master_count * sizeof(float);
+    if (from == NULL) {
+        return;
+    }
+    s->state = from->state;
+    memcpy(optimizer->m, from->adam_m, bytes);
+    memcpy(optimizer->v, from->adam_v, bytes);
+    optimizer->step = from->state.optimizer_step;
+    optimizer->skipped = from->state.skipped;
+    optimizer->skipped_run = from->state.skipped_run;
 }
 
 static rl_status run_all(struct sft *s)
 {
-    double start = rl_clock_now_s(NULL);
+    s->started_s = rl_clock_now_s(NULL);
+    resume(s);
     model_params_publish(s->args->layout, s->args->kernels, s->args->master, s->image,
                          s->args->pool);
-    while (s->tokens < s->total_tokens) {
+    while (!is_finished(s)) {
         struct optimizer_report report;
         RL_TRY(run_update(s, &report));
-        if (optimizer_state(s->optimizer)->skipped_run >= SFT_SKIPS_MAX) {
-            return rl_fail(RL_NONFINITE, "sft: %d updates in a row were not finite", SFT_SKIPS_MAX);
-        }
-        if (!report_update(s, &report, start)) {
-            return RL_INTERRUPTED;
-        }
+        RL_TRY(after_update(s, &report));
     }
+    return RL_OK;
+}
+
+static rl_status open_collective(struct sft *s)
+{
+    if (s->args->collective == NULL) {
+        RL_TRY(collective_local_create(&s->alone));
+    }
+    s->collective = s->args->collective != NULL ? s->args->collective : s->alone;
     return RL_OK;
 }
 
@@ -236,10 +387,12 @@ rl_status sft_run(const struct sft_args *args, double *mean_loss)
     if (s.total_tokens == 0) {
         return rl_fail(RL_INVALID, "sft: sft.epochs is 0: nothing to do");
     }
+    RL_TRY_GOTO(open_collective(&s), status, done);
     RL_TRY_GOTO(create_optimizer(&s), status, done);
     RL_TRY_GOTO(allocate(&s, longest), status, done);
     RL_TRY_GOTO(run_all(&s), status, done);
-    *mean_loss = s.tail_updates > 0 ? s.tail_loss / (double)s.tail_updates : s.progress.loss;
+    *mean_loss = s.state.tail_updates > 0 ? s.state.tail_loss / (double)s.state.tail_updates
+                                          : s.progress.loss;
 done:
     release(&s);
     return status;

@@ -225,9 +225,6 @@ rl_status world_open(int *argc, char ***argv, struct world **out)
 
 static rl_status world_check_learners(const struct world *world, int learners)
 {
-    if (world->learners != 0) {
-        return rl_fail(RL_INVALID, "the roles of the ranks were fixed before");
-    }
     if (learners < 1 || (world->size == 1 && learners != 1) ||
         (world->size > 1 && learners >= world->size)) {
         return rl_fail(RL_INVALID,
@@ -258,9 +255,11 @@ static rl_status world_make_learner_comm(struct world *world, int learners)
     return status;
 }
 
-rl_status world_form(struct world *world, int learners)
+static rl_status world_set_roles(struct world *world, int learners)
 {
-    RL_TRY(world_check_learners(world, learners));
+    if (world->learners != 0) {
+        return rl_fail(RL_INVALID, "the roles of the ranks were fixed before");
+    }
     if (world->mpi && world->rank < learners) {
         struct watchdog_options options = {.what = "meeting the learners",
                                            .timeout_s = world_start_s,
@@ -273,6 +272,20 @@ rl_status world_form(struct world *world, int learners)
     }
     world->learners = learners;
     return RL_OK;
+}
+
+rl_status world_form(struct world *world, int learners)
+{
+    RL_TRY(world_check_learners(world, learners));
+    return world_set_roles(world, learners);
+}
+
+rl_status world_form_equal(struct world *world)
+{
+    if (world_has_joined(world) && world->size > 1) {
+        return rl_fail(RL_UNSUPPORTED, "a process in a lost rank's seat cannot be one of equals");
+    }
+    return world_set_roles(world, world->size);
 }
 
 int world_rank(const struct world *world)

@@ -28,6 +28,10 @@ rl_status world_open(int *argc, char ***argv, struct world **out);
  * than one learner), RL_INTERNAL. */
 rl_status world_form(struct world *world, int learners);
 
+/* The same where every rank learns and rolls out in turn. All ranks must call. Once, main thread.
+ * Errors: RL_INVALID (roles fixed before), RL_UNSUPPORTED (a seat of a lost rank), RL_INTERNAL. */
+rl_status world_form_equal(struct world *world);
+
 /* This rank's number and place; fixed by world_open. Any thread. */
 int world_rank(const struct world *world);
 int world_size(const struct world *world);
