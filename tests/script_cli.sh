@@ -78,7 +78,7 @@ expect 1 'No such file' "$foresight" inspect "$work/absent"
 mkdir "$work/empty"
 expect 1 'neither a checkpoint' "$foresight" inspect "$work/empty"
 mkfifo "$work/pipe"
-expect 1 'neither a file nor a folder' timeout 10 "$foresight" inspect "$work/pipe"
+expect 1 'neither a file nor a folder' timeout 60 "$foresight" inspect "$work/pipe"
 
 # --- report and inspect of a run folder
 mkdir "$work/run"

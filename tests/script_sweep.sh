@@ -52,7 +52,7 @@ sweep plain || fail "plain once more"
 [ "$before" = "$(stat -c %Y.%i "$work"/sweeps/plain/trials/*/result.json)" ] ||
     fail "a finished trial was run again"
 refused 'is of another plan' plain run.steps=5
-timeout 300 mpirun -n 3 "$foresight" sweep "$work/plain.yaml" sweep.name=ranks \
+timeout 600 mpirun -n 3 "$foresight" sweep "$work/plain.yaml" sweep.name=ranks \
     sweep.parallel=2 >"$work/ranks.log" 2>&1 || { fail "three ranks"; tail -3 "$work/ranks.log"; }
 same_sweep plain ranks
 
@@ -88,7 +88,7 @@ has_checkpoint() { ls "$work/sweeps/$1"/trials/*/checkpoints/step_* >/dev/null; 
 write_sweep shot 'axes: [{loss.loss_type: [fipo]}]'
 sweep shot sweep.name=unshot run.steps=40 || fail "not shot"
 start_sweep 1 shot run.steps=40
-wait_for 60 has_checkpoint shot || fail "shot: no checkpoint"
+wait_for 120 has_checkpoint shot || fail "shot: no checkpoint"
 victim=$(trial_process shot)
 [ -z "$victim" ] || kill -KILL "$victim" 2>/dev/null
 wait "$pid" || fail "shot: status $?"
@@ -101,9 +101,9 @@ stop_words="axes: [{loss.loss_type: [fipo, grpo, dapo]}]"
 write_sweep killed "$stop_words"
 for ranks in 1 3; do
     start_sweep $ranks killed run.steps=30
-    wait_for 60 has_checkpoint killed || fail "killed: no checkpoint"
+    wait_for 120 has_checkpoint killed || fail "killed: no checkpoint"
     kill_sweep
-    wait_for 30 none_left || fail "left over: $(left_over)"
+    wait_for 120 none_left || fail "left over: $(left_over)"
 done
 start_sweep 1 killed run.steps=30
 kill -TERM "$pid"
@@ -119,7 +119,7 @@ same_sweep killed unkilled
 mpirun_flags=--enable-recovery
 write_sweep lost "$stop_words"
 start_sweep 3 lost run.steps=30
-wait_for 60 has_checkpoint lost || fail "lost: no checkpoint"
+wait_for 120 has_checkpoint lost || fail "lost: no checkpoint"
 victim=$(ranks_of 1)
 [ -z "$victim" ] || kill -KILL "$victim" 2>/dev/null
 wait "$pid" || fail "lost: status $?"

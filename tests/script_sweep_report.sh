@@ -19,7 +19,7 @@ sweep study sweep.evaluate=every || { fail "sweep"; tail -3 "$work/study.log"; }
 start_sweep 1 study sweep.evaluate=every sweep.dir="$work/again"
 wait_for 120 ls "$work/again/study/trials/fipo-cold-seed1/summary.json" || fail "nothing came of the second sweep"
 kill_sweep
-timeout 300 "$foresight" sweep "$work/study.yaml" sweep.evaluate=every sweep.dir="$work/again" \
+timeout 600 "$foresight" sweep "$work/study.yaml" sweep.evaluate=every sweep.dir="$work/again" \
     >>"$work/again.log" 2>&1 || { fail "the second sweep"; tail -3 "$work/again.log"; }
 
 for folder in sweeps again; do

@@ -17,7 +17,7 @@ export ASAN_OPTIONS="verify_asan_link_order=0:\$ASAN_OPTIONS"
 exec "$foresight" "\$@"
 SH
 chmod +x "$work/damaged_rank.sh"
-timeout 120 mpirun -n 3 "$work/damaged_rank.sh" train "$work/config.yaml" run.name=damaged \
+timeout 600 mpirun -n 3 "$work/damaged_rank.sh" train "$work/config.yaml" run.name=damaged \
     "${fixed[@]}" >"$work/damaged.log" 2>&1 || fail "damaged: mpirun's status is $?"
 grep -q 'came damaged; its [0-9]* tickets will be issued again' "$work/damaged.log" ||
     fail "damaged: no damage was seen"
@@ -35,7 +35,7 @@ exec "$foresight" "\$@"
 SH
 chmod +x "$work/odd_rank.sh"
 head -n 50 "$work/task/train.jsonl" >"$work/other.jsonl"
-timeout 120 mpirun -n 2 --enable-recovery "$work/odd_rank.sh" train "$work/config.yaml" \
+timeout 600 mpirun -n 2 --enable-recovery "$work/odd_rank.sh" train "$work/config.yaml" \
     run.name=odd "${fixed[@]}" >"$work/odd.log" 2>&1 || fail "odd: mpirun's status is $?"
 grep -q 'reads other prompts than the learner' "$work/odd.log" || fail "odd: no error"
 grep -q 'rollout rank 1: process .* takes the seat (incarnation 1)' "$work/odd.log" ||
@@ -46,7 +46,7 @@ same_bits sound_one odd
 # --- every process of the only seat fails: the third time it is given up, and the run ends
 cp "$work/task/train.jsonl" "$work/fleeting.jsonl"
 start_ranks 2 hopeless async.order=fixed_lag run.steps=1000000 data.train="$work/fleeting.jsonl"
-wait_for 60 has_lines hopeless 2 || { fail "hopeless: no steps"; kill_job; }
+wait_for 120 has_lines hopeless 2 || { fail "hopeless: no steps"; kill_job; }
 rm "$work/fleeting.jsonl"
 kill -KILL "$(ranks_of 1)"
 wait "$pid" && fail "hopeless: mpirun's status is 0"

@@ -20,7 +20,7 @@ YAML
 sweep() {
     local name=$1
     shift
-    timeout 300 "$foresight" sweep "$work/$name.yaml" "$@" >>"$work/$name.log" 2>&1
+    timeout 600 "$foresight" sweep "$work/$name.yaml" "$@" >>"$work/$name.log" 2>&1
 }
 
 # start_sweep RANKS NAME [ARGUMENT...]: in the background, as a group of processes of its own
@@ -30,7 +30,7 @@ start_sweep() {
     [ "$ranks" -eq 1 ] || launcher=(mpirun -n "$ranks" ${mpirun_flags-})
     setsid "${launcher[@]}" "$foresight" sweep "$work/$name.yaml" "$@" >>"$work/$name.log" 2>&1 &
     pid=$!
-    wait_for 20 has_become_program # until then a signal is the shell's
+    wait_for 120 has_become_program # until then a signal is the shell's
 }
 has_become_program() {
     ! sweep_is_there || grep -qv -e '^bash$' -e '^setsid$' "/proc/$pid/comm"
