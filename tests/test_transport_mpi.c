@@ -38,7 +38,7 @@ struct rank {
     struct world *world;
     struct channel *channel;
     struct collective *collective; /* learners only */
-    double leave_s; /* how long it waits for the others at the end; 0: long */
+    double leave_s;                /* how long it waits for the others at the end; 0: long */
     atomic_bool finished;
 };
 
