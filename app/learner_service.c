@@ -196,7 +196,7 @@ static rl_status encode_ticket(struct learner_rank *l, const struct dispatcher_t
                               .epoch = ticket->epoch,
                               .sample_count = (uint32_t)l->config->rollout.samples_per_prompt,
                               .seed = (uint64_t)l->config->run.seed,
-                              .version = pinned ? ticket->version : 0,
+                              .version = ticket->version,
                               .pinned = pinned};
     const struct trajectory_group *partial =
         partial_store_find(&l->run.partials, l->run.admission, ticket->number);
@@ -260,6 +260,7 @@ static rl_status next_ticket(struct learner_rank *l)
         ticket = (struct dispatcher_ticket){.number = TRAIN_PROBE_TICKET + index,
                                             .prompt_id = index % prompts_count(l->prompts),
                                             .epoch = TRAIN_PROBE_EPOCH,
+                                            .version = learner_version(l->run.learner),
                                             .worker = worker};
         return encode_ticket(l, &ticket, false);
     }

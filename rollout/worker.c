@@ -47,10 +47,21 @@ static double pass_s(const struct worker *w)
     return c->prefill_s + c->decode_s + c->sample_s;
 }
 
+/* A group without a version of its own does not begin with weights that were old when its ticket
+ * was issued, if newer ones are about to be there: it would be older than the admission rule
+ * reckons with, and at staleness 0 nothing but the newest will do. Tickets issued before that need
+ * not wait.
+ */
+static bool awaits_weights(const struct worker *w, const struct ticket_entry *entry)
+{
+    return w->weights_coming && !entry->ticket.pinned && entry->ticket.version > w->version;
+}
+
 /* Nothing to decode and nothing to move: who is waited for? */
 static enum rl_rollout_time awaited(const struct worker *w)
 {
-    if (!w->has_weights || (w->weights_coming && w->queue.count > 0)) {
+    if (!w->has_weights ||
+        (w->queue.count > 0 && awaits_weights(w, ticket_queue_at(&w->queue, 0)))) {
         return RL_ROLLOUT_TIME_WEIGHT_WAIT;
     }
     if (w->to_send != NULL) {
@@ -204,13 +215,11 @@ static rl_status submit_entry(struct worker *w, const struct ticket_entry *entry
                           : rollout_generator_submit(w->args->generator, &request);
 }
 
-/* New groups without a version of their own begin with the newest weights there are: at staleness 0
- * nothing else would do. Those that run go on meanwhile. */
 static rl_status submit_tickets(struct worker *w)
 {
     while (w->queue.count > 0) {
         const struct ticket_entry *entry = ticket_queue_at(&w->queue, 0);
-        if (w->weights_coming && !entry->ticket.pinned) {
+        if (awaits_weights(w, entry)) {
             return RL_OK;
         }
         rl_status status = submit_entry(w, entry);

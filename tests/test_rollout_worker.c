@@ -8,6 +8,7 @@
 
 #include <pthread.h>
 #include <unistd.h>
+#include <xxhash.h>
 
 enum { SAMPLES = 3, COMPLETION = 20, VOCAB = 27, SLOTS = 4, SCORED_MAX = 64, WORKER = 1 };
 
@@ -98,14 +99,29 @@ static void load_data(struct bench *b)
     ck_assert_int_eq(rmdir(dir), 0);
 }
 
-static void publish(struct bench *b, uint32_t version)
+/* The slot of a new image. */
+static int write_image(struct bench *b, uint32_t version)
 {
     int slot = 0;
     void *image = NULL;
     fixture_randomise(&b->f, 50 + version);
     ck_assert_int_eq(weight_arena_begin_write(b->arena, patience_s, &slot, &image), RL_OK);
     memcpy(image, b->f.image, b->f.layout->image_bytes);
+    return slot;
+}
+
+static void publish(struct bench *b, uint32_t version)
+{
+    int slot = write_image(b, version);
     ck_assert_int_eq(weight_arena_publish_verified(b->arena, slot, version, version), RL_OK);
+}
+
+/* Whose hash the worker has to compare first. */
+static void publish_unverified(struct bench *b, uint32_t version)
+{
+    int slot = write_image(b, version);
+    uint64_t hash = XXH3_64bits(b->f.image, b->f.layout->image_bytes);
+    ck_assert_int_eq(weight_arena_publish(b->arena, slot, version, hash), RL_OK);
 }
 
 static void *run_worker(void *arg)
@@ -169,16 +185,21 @@ static void send_message(struct bench *b, struct channel_message *message)
     ck_assert_int_eq(channel_send_wait(b->learner, message, patience_s), RL_OK);
 }
 
-static void send_ticket(struct bench *b, uint64_t number, int pinned)
+static void send_ticket_of(struct bench *b, uint64_t number, uint32_t version, bool pinned)
 {
     struct channel_message message = {0};
     struct wire_ticket ticket = {.ticket = number,
                                  .prompt_id = number,
                                  .sample_count = SAMPLES,
-                                 .version = pinned >= 0 ? (uint32_t)pinned : 0,
-                                 .pinned = pinned >= 0};
+                                 .version = version,
+                                 .pinned = pinned};
     ck_assert_int_eq(wire_encode_ticket(&ticket, &message), RL_OK);
     send_message(b, &message);
+}
+
+static void send_ticket(struct bench *b, uint64_t number, int pinned)
+{
+    send_ticket_of(b, number, pinned >= 0 ? (uint32_t)pinned : 0, pinned >= 0);
 }
 
 /* The next message but for status reports, which go into *status. */
@@ -274,6 +295,33 @@ START_TEST(pinned_tickets_are_generated_whole_by_their_version)
         ck_assert_int_eq(channel_receive(b.learner, patience_s, &message), RL_OK);
         ck_assert_int_eq(wire_decode_status(&message, &status), RL_OK);
         channel_message_fini(&message);
+    }
+    finish(&b, WIRE_STOP_DONE);
+    ck_assert_int_eq(b.status, RL_OK);
+    bench_destroy(&b);
+}
+END_TEST
+
+/* However long its hash takes: a ticket issued after a version was published begins with no older
+ * one; those that were issued before it are generated too, by whatever there is. */
+START_TEST(groups_begin_with_no_older_weights_than_their_tickets)
+{
+    struct bench b;
+    struct wire_status status = {0};
+    bench_create(&b);
+    publish(&b, 0);
+    start(&b);
+    for (uint32_t v = 1; v < 30; v++) {
+        send_ticket_of(&b, 0, v - 1, false);
+        publish_unverified(&b, v);
+        send_ticket_of(&b, 1, v, false);
+        for (int i = 0; i < 2; i++) {
+            struct trajectory_group *group = receive_group(&b, &status);
+            for (int s = 0; s < SAMPLES; s++) {
+                ck_assert_uint_ge(group->samples[s].version[0], v - 1 + group->ticket);
+            }
+            trajectory_group_destroy(group);
+        }
     }
     finish(&b, WIRE_STOP_DONE);
     ck_assert_int_eq(b.status, RL_OK);
@@ -484,6 +532,7 @@ int main(void)
     Suite *suite = suite_create("rollout_worker");
     TCase *tests = tcase_create("worker");
     tcase_add_test(tests, pinned_tickets_are_generated_whole_by_their_version);
+    tcase_add_test(tests, groups_begin_with_no_older_weights_than_their_tickets);
     tcase_add_test(tests, a_version_that_is_gone_is_an_error);
     tcase_add_test(tests, snapshots_tell_what_is_finished_and_tickets_go_on_from_it);
     tcase_add_test(tests, groups_that_wait_for_rewards_are_in_snapshots);

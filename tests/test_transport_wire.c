@@ -206,8 +206,6 @@ START_TEST(encoders_refuse)
     ck_assert_int_eq(wire_encode_ticket(&ticket, &message), RL_INVALID);
     ticket.sample_count = WIRE_SAMPLES_MAX + 1;
     ck_assert_int_eq(wire_encode_ticket(&ticket, &message), RL_INVALID);
-    ticket = (struct wire_ticket){.sample_count = 1, .version = 1}; /* a version for nothing */
-    ck_assert_int_eq(wire_encode_ticket(&ticket, &message), RL_INVALID);
     struct wire_status status = {.idle_s = NAN};
     ck_assert_int_eq(wire_encode_status(&status, &message), RL_INVALID);
     status = (struct wire_status){.time_s = {[RL_ROLLOUT_TIME_DECODE] = -1}};

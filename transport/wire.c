@@ -192,10 +192,6 @@ static rl_status ticket_check(const struct wire_ticket *ticket, rl_status status
         return rl_fail(status, "ticket %" PRIu64 ": sample_count is %u, expected 1 to %d",
                        ticket->ticket, ticket->sample_count, WIRE_SAMPLES_MAX);
     }
-    if (!ticket->pinned && ticket->version != 0) {
-        return rl_fail(status, "ticket %" PRIu64 ": version %u of a ticket that is not pinned",
-                       ticket->ticket, ticket->version);
-    }
     return RL_OK;
 }
 

@@ -52,7 +52,9 @@ struct wire_ticket {
     uint32_t epoch;
     uint32_t sample_count; /* G, >= 1 */
     uint64_t seed;         /* run seed: with prompt, epoch and sample index it fixes the samples */
-    uint32_t version;      /* pinned: the one version that generates the whole group; else 0 */
+    uint32_t version;      /* pinned: the one version that generates the whole group; else the
+                              newest when it was issued: with no older one it begins if that is
+                              about to be there */
     bool pinned;           /* false: by the newest weights there are at each pass */
 };
 
