@@ -12,8 +12,10 @@
 
 /* No bound on age for admission when the system at hand drops nothing. */
 enum { SIMULATE_NEVER_STALE = 1 << 20 };
+/* Active sampling asks for so many steps' groups before it gives up. */
+enum { SIMULATE_ROUNDS = 1000 };
 
-/* What a delivered group holds, by ticket number. */
+/* What a delivered group holds, by prompt. */
 struct simulate_record {
     double tokens, version_tokens;
 };
@@ -32,6 +34,7 @@ struct simulation {
     int32_t workers;
     struct simulate_group *done; /* [max_running] scratch */
     struct dispatcher *dispatcher;
+    uint64_t prompts; /* used so far */
     struct admission *admission;
     struct admission_batch batch; /* in training */
     bool training;
@@ -49,8 +52,9 @@ struct simulation {
 
 static rl_status next_prompt(void *arg, uint64_t position, uint64_t *prompt_id, uint32_t *epoch)
 {
-    (void)arg;
-    *prompt_id = position;
+    struct simulation *s = arg;
+    (void)position;
+    *prompt_id = s->prompts++;
     *epoch = 0;
     return RL_OK;
 }
@@ -93,10 +97,15 @@ static rl_status choose_scale(const struct simulate_options *o, struct simulate_
     return RL_OK;
 }
 
+static enum dispatcher_order order_of(const struct simulate_options *o)
+{
+    return o->fixed_lag > 0 ? DISPATCHER_FIXED_LAG : DISPATCHER_READY;
+}
+
 /* The admission rule with a fraction of a step ahead: (1 + eta) B tickets, counted one by one. */
 static struct dispatcher_options ticket_rule(const struct simulate_options *o)
 {
-    struct dispatcher_options rule = {.next = next_prompt};
+    struct dispatcher_options rule = {.next = next_prompt, .order = order_of(o)};
     if (o->max_staleness >= floor(o->max_staleness) + 1e-9) {
         rule.prompts_per_step = 1;
         rule.max_staleness = (uint32_t)((1 + o->max_staleness) * o->prompts_per_step + 0.5) - 1;
@@ -112,6 +121,12 @@ static rl_status open_learner(struct simulation *s)
     const struct simulate_options *o = s->options;
     struct dispatcher_options tickets = ticket_rule(o);
     double part = o->prompts_per_step / o->minibatches;
+    tickets.next_arg = s;
+    if (o->fixed_lag > 0 && (o->mode != SIMULATE_SLOTS || o->minibatches > 1 ||
+                             o->max_staleness > floor(o->max_staleness))) {
+        return rl_fail(RL_INVALID, "simulate: fixed_lag=1 needs mode=slots, minibatches=1 and a "
+                                   "whole max_staleness");
+    }
     if (part < 1 || part > floor(part)) {
         return rl_fail(RL_INVALID, "simulate: prompts_per_step=%g is no multiple of minibatches=%g",
                        o->prompts_per_step, o->minibatches);
@@ -120,7 +135,10 @@ static rl_status open_learner(struct simulation *s)
                                        .samples_per_prompt = (uint32_t)o->samples_per_prompt,
                                        .max_staleness = o->drop_stale > 0
                                                             ? (uint32_t)ceil(o->max_staleness)
-                                                            : SIMULATE_NEVER_STALE};
+                                                            : SIMULATE_NEVER_STALE,
+                                       .order = order_of(o),
+                                       .dynamic_sampling = o->active_sampling > 0,
+                                       .dynamic_sampling_rounds = SIMULATE_ROUNDS};
     RL_TRY(dispatcher_create(&tickets, &s->dispatcher));
     return admission_create(&groups, s->dispatcher, &s->admission);
 }
@@ -182,6 +200,7 @@ static rl_status deal_one(struct simulation *s, int32_t worker)
     struct dispatcher_ticket ticket;
     RL_TRY(dispatcher_issue(s->dispatcher, worker, UINT32_MAX, &ticket));
     simulate_engine_give(&s->engines[worker], (struct simulate_ticket){.number = ticket.number,
+                                                                       .prompt = ticket.prompt_id,
                                                                        .version = ticket.version});
     return RL_OK;
 }
@@ -227,7 +246,7 @@ static rl_status deal_to(struct simulation *s, int32_t worker)
 
 static rl_status note_group(struct simulation *s, const struct simulate_group *done)
 {
-    uint64_t number = done->group->ticket;
+    uint64_t number = done->group->prompt_id;
     if (number >= s->records_reserved) {
         uint64_t reserved = number * 2 + 1024;
         struct simulate_record *records = realloc(s->records, reserved * sizeof *records);
@@ -256,7 +275,7 @@ static rl_status begin_training(struct simulation *s)
     RL_TRY(status);
     double tokens = s->batch.count * o->samples_per_prompt * o->prompt_tokens;
     for (uint32_t i = 0; i < s->batch.count; i++) {
-        tokens += s->records[s->batch.groups[i]->ticket].tokens;
+        tokens += s->records[s->batch.groups[i]->prompt_id].tokens;
     }
     double seconds = o->train_s + o->train_token_s * tokens;
     bool last = s->parts_done + 1 >= o->minibatches;
@@ -287,7 +306,7 @@ static rl_status end_training(struct simulation *s)
 {
     uint32_t version = dispatcher_version(s->dispatcher);
     for (uint32_t i = 0; i < s->batch.count; i++) {
-        const struct simulate_record *record = &s->records[s->batch.groups[i]->ticket];
+        const struct simulate_record *record = &s->records[s->batch.groups[i]->prompt_id];
         s->totals.tokens += record->tokens;
         s->totals.age_tokens += version * record->tokens - record->version_tokens;
     }
@@ -326,12 +345,19 @@ static rl_status engine_finished(struct simulation *s, int32_t worker)
     return deal_to(s, worker);
 }
 
+static uint64_t tickets_to_deal(const struct simulation *s)
+{
+    struct dispatcher_counters counters;
+    dispatcher_count(s->dispatcher, &counters);
+    return dispatcher_capacity(s->dispatcher) + counters.live[DISPATCHER_PENDING];
+}
+
 static rl_status group_scored(struct simulation *s, struct trajectory_group *group)
 {
-    uint64_t before = dispatcher_capacity(s->dispatcher);
+    uint64_t before = tickets_to_deal(s);
     RL_TRY(admission_offer(s->admission, group));
-    if (dispatcher_capacity(s->dispatcher) > before) {
-        RL_TRY(deal_all(s)); /* it was too old: another in its place */
+    if (tickets_to_deal(s) > before) {
+        RL_TRY(deal_all(s)); /* it was too old or taught nothing: another in its place */
     }
     return begin_training(s);
 }

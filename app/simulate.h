@@ -10,6 +10,7 @@
 
 #include "core/status.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -65,6 +66,9 @@ void simulate_options_help(FILE *out);
 /* Length of a completion: log-normal with the options' median and tail, capped, keyed by (seed,
  * prompt, sample). At least 1. */
 uint32_t simulate_length(const struct simulate_options *options, uint64_t prompt, uint32_t sample);
+
+/* Is this sample right? A coin with right_share, keyed likewise. */
+bool simulate_right(const struct simulate_options *options, uint64_t prompt, uint32_t sample);
 
 /* Run. Errors: RL_INVALID (options that cannot work together), RL_NO_MEMORY. */
 rl_status simulate_run(const struct simulate_options *options, struct simulate_result *out);

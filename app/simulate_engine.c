@@ -7,6 +7,13 @@
 
 #include <stdlib.h>
 
+/* A rollout_usable_fn. */
+static bool is_here(void *arg, uint32_t version)
+{
+    const struct simulate_engine *engine = arg;
+    return version <= engine->version;
+}
+
 rl_status simulate_engine_init(struct simulate_engine *engine,
                                const struct simulate_options *options,
                                const struct simulate_scale *scale)
@@ -23,13 +30,16 @@ rl_status simulate_engine_init(struct simulate_engine *engine,
                                               .max_length = scale->prompt + scale->max_new,
                                               .prefill_chunk = scale->prefill_chunk,
                                               .recompute = options->recompute > 0};
-    return rollout_scheduler_create(&limits, &engine->scheduler);
+    RL_TRY(rollout_scheduler_create(&limits, &engine->scheduler));
+    rollout_scheduler_set_usable(engine->scheduler, is_here, engine);
+    return RL_OK;
 }
 
 void simulate_engine_fini(struct simulate_engine *engine)
 {
     for (int32_t i = 0; engine->groups != NULL && i < engine->scale->max_groups; i++) {
         trajectory_group_destroy(engine->groups[i].group);
+        free(engine->groups[i].pin);
     }
     rollout_scheduler_destroy(engine->scheduler);
     free(engine->queue);
@@ -73,6 +83,21 @@ static bool may_enter(const struct simulate_engine *engine, uint32_t newest)
     return !draining && !early;
 }
 
+static rl_status make_pin(uint32_t version, int32_t samples, struct simulate_pin **out)
+{
+    struct simulate_pin *pin =
+        calloc(1, sizeof *pin + (size_t)samples * sizeof(struct rollout_schedule));
+    if (pin == NULL) {
+        return rl_fail(RL_NO_MEMORY, "simulate: no memory for a group's schedule");
+    }
+    pin->only.version = version;
+    for (int32_t i = 0; i < samples; i++) {
+        pin->samples[i] = (struct rollout_schedule){.count = 1, .switches = &pin->only};
+    }
+    *out = pin;
+    return RL_OK;
+}
+
 static rl_status enter(struct simulate_engine *engine)
 {
     struct simulate_ticket ticket = engine->queue[0];
@@ -83,13 +108,19 @@ static rl_status enter(struct simulate_engine *engine)
     struct rollout_scheduler_group group = {.prompt_count = engine->scale->prompt,
                                             .max_new = engine->scale->max_new,
                                             .samples = samples};
-    rl_status status = rollout_scheduler_add(engine->scheduler, &group, &index);
+    rl_status status = RL_OK;
+    if (engine->options->fixed_lag > 0) {
+        status = make_pin(ticket.version, samples, &entry.pin);
+        group.schedule = entry.pin != NULL ? entry.pin->samples : NULL;
+    }
+    status = status == RL_OK ? rollout_scheduler_add(engine->scheduler, &group, &index) : status;
     if (status != RL_OK) {
         trajectory_group_destroy(entry.group);
+        free(entry.pin);
         return status;
     }
     entry.group->ticket = ticket.number;
-    entry.group->prompt_id = ticket.number;
+    entry.group->prompt_id = ticket.prompt;
     engine->groups[index] = entry;
     engine->queue_count--;
     for (int32_t i = 0; i < engine->queue_count; i++) {
@@ -146,7 +177,7 @@ static void meet(struct simulate_engine *engine, int32_t slot)
         simulate_length(engine->options, engine->groups[group].group->prompt_id, sample);
     int32_t total = (int32_t)(tokens / engine->scale->stride + 0.5);
     *s = (struct simulate_slot){
-        .total = total > 0 ? total : 1, .tokens = tokens, .first_version = engine->version};
+        .total = total > 0 ? total : 1, .tokens = tokens, .first_version = engine->plan.version};
 }
 
 static double pass_cost(const struct simulate_engine *engine, int32_t *running)
@@ -212,12 +243,12 @@ static rl_status finish_sample(struct simulate_engine *engine, int32_t slot)
     struct trajectory *sample = &entry->group->samples[index];
     const int32_t tokens[3] = {0};
     const float logprob[2] = {0};
-    const uint32_t version[2] = {s->first_version, engine->version};
+    const uint32_t version[2] = {s->first_version, engine->plan.version};
     RL_TRY(trajectory_set_tokens(sample, tokens, logprob, version, 1, 2));
     sample->sample_index = index;
     sample->finish = RL_FINISH_STOP;
     sample->reward_valid = true;
-    sample->reward = (float)(index % 2);
+    sample->reward = simulate_right(engine->options, entry->group->prompt_id, index) ? 1 : 0;
     sample->accuracy = sample->reward;
     entry->tokens += s->tokens;
     entry->version_tokens += s->tokens * s->version_sum / s->total;
@@ -227,7 +258,7 @@ static rl_status finish_sample(struct simulate_engine *engine, int32_t slot)
 static rl_status finish_token(struct simulate_engine *engine, int32_t slot, bool *group_done)
 {
     struct simulate_slot *s = &engine->slots[slot];
-    s->version_sum += engine->version;
+    s->version_sum += engine->plan.version;
     s->done++;
     bool last = s->done == s->total;
     if (last) {
@@ -259,6 +290,8 @@ rl_status simulate_engine_finish(struct simulate_engine *engine, struct simulate
         bool group_done = false;
         RL_TRY(finish_token(engine, segment->index, &group_done));
         if (group_done) {
+            free(engine->groups[group].pin);
+            engine->groups[group].pin = NULL;
             done[(*count)++] = engine->groups[group];
             engine->groups[group] = (struct simulate_group){0};
         }

@@ -53,8 +53,14 @@ struct simulate_scale {
 
 /* A ticket at an engine. */
 struct simulate_ticket {
-    uint64_t number;
-    uint32_t version; /* learner's when it was issued */
+    uint64_t number, prompt;
+    uint32_t version; /* learner's when it was issued; fixed_lag: the group's */
+};
+
+/* The schedules of a group that one version generates. */
+struct simulate_pin {
+    struct rollout_switch only;
+    struct rollout_schedule samples[]; /* [samples_per_prompt] */
 };
 
 /* Totals of a group when it was finished. */
@@ -62,6 +68,7 @@ struct simulate_group {
     struct trajectory_group *group; /* its samples have one token per oldest and newest version */
     double tokens;                  /* completion tokens */
     double version_tokens;          /* sum over them of their versions */
+    struct simulate_pin *pin;       /* owned; NULL: by the newest weights at each pass */
 };
 
 struct simulate_slot {

@@ -14,6 +14,8 @@
 /* Quantile 0.99 of the standard normal distribution. */
 #define SIMULATE_Z99 2.3263478740408408
 
+enum { SIMULATE_RIGHT_STREAM = 1 }; /* seeds of lengths and of answers differ by it */
+
 struct simulate_entry {
     const char *name;
     size_t offset;
@@ -143,4 +145,10 @@ uint32_t simulate_length(const struct simulate_options *options, uint64_t prompt
     double length = options->length_median * exp(sigma * rl_rng_normal(key, 0));
     length = length < options->length_max ? length : options->length_max;
     return length > 1 ? (uint32_t)(length + 0.5) : 1;
+}
+
+bool simulate_right(const struct simulate_options *options, uint64_t prompt, uint32_t sample)
+{
+    uint64_t seed = (uint64_t)options->seed + SIMULATE_RIGHT_STREAM;
+    return rl_rng_uniform(rl_rng_key_make(seed, prompt, sample), 1) < options->right_share;
 }
