@@ -2,14 +2,15 @@
  * from row to row in when groups enter and how new weights come in. */
 #include "app/bench_async.h"
 
+#include "core/clock.h"
 #include "core/log.h"
 #include "core/rng.h"
-#include "kernels/device.h"
 
 #include <stdlib.h>
-#include <string.h>
 
-enum { BENCH_SEED = 5, BENCH_PROMPT_STREAM = 77, BENCH_REWARD_STREAM = 78 };
+static const double weights_poll_s = 0.0002; /* as the worker does */
+
+enum { BENCH_SEED = 5, BENCH_PROMPT_STREAM = 77 };
 
 /* --- life cycle --------------------------------------------------------------------------------
  */
@@ -30,16 +31,13 @@ rl_status bench_engine_init(struct bench_engine *engine, const struct bench_work
                                                 .stop_token_ids = ""};
     *engine = (struct bench_engine){.workload = workload, .rung = rung, .meeting = meeting};
     RL_TRY(rollout_generator_create(&context, NULL, &options, &engine->generator));
-    if (rung->mode != SIMULATE_SLOTS) {
-        RL_TRY(device_alloc(workload->layout->image_bytes, "engine's weights", &engine->own_image));
-    }
-    return RL_OK;
+    return bench_engine_open_weights(engine);
 }
 
 void bench_engine_fini(struct bench_engine *engine)
 {
     rollout_generator_destroy(engine->generator);
-    device_free(engine->own_image);
+    bench_engine_close_weights(engine);
     free(engine->passes);
     free(engine->gap_us);
     *engine = (struct bench_engine){0};
@@ -61,56 +59,6 @@ static rl_status grow(void **items, size_t item_bytes, size_t count, size_t *res
     return RL_OK;
 }
 
-/* --- weights -----------------------------------------------------------------------------------
- */
-
-/* The engine's only place for weights is overwritten: it cannot decode meanwhile. */
-static rl_status receive(struct bench_engine *e, struct weight_view *view)
-{
-    struct weight_arena *arena = e->meeting->arena;
-    RL_TRY(weight_arena_acquire(arena, 0, view));
-    memcpy(e->own_image, view->image, view->bytes);
-    weight_arena_release(arena, 0);
-    if (model_image_hash(e->workload->layout, e->own_image) != view->hash) {
-        return rl_fail(RL_CORRUPT, "bench: version %u arrived damaged", view->version);
-    }
-    view->image = e->own_image;
-    return RL_OK;
-}
-
-static rl_status adopt(struct bench_engine *e)
-{
-    uint32_t newest;
-    struct weight_view view;
-    if (!weight_arena_latest(e->meeting->arena, &newest) ||
-        (e->has_weights && newest == e->version)) {
-        return RL_OK;
-    }
-    bool in_flight = e->rung->mode == SIMULATE_PAUSE || e->rung->mode == SIMULATE_SLOTS;
-    if (!in_flight && rollout_generator_groups(e->generator) > 0) {
-        e->draining = e->rung->mode == SIMULATE_DRAIN;
-        return RL_OK;
-    }
-    double begin = bench_now_s(e->workload);
-    if (e->own_image != NULL) {
-        RL_TRY(receive(e, &view));
-    } else {
-        RL_TRY(weight_arena_acquire(e->meeting->arena, 0, &view));
-    }
-    rollout_generator_set_weights(e->generator, view.image, view.version);
-    double seconds = bench_now_s(e->workload) - begin;
-    e->switched = rollout_generator_running(e->generator) > 0;
-    e->draining = false;
-    if (e->has_weights) {
-        e->paused_s += seconds;
-        e->transfer_s += seconds;
-        e->transfers++;
-    }
-    e->has_weights = true;
-    e->version = view.version;
-    return RL_OK;
-}
-
 /* --- groups in and out -------------------------------------------------------------------------
  */
 
@@ -123,7 +71,29 @@ static int32_t room(const struct bench_engine *e)
     if (e->rung->mode == SIMULATE_STATIC) {
         return rollout_generator_groups(e->generator) > 0 ? 0 : wanted / samples;
     }
-    return wanted > 0 && !e->draining ? (wanted + samples - 1) / samples : 0;
+    return wanted > 0 && !e->draining && !e->coming ? (wanted + samples - 1) / samples : 0;
+}
+
+/* In fixed_lag all samples by the ticket's version, which is taken hold of now. */
+static rl_status submit_request(struct bench_engine *e, struct rollout_request *request,
+                                uint32_t version)
+{
+    struct rollout_switch only = {.position = 0, .version = version};
+    if (!e->rung->fixed_lag) {
+        return rollout_generator_submit(e->generator, request);
+    }
+    struct rollout_schedule *schedules = calloc(request->samples, sizeof *schedules);
+    if (schedules == NULL) {
+        return rl_fail(RL_NO_MEMORY, "bench: no memory for a request");
+    }
+    for (uint32_t i = 0; i < request->samples; i++) {
+        schedules[i] = (struct rollout_schedule){.count = 1, .switches = &only};
+    }
+    request->schedule = schedules;
+    rl_status status = rollout_generator_submit(e->generator, request);
+    free(schedules);
+    (void)version_pins_image(&e->pins, version);
+    return status;
 }
 
 static rl_status submit(struct bench_engine *e, const struct dispatcher_ticket *ticket)
@@ -153,7 +123,7 @@ static rl_status submit(struct bench_engine *e, const struct dispatcher_ticket *
                                       .prompt = prompt,
                                       .prompt_count = count,
                                       .lengths = lengths};
-    status = rollout_generator_submit(e->generator, &request);
+    status = submit_request(e, &request, ticket->version);
     e->submitted += samples;
 done:
     free(lengths);
@@ -180,14 +150,13 @@ static rl_status intake(struct bench_engine *e)
     return RL_OK;
 }
 
-/* A coin for each sample, so that every group teaches something. */
-static void reward(struct trajectory_group *group)
+/* A coin for each sample. */
+static void reward(const struct bench_engine *e, struct trajectory_group *group)
 {
     for (uint32_t i = 0; i < group->sample_count; i++) {
         struct trajectory *sample = &group->samples[i];
-        struct rl_rng_key key = rl_rng_key_make(BENCH_SEED, group->prompt_id, BENCH_REWARD_STREAM);
         sample->reward_valid = true;
-        sample->reward = (float)rl_rng_below(key, i, 2);
+        sample->reward = simulate_right(&e->workload->shape, group->prompt_id, i) ? 1 : 0;
         sample->accuracy = sample->reward;
     }
 }
@@ -198,7 +167,9 @@ static rl_status deliver(struct bench_engine *e)
     struct trajectory_group *group;
     rl_status status = RL_OK;
     while (status == RL_OK && rollout_generator_take(e->generator, &group) == RL_OK) {
-        reward(group);
+        reward(e, group);
+        version_pins_trim(&e->pins, e->generator);
+        group->finished_s = bench_now_s(e->workload) + e->offset_s;
         pthread_mutex_lock(&m->mutex);
         status = admission_offer(m->admission, group);
         m->changes++;
@@ -247,17 +218,38 @@ rl_status bench_engine_round(struct bench_engine *engine, bool *busy)
     pthread_mutex_lock(&m->mutex);
     e->seen = m->changes; /* what changes from here on makes for another round */
     pthread_mutex_unlock(&m->mutex);
-    RL_TRY(adopt(e));
-    RL_TRY(intake(e));
-    RL_TRY(pass(e, busy));
+    for (int i = 0; i < 2 && !*busy; i++) { /* what was just verified may be all it waits for */
+        RL_TRY(bench_engine_adopt(e));
+        RL_TRY(intake(e));
+        RL_TRY(pass(e, busy));
+        RL_TRY(e->pins.status);
+    }
     double end = bench_now_s(e->workload);
     pthread_mutex_lock(&m->mutex);
     m->busy_s += *busy ? e->passes[e->pass_count - 1].seconds : 0;
     m->paused_s = e->paused_s;
+    m->beside_s = e->beside_s;
     pthread_mutex_unlock(&m->mutex);
     RL_TRY(deliver(e));
     e->tail_s = bench_now_s(e->workload) - end;
     return RL_OK;
+}
+
+/* Sleep until something has changed; weights that come are not announced. The mutex is held. */
+static void await_change(struct bench_engine *e)
+{
+    struct bench_meeting *m = e->meeting;
+    if (e->coming || e->rung->remote) {
+        double begin = bench_now_s(e->workload);
+        pthread_mutex_unlock(&m->mutex);
+        rl_clock_sleep_s(NULL, weights_poll_s);
+        pthread_mutex_lock(&m->mutex);
+        e->paused_s += e->coming ? bench_now_s(e->workload) - begin : 0;
+        return;
+    }
+    while (!m->stop && m->changes == e->seen) {
+        pthread_cond_wait(&m->changed, &m->mutex);
+    }
 }
 
 void bench_engine_run(struct bench_engine *engine)
@@ -269,8 +261,8 @@ void bench_engine_run(struct bench_engine *engine)
         bool busy = false;
         status = bench_engine_round(engine, &busy);
         pthread_mutex_lock(&m->mutex);
-        while (status == RL_OK && !busy && !m->stop && m->changes == engine->seen) {
-            pthread_cond_wait(&m->changed, &m->mutex);
+        if (status == RL_OK && !busy) {
+            await_change(engine);
         }
         if (status != RL_OK) {
             m->status = status;

@@ -61,6 +61,8 @@ rl_status bench_row_predict(const struct bench_workload *workload, const struct 
     options.prefill_token_s = costs->prefill_token_s;
     options.train_s = costs->train_s;
     options.train_token_s = costs->train_token_s;
+    options.publish_s = costs->publish_s;
+    options.fixed_lag = rung->fixed_lag ? 1 : 0;
     options.transfer_s = rung->mode == SIMULATE_SLOTS ? 0 : costs->transfer_s;
     options.switch_s = rung->mode == SIMULATE_SLOTS ? costs->transfer_s : 0;
     RL_TRY(simulate_run(&options, &result));

@@ -1,5 +1,5 @@
 /* One row of `foresight bench async`: sets both roles up, plays the learning one, and makes figures
- * of what they measured. Also the workload that all rows share. */
+ * of what they measured. */
 #include "app/bench_async.h"
 
 #include "core/clock.h"
@@ -8,66 +8,12 @@
 #include "trainer/dispatcher.h"
 #include "transport/collective.h"
 
+#include <limits.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
-enum { BENCH_ARENA_SLOTS = 3, BENCH_WEIGHT_SEED = 1 };
-
-/* --- the workload ------------------------------------------------------------------------------
- */
-
-static struct model_architecture bench_architecture(void)
-{
-    return (struct model_architecture){.name = "Qwen3ForCausalLM",
-                                       .layers = 6,
-                                       .width = 512,
-                                       .heads = 8,
-                                       .kv_heads = 4,
-                                       .head_dim = 64,
-                                       .ffn = 1408,
-                                       .vocab = 512,
-                                       .max_position = 4096,
-                                       .tied = true,
-                                       .qk_norm = true,
-                                       .norm_epsilon = 1e-6F,
-                                       .initializer_range = 0.02,
-                                       .rope_theta = 10000.0,
-                                       .rope_factor = 1.0,
-                                       .rope_attention_factor = 1.0,
-                                       .rope_original_max_position = 4096,
-                                       .bos_id = -1,
-                                       .pad_id = -1};
-}
-
-rl_status bench_workload_init(struct bench_workload *workload)
-{
-    static const char *const learner[] = {"loss.loss_type=grpo", "optimizer.learning_rate=1e-6",
-                                          "optimizer.max_tokens_per_microbatch=2048"};
-    struct model_architecture arch = bench_architecture();
-    void *memory = NULL;
-    memset(workload, 0, sizeof *workload);
-    simulate_options_init(&workload->shape);
-    RL_TRY(rl_config_init(&workload->config));
-    for (size_t i = 0; i < sizeof learner / sizeof learner[0]; i++) {
-        RL_TRY(rl_config_override(&workload->config, learner[i]));
-    }
-    RL_TRY(kernel_table_get(kernel_isa_best(), &workload->kernels));
-    RL_TRY(model_layout_create(&arch, KERNEL_FP32, arch.max_position, &workload->layout));
-    size_t bytes = (size_t)workload->layout->master_count * sizeof(float);
-    RL_TRY(device_alloc(bytes, "weights", &memory));
-    workload->master = memory;
-    model_params_init(workload->layout, BENCH_WEIGHT_SEED, workload->master);
-    return RL_OK;
-}
-
-void bench_workload_fini(struct bench_workload *workload)
-{
-    device_free(workload->master);
-    model_layout_destroy(workload->layout);
-    rl_config_fini(&workload->config);
-}
+enum { BENCH_ARENA_SLOTS = 3, BENCH_HISTORY = 8, BENCH_SAMPLING_ROUNDS = 1000 };
 
 /* --- set-up of a row ---------------------------------------------------------------------------
  */
@@ -80,18 +26,29 @@ static rl_status next_prompt(void *arg, uint64_t number, uint64_t *prompt_id, ui
     return RL_OK;
 }
 
+static uint32_t eta_of(const struct bench_row *r)
+{
+    return r->rung->ahead ? (uint32_t)r->workload->shape.max_staleness : 0;
+}
+
 static rl_status open_meeting(struct bench_row *r)
 {
     const struct simulate_options *shape = &r->workload->shape;
-    uint32_t eta = r->rung->ahead ? (uint32_t)shape->max_staleness : 0;
+    enum dispatcher_order order = r->rung->fixed_lag ? DISPATCHER_FIXED_LAG : DISPATCHER_READY;
     struct dispatcher_options tickets = {.prompts_per_step = (uint32_t)shape->prompts_per_step,
-                                         .max_staleness = eta,
+                                         .max_staleness = eta_of(r),
+                                         .order = order,
                                          .next = next_prompt};
     struct admission_options groups = {.prompts_per_step = (uint32_t)shape->prompts_per_step,
                                        .samples_per_prompt = (uint32_t)shape->samples_per_prompt,
-                                       .max_staleness = BENCH_NEVER_STALE};
-    struct weight_arena_options slots = {
-        .slots = BENCH_ARENA_SLOTS, .slot_bytes = r->workload->layout->image_bytes, .readers = 1};
+                                       .max_staleness = BENCH_NEVER_STALE,
+                                       .order = order,
+                                       .dynamic_sampling = shape->active_sampling > 0,
+                                       .dynamic_sampling_rounds = BENCH_SAMPLING_ROUNDS};
+    struct weight_arena_options slots = {.slots = BENCH_ARENA_SLOTS +
+                                                  (r->rung->fixed_lag ? (int)eta_of(r) : 0),
+                                         .slot_bytes = r->workload->layout->image_bytes,
+                                         .readers = BENCH_READERS};
     struct bench_meeting *m = &r->meeting;
     if (pthread_mutex_init(&m->mutex, NULL) != 0 || pthread_cond_init(&m->changed, NULL) != 0) {
         return rl_fail(RL_INTERNAL, "bench: no mutex");
@@ -105,7 +62,9 @@ static rl_status open_learner(struct bench_row *r)
 {
     const struct bench_workload *w = r->workload;
     size_t bytes = (size_t)w->layout->master_count * sizeof(float);
+    size_t elements = w->layout->image_bytes / model_image_element_bytes(w->layout);
     void *master = NULL;
+    RL_TRY(weight_history_create(elements / CHAR_BIT, BENCH_HISTORY, &r->history));
     RL_TRY(collective_local_create(&r->alone));
     RL_TRY(rl_waits_create(NULL, &r->waits));
     RL_TRY(device_alloc(bytes, "weights", &master));
@@ -115,17 +74,42 @@ static rl_status open_learner(struct bench_row *r)
                                 .kernels = w->kernels,
                                 .collective = r->alone,
                                 .arena = r->meeting.arena,
+                                .history = r->history,
                                 .waits = r->waits,
                                 .master = master};
     RL_TRY(learner_create(&args, &r->learner));
     return learner_publish_first(r->learner, 0);
 }
 
+/* Between nodes the engine has weights once they have come. */
+static rl_status open_path(struct bench_row *r)
+{
+    const struct model_layout *layout = r->workload->layout;
+    struct bench_path_options options = {.arena = r->meeting.arena,
+                                         .reader = BENCH_SENDER_READER,
+                                         .history = r->history,
+                                         .image_bytes = layout->image_bytes,
+                                         .element_bytes =
+                                             (uint32_t)model_image_element_bytes(layout),
+                                         .source = r->engine.source};
+    return r->rung->remote ? bench_path_open(&options, &r->path) : RL_OK;
+}
+
+/* fixed_lag: versions that tickets to come are pinned to stay. */
+static void keep_window(struct bench_row *r, uint32_t version)
+{
+    if (r->rung->fixed_lag) {
+        weight_arena_keep_from(r->meeting.arena, version > eta_of(r) ? version - eta_of(r) : 0);
+    }
+}
+
 static void close_row(struct bench_row *r)
 {
     admission_batch_fini(&r->batch);
     bench_engine_fini(&r->engine);
+    bench_path_close(r->path);
     learner_destroy(r->learner);
+    weight_history_destroy(r->history);
     admission_destroy(r->meeting.admission);
     dispatcher_destroy(r->meeting.dispatcher);
     weight_arena_close(r->meeting.arena);
@@ -140,21 +124,12 @@ static void close_row(struct bench_row *r)
 
 double bench_now_s(const struct bench_workload *workload)
 {
-    struct timespec now;
-    if (!workload->cpu_clock) {
-        return rl_clock_now_s(NULL);
-    }
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+    return workload->cpu_clock ? rl_clock_thread_cpu_s() : rl_clock_now_s(NULL);
 }
 
 rl_status bench_row_take(struct bench_row *row)
 {
-    struct admission *admission = row->meeting.admission;
-    uint32_t waiting;
-    (void)admission_waiting(admission, &waiting);
-    bool enough = waiting >= row->workload->shape.prompts_per_step;
-    return enough ? admission_take(admission, &row->batch) : RL_AGAIN;
+    return admission_take(row->meeting.admission, &row->batch);
 }
 
 /* Sleeps until there is a batch. */
@@ -205,6 +180,7 @@ rl_status bench_row_settle(struct bench_row *row)
 {
     struct bench_meeting *m = &row->meeting;
     pthread_mutex_lock(&m->mutex);
+    keep_window(row, row->report.version);
     rl_status status = admission_trained(m->admission, &row->batch);
     if (status == RL_OK) {
         status = dispatcher_set_version(m->dispatcher, row->report.version);
@@ -215,6 +191,9 @@ rl_status bench_row_settle(struct bench_row *row)
     m->changes++;
     pthread_cond_broadcast(&m->changed);
     pthread_mutex_unlock(&m->mutex);
+    if (row->path != NULL) {
+        bench_path_notify(row->path);
+    }
     admission_batch_fini(&row->batch);
     return status;
 }
@@ -230,7 +209,14 @@ struct bench_mark bench_row_mark(struct bench_row *row)
     pthread_mutex_lock(&row->meeting.mutex);
     mark.busy_s = row->meeting.busy_s;
     mark.paused_s = row->meeting.paused_s;
+    mark.beside_s = row->meeting.beside_s;
     pthread_mutex_unlock(&row->meeting.mutex);
+    if (row->path != NULL) {
+        struct weight_sender_counters sent;
+        bench_path_counters(row->path, &sent);
+        mark.sends = (double)sent.sends;
+        mark.sent_bytes = (double)sent.bytes;
+    }
     mark.time_s = rl_clock_now_s(NULL);
     return mark;
 }
@@ -282,7 +268,20 @@ static void measure_costs(const struct bench_row *r, struct bench_costs *out)
     bench_costs_fit(r->engine.passes, r->engine.pass_count, out);
     out->train_s = r->fixed_s / r->trainings;
     out->train_token_s = r->token_s / r->trained_tokens;
-    out->transfer_s = r->engine.transfers > 0 ? r->engine.transfer_s / r->engine.transfers : 0;
+    out->publish_s = r->publish_s / r->trainings;
+    out->transfer_s = r->engine.transfers > 0
+                          ? (r->engine.paused_s + r->engine.beside_s) / r->engine.transfers
+                          : 0;
+}
+
+/* Copied to the engine, sent over the path, or read where they lie. */
+static double bytes_per_update(const struct bench_row *r, const struct bench_mark *from,
+                               const struct bench_mark *to)
+{
+    if (r->path != NULL) {
+        return (to->sent_bytes - from->sent_bytes) / fmax(1, to->sends - from->sends);
+    }
+    return r->engine.own_image != NULL ? (double)r->workload->layout->image_bytes : 0;
 }
 
 static rl_status figures(struct bench_row *r, const struct bench_mark *from,
@@ -291,6 +290,7 @@ static rl_status figures(struct bench_row *r, const struct bench_mark *from,
     double seconds = to->time_s - from->time_s;
     double tokens = to->tokens - from->tokens;
     double paused = to->paused_s - from->paused_s;
+    double working = to->busy_s - from->busy_s + to->beside_s - from->beside_s;
     double median = 0;
     RL_TRY(median_pass(&r->engine, &median));
     *out = (struct bench_outcome){
@@ -298,15 +298,14 @@ static rl_status figures(struct bench_row *r, const struct bench_mark *from,
         .tokens = tokens,
         .tokens_per_second = tokens / seconds,
         .learner_idle = fmax(0.0, 1 - (to->learner_busy_s - from->learner_busy_s) / seconds),
-        .rollout_idle = fmax(0.0, 1 - (to->busy_s - from->busy_s + paused) / seconds),
+        .rollout_idle = fmax(0.0, 1 - (working + paused) / seconds),
         .learner_weight_wait = (to->slot_wait_s - from->slot_wait_s) / seconds,
         .rollout_weight_wait = paused / seconds,
         .staleness_mean = (to->age_tokens - from->age_tokens) / tokens,
         .pass_median_us = median * 1e6,
         .gap_us = r->engine.gap_us,
         .gap_count = r->engine.gap_count,
-        .bytes_per_update =
-            r->engine.own_image != NULL ? (double)r->workload->layout->image_bytes : 0};
+        .bytes_per_update = bytes_per_update(r, from, to)};
     r->engine.gap_us = NULL;
     measure_costs(r, &out->costs);
     return RL_OK;
@@ -360,7 +359,9 @@ rl_status bench_row_run(const struct bench_workload *workload, const struct benc
     rl_status status = RL_OK;
     RL_TRY_GOTO(open_meeting(&row), status, done);
     RL_TRY_GOTO(open_learner(&row), status, done);
+    keep_window(&row, 0);
     RL_TRY_GOTO(bench_engine_init(&row.engine, workload, rung, &row.meeting), status, done);
+    RL_TRY_GOTO(open_path(&row), status, done);
     status = run_roles(&row, out);
 done:
     close_row(&row);

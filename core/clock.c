@@ -57,6 +57,11 @@ double rl_clock_process_cpu_s(void)
     return clock_read_s(CLOCK_PROCESS_CPUTIME_ID);
 }
 
+double rl_clock_thread_cpu_s(void)
+{
+    return clock_read_s(CLOCK_THREAD_CPUTIME_ID);
+}
+
 double rl_clock_wall_s(void)
 {
     return clock_read_s(CLOCK_REALTIME);

@@ -20,6 +20,9 @@ void rl_clock_sleep_s(const struct rl_clock *clock, double time_s);
 /* CPU seconds that this process (all its threads) has used. */
 double rl_clock_process_cpu_s(void);
 
+/* CPU seconds that the calling thread has used. */
+double rl_clock_thread_cpu_s(void);
+
 /* Seconds since 1970, for file names and logs only. */
 double rl_clock_wall_s(void);
 

@@ -130,7 +130,7 @@ static rl_status make_payload(struct weight_sender *s, const struct peer *peer, 
                               struct payload **out)
 {
     struct weight_view view;
-    double start = rl_clock_now_s(NULL);
+    double start = rl_clock_thread_cpu_s();
     RL_TRY(weight_arena_pin(s->options.arena, s->options.reader, version, &view));
     struct payload *payload = calloc(1, sizeof *payload);
     rl_status status = payload != NULL ? RL_OK : rl_fail(RL_NO_MEMORY, "weight sender: no memory");
@@ -146,7 +146,7 @@ static rl_status make_payload(struct weight_sender *s, const struct peer *peer, 
     payload->hash = view.hash;
     *out = payload;
     pthread_mutex_lock(&s->mutex);
-    s->counters.encode_s += rl_clock_now_s(NULL) - start;
+    s->counters.encode_s += rl_clock_thread_cpu_s() - start;
     pthread_mutex_unlock(&s->mutex);
     return RL_OK;
 }

@@ -31,7 +31,7 @@ struct weight_sender_counters {
     uint64_t full_sends; /* of them, whole images */
     uint64_t published;  /* of them, published by the node's leader */
     uint64_t refused;    /* transfers that a leader refused */
-    double encode_s;     /* time spent making deltas and copies */
+    double encode_s;     /* CPU time spent making deltas and copies */
 };
 
 /* Start the thread. Caller owns *out. Errors: RL_NO_MEMORY, RL_INTERNAL. */
