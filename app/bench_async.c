@@ -84,7 +84,8 @@ static rl_status run_rounds(const struct bench_workload *workload, bool quiet,
                             struct bench_results *results)
 {
     for (int round = 0; round < results->repeats; round++) {
-        for (int i = 0; i < BENCH_RUNGS; i++) {
+        for (int n = 0; n < BENCH_RUNGS; n++) {
+            int i = round % 2 == 0 ? n : BENCH_RUNGS - 1 - n; /* so that a drift meets all alike */
             RL_TRY(bench_row_run(workload, &bench_rungs[i], &results->outcomes[i][round]));
             if (!quiet) {
                 fprintf(stderr, "round %d of %d, row %s: %.0f tokens/s\n", round + 1,
@@ -116,13 +117,13 @@ static rl_status parse_repeats(const char *text, int *out)
 static rl_status set_shape(struct bench_workload *workload, bool quick, int argc, char **argv)
 {
     RL_TRY(simulate_options_set_all(
-        &workload->shape, "prompts_per_step=2 samples_per_prompt=4 max_running=8 max_staleness=4 "
-                          "active_sampling=1 right_share=0.08 length_median=10 length_ratio=10 "
-                          "length_max=100 prompt_tokens=4 prefill_chunk=256 steps=40 "
-                          "warmup_steps=6"));
+        &workload->shape, "prompts_per_step=2 samples_per_prompt=2 max_running=8 max_staleness=8 "
+                          "active_sampling=1 right_share=0.12 length_median=8 length_ratio=10 "
+                          "length_max=80 prompt_tokens=4 prefill_chunk=256 steps=80 "
+                          "warmup_steps=10"));
     if (quick) {
         RL_TRY(
-            simulate_options_set_all(&workload->shape, "steps=4 warmup_steps=1 right_share=0.2"));
+            simulate_options_set_all(&workload->shape, "steps=6 warmup_steps=2"));
     }
     for (int i = 1; i < argc; i++) {
         RL_TRY(simulate_options_set(&workload->shape, argv[i]));
