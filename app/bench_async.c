@@ -119,8 +119,8 @@ static rl_status set_shape(struct bench_workload *workload, bool quick, int argc
     RL_TRY(simulate_options_set_all(
         &workload->shape, "prompts_per_step=2 samples_per_prompt=2 max_running=8 max_staleness=8 "
                           "active_sampling=1 right_share=0.12 length_median=8 length_ratio=10 "
-                          "length_max=80 prompt_tokens=4 prefill_chunk=256 steps=80 "
-                          "warmup_steps=10"));
+                          "length_max=80 prompt_tokens=4 prefill_chunk=256 steps=50 "
+                          "warmup_steps=8"));
     if (quick) {
         RL_TRY(
             simulate_options_set_all(&workload->shape, "steps=6 warmup_steps=2"));
