@@ -160,7 +160,7 @@ static rl_status apply_options(struct rl_config *config, const json_t *options)
     return RL_OK;
 }
 
-/* What the sampler of a setting is. */
+/* What a setting samples, and whether it keeps all of it. */
 static rl_status read_sampler(const struct study *study, const json_t *options,
                               struct study_setting *setting)
 {
@@ -180,27 +180,13 @@ static rl_status read_sampler(const struct study *study, const json_t *options,
         setting->train_temperature = config.rollout.temperature;
         setting->truncated =
             config.rollout.top_k > 0 || config.rollout.top_p < 1 || config.rollout.min_p > 0;
+        setting->unfiltered = config.distill.select == CONFIG_SELECT_NONE &&
+                              config.distill.weight == CONFIG_WEIGHT_ONE &&
+                              config.distill.max_per_prompt == 0 &&
+                              config.distill.drop_shortest <= 0;
     }
     rl_config_fini(&config);
     return status;
-}
-
-/* No option of the sweep says that samples are chosen or weighed. */
-static bool is_unfiltered(const struct study *study, const json_t *options)
-{
-    static const char *const plain[][2] = {{"distill.select", "none"}, {"distill.weight", "one"}};
-    for (size_t i = 0; i < sizeof plain / sizeof *plain; i++) {
-        const json_t *value = json_object_get(options, plain[i][0]);
-        if (value == NULL) {
-            value = json_object_get(json_object_get(study->plan, "options"), plain[i][0]);
-        }
-        char text[64];
-        value_text(value, text, sizeof text);
-        if (value != NULL && strcmp(text, plain[i][1]) != 0) {
-            return false;
-        }
-    }
-    return true;
 }
 
 static rl_status find_group(struct study *study, const json_t *options, uint32_t *out)
@@ -239,7 +225,6 @@ static rl_status find_setting(struct study *study, const json_t *options, uint32
     struct study_setting *setting = &study->settings[study->setting_count];
     *out = study->setting_count++;
     setting->key = key;
-    setting->unfiltered = is_unfiltered(study, options);
     make_label(study->plan, options, NULL, setting->label);
     RL_TRY(read_sampler(study, options, setting));
     return find_group(study, options, &setting->group);
