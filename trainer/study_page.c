@@ -365,7 +365,14 @@ static rl_status append_measured(struct rl_text *out, const struct study_cells *
 rl_status study_page_append(struct rl_text *out, const struct study_cells *cells,
                             const json_t *document, bool timings)
 {
+    double missing = number_of(json_object_get(document, "spent"), "not_ended");
     RL_TRY(append_head(out, cells->study));
+    if (missing > 0) {
+        RL_TRY(rl_text_printf(out,
+                              "<p class=\"note\">The sweep has not ended: %.0f of %u trials have "
+                              "no result yet.</p>",
+                              missing, cells->study->trial_count));
+    }
     if (cells->count > 0) {
         RL_TRY(append_measured(out, cells, document));
     } else {
