@@ -18,7 +18,7 @@
 #include <sys/file.h>
 #include <unistd.h>
 
-static const double close_timeout_s = 20;
+static const double close_timeout_s = 60;
 
 struct sweep_arguments {
     const char *path;

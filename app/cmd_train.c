@@ -11,7 +11,8 @@
 #include <string.h>
 #include <unistd.h>
 
-static const double close_timeout_s = 10;
+/* A rank that has failed shall not be held long; one that is done may have slow peers. */
+static const double close_failed_s = 10, close_done_s = 60;
 
 static rl_status train_alone(const struct rl_config *config)
 {
@@ -103,6 +104,6 @@ int cmd_train(int argc, char **argv)
     rl_config_fini(&config);
     int exit_code = status == RL_OK ? APP_OK : APP_FAILED;
     fflush(stdout);
-    world_close(world, exit_code, close_timeout_s);
+    world_close(world, exit_code, status == RL_OK ? close_done_s : close_failed_s);
     return exit_code;
 }
