@@ -83,6 +83,7 @@ struct replay_images {
 struct replay_slabs {
     uint64_t step;
     float *master, *m, *v; /* device memory */
+    float *teacher;        /* the teacher's average, device memory; NULL: there is none */
     size_t bytes;          /* of each */
     int64_t updates;
     struct guard_state guard;
@@ -101,6 +102,8 @@ struct replay_difference {
     char what[512];
 };
 
+struct teacher_prompts;
+
 struct replay {
     struct replay_options options;
     struct replay_index index;
@@ -115,6 +118,7 @@ struct replay {
     struct reward_set *rewards;
     struct collective *alone;
     void *reference_image;
+    struct teacher_prompts *teacher;
     struct learner *learner;
     struct sampler *sampler;
     struct replay_images images;

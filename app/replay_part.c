@@ -2,6 +2,7 @@
  * learner, engine. A resumed run has one start record for each time it was started; weights and
  * moments go from one part to the next. */
 #include "app/replay.h"
+#include "app/teacher_prompts.h"
 #include "app/train_run.h"
 
 #include "core/hash.h"
@@ -21,6 +22,7 @@ void replay_slabs_fini(struct replay_slabs *slabs)
     device_free(slabs->master);
     device_free(slabs->m);
     device_free(slabs->v);
+    device_free(slabs->teacher);
     *slabs = (struct replay_slabs){0};
 }
 
@@ -39,6 +41,19 @@ static rl_status slabs_alloc(const struct model_layout *layout, struct replay_sl
     return status;
 }
 
+/* Room for a teacher's average where the run has one. */
+static rl_status teacher_alloc(const struct rl_config *config, struct replay_slabs *out)
+{
+    void *memory = NULL;
+    if (config->teacher.loss == CONFIG_TEACHER_NONE ||
+        config->teacher.policy != CONFIG_TEACHER_EMA) {
+        return RL_OK;
+    }
+    RL_TRY(device_alloc(out->bytes, "the teacher's weights", &memory));
+    out->teacher = memory;
+    return RL_OK;
+}
+
 rl_status replay_slabs_keep(struct replay *r, struct replay_slabs *out)
 {
     const struct optimizer_state *optimizer = learner_optimizer(r->learner);
@@ -46,6 +61,10 @@ rl_status replay_slabs_keep(struct replay *r, struct replay_slabs *out)
     memcpy(out->master, learner_master(r->learner), out->bytes);
     memcpy(out->m, optimizer->m, out->bytes);
     memcpy(out->v, optimizer->v, out->bytes);
+    RL_TRY(teacher_alloc(&r->config, out));
+    if (out->teacher != NULL) {
+        memcpy(out->teacher, learner_teacher_average(r->learner), out->bytes);
+    }
     out->updates = optimizer->step;
     out->guard = *learner_guard(r->learner);
     out->step = r->step;
@@ -141,9 +160,13 @@ static rl_status open_learner(struct replay *r, const struct replay_slabs *slabs
                                 .pool = r->session.pool,
                                 .collective = r->alone,
                                 .master = master,
-                                .reference_image = r->reference_image};
+                                .reference_image = r->reference_image,
+                                .teacher = teacher_prompts_get(r->teacher)};
     RL_TRY(learner_create(&args, &r->learner));
     replay_slabs_put(r, slabs);
+    if (slabs->teacher != NULL && learner_teacher_average(r->learner) != NULL) {
+        memcpy(learner_teacher_average(r->learner), slabs->teacher, slabs->bytes);
+    }
     return learner_restore_guard(r->learner, &slabs->guard);
 }
 
@@ -163,7 +186,13 @@ static rl_status load_checkpoint(struct replay *r, uint64_t step, struct replay_
     RL_TRY(checkpoint_verify(path, &found));
     RL_TRY(slabs_alloc(r->session.layout, out));
     RL_TRY(checkpoint_load(path, r->session.layout, out->master, out->m, out->v, &state));
-    rl_status status = train_totals_read(&state, &totals);
+    rl_status status = teacher_alloc(&r->config, out);
+    if (status == RL_OK) {
+        status = checkpoint_load_teacher(path, r->session.layout, out->teacher);
+    }
+    if (status == RL_OK) {
+        status = train_totals_read(&state, &totals);
+    }
     out->updates = (int64_t)state.updates;
     out->guard = totals.guard;
     checkpoint_state_fini(&state);
@@ -221,12 +250,14 @@ void replay_part_close(struct replay *r)
     sampler_destroy(r->sampler);
     learner_destroy(r->learner);
     device_free(r->reference_image);
+    teacher_prompts_destroy(r->teacher);
     reward_set_destroy(r->rewards);
     prompts_destroy(r->prompts);
     session_close(&r->session);
     r->sampler = NULL;
     r->learner = NULL;
     r->reference_image = NULL;
+    r->teacher = NULL;
     r->rewards = NULL;
     r->prompts = NULL;
     r->open = false;
@@ -236,9 +267,10 @@ static rl_status open_parts(struct replay *r, struct replay_slabs *slabs, bool g
 {
     uint32_t version = (uint32_t)r->start.version;
     RL_TRY(set_config(r));
-    RL_TRY(session_open(&r->config, session_max_length(&r->config), &r->session));
+    RL_TRY(session_open(&r->config, session_learner_length(&r->config), &r->session));
     RL_TRY(open_data(r));
     RL_TRY(open_reference(r));
+    RL_TRY(teacher_prompts_create(&r->session, r->prompts, &r->teacher));
     if (!go_on) {
         RL_TRY(find_weights(r, step, slabs, &version));
     } else if (slabs->bytes != (size_t)r->session.layout->master_count * sizeof(float)) {

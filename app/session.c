@@ -13,6 +13,13 @@ int64_t session_max_length(const struct rl_config *config)
     return config->model.max_length > 0 ? config->model.max_length : both;
 }
 
+int64_t session_learner_length(const struct rl_config *config)
+{
+    int64_t own = session_max_length(config);
+    int64_t taught = config->teacher.prompt_limit + config->rollout.max_completion_length;
+    return config->teacher.loss != CONFIG_TEACHER_NONE && taught > own ? taught : own;
+}
+
 static rl_status choose_kernels(const struct rl_config *config, const struct kernel_table **out)
 {
     switch (config->kernels.isa) {

@@ -31,6 +31,9 @@ void session_close(struct session *session);
 /* Prompt + completion limit of the configuration: model.max_length, or the two limits added. */
 int64_t session_max_length(const struct rl_config *config);
 
+/* The same for a learner, whose teacher's prompts may be longer than the run's own. */
+int64_t session_learner_length(const struct rl_config *config);
+
 /* Load weights of the folder `dir` into a new master slab. Caller frees with device_free. */
 rl_status session_load_master(const struct session *session, const char *dir, float **master);
 

@@ -32,7 +32,7 @@ static struct arithmetic compute_arithmetic(const struct rl_config *config,
         .steps = config->run.steps,
         .updates = config->run.steps * config->optimizer.updates_per_step,
         .learners = together ? 1 : config->cluster.learners,
-        .learner_gib = gib(learner_bytes(session->layout, objective_needs_reference(config))),
+        .learner_gib = gib(learner_bytes(session->layout, config)),
         .arena_gib = gib((size_t)(together ? 2 : weight_window_slots(config)) * image),
         .worker_gib = gib(rollout_generator_bytes(session->layout, &options)),
         .activation_gib = gib(model_workspace_bytes(
@@ -86,7 +86,7 @@ rl_status train_dry_run(const struct rl_config *config, int ranks, bool json)
     struct prompts *prompts = NULL;
     struct reward_set *rewards = NULL;
     struct objective_options objective;
-    rl_status status = session_open(config, session_max_length(config), &session);
+    rl_status status = session_open(config, session_learner_length(config), &session);
     if (status == RL_OK) {
         status =
             prompts_load(config->data.train, config, session.tokenizer, session.chat, &prompts);

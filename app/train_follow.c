@@ -1,6 +1,7 @@
 /* See train_follow.h. A command is a fixed header, then `bytes` bytes: a path, or the groups' wire
  * frames one after the other, each behind its length. */
 #include "app/train_follow.h"
+#include "app/teacher_prompts.h"
 #include "app/train_guard.h"
 
 #include "core/log.h"
@@ -212,7 +213,11 @@ static rl_status follow_start(const struct follower *f, const char *checkpoint)
     RL_TRY(checkpoint_load(checkpoint, f->session->layout, learner_master(f->learner), optimizer->m,
                            optimizer->v, &state));
     optimizer->step = (int64_t)state.updates;
-    rl_status status = train_totals_read(&state, &totals);
+    rl_status status = checkpoint_load_teacher(checkpoint, f->session->layout,
+                                               learner_teacher_average(f->learner));
+    if (status == RL_OK) {
+        status = train_totals_read(&state, &totals);
+    }
     if (status == RL_OK) {
         status = learner_restore_guard(f->learner, &totals.guard);
     }
@@ -254,6 +259,8 @@ rl_status train_follow_run(const struct rl_config *config, struct session *sessi
                                 .waits = waits};
     float *reference = NULL;
     void *image = NULL;
+    struct prompts *prompts = NULL;
+    struct teacher_prompts *teacher = NULL;
     const char *path = config->model.reference;
     rl_status status = RL_OK;
     if (objective_needs_reference(config)) {
@@ -262,6 +269,14 @@ rl_status train_follow_run(const struct rl_config *config, struct session *sessi
         status = session_make_image(session, reference, &image);
         device_free(reference);
         args.reference_image = image;
+    }
+    if (status == RL_OK && config->teacher.loss != CONFIG_TEACHER_NONE) {
+        status =
+            prompts_load(config->data.train, config, session->tokenizer, session->chat, &prompts);
+    }
+    if (status == RL_OK) {
+        status = teacher_prompts_create(session, prompts, &teacher);
+        args.teacher = teacher_prompts_get(teacher);
     }
     if (status == RL_OK) {
         status = session_load_master(session, config->model.path, &args.master);
@@ -273,6 +288,8 @@ rl_status train_follow_run(const struct rl_config *config, struct session *sessi
         status = obey(&(struct follower){config, session, collective, learner});
     }
     learner_destroy(learner);
+    teacher_prompts_destroy(teacher);
+    prompts_destroy(prompts);
     device_free(image);
     return status;
 }

@@ -1,5 +1,6 @@
 /* See train_run.h: set-up, resume and tear-down. The step itself is in train_step.c. */
 #include "app/train_run.h"
+#include "app/teacher_prompts.h"
 #include "app/train.h"
 #include "app/train_deltas.h"
 #include "app/train_events.h"
@@ -144,7 +145,8 @@ static rl_status open_learner(struct train_run *run, const struct train_run_args
                                    .pool = run->session->pool,
                                    .collective = run->collective,
                                    .waits = run->waits,
-                                   .reference_image = run->reference_image};
+                                   .reference_image = run->reference_image,
+                                   .teacher = teacher_prompts_get(run->teacher)};
     size_t mask_bytes =
         arena.slot_bytes / model_image_element_bytes(run->session->layout) / CHAR_BIT;
     RL_TRY(weight_arena_create(&arena, &run->arena));
@@ -277,6 +279,10 @@ static rl_status resume_from(struct train_run *run, const char *path)
     rl_status status = checkpoint_load(path, run->session->layout, learner_master(run->learner),
                                        optimizer->m, optimizer->v, &state);
     if (status == RL_OK) {
+        status = checkpoint_load_teacher(path, run->session->layout,
+                                         learner_teacher_average(run->learner));
+    }
+    if (status == RL_OK) {
         status = restore_state(run, &state);
     }
     if (status == RL_OK) {
@@ -375,6 +381,7 @@ rl_status train_run_open(const struct train_run_args *args, struct train_run *ru
     RL_TRY(open_tickets(run));
     RL_TRY(rl_metrics_create(&run->metrics));
     RL_TRY(open_reference(run));
+    RL_TRY(teacher_prompts_create(run->session, run->prompts, &run->teacher));
     RL_TRY(session_load_master(args->session, args->config->model.path, &master));
     RL_TRY(open_learner(run, args, &master));
     RL_TRY(start_or_resume(run));
@@ -404,6 +411,7 @@ void train_run_close(struct train_run *run)
     weight_arena_close(run->arena);
     weight_history_destroy(run->history);
     device_free(run->reference_image);
+    teacher_prompts_destroy(run->teacher);
     partial_store_fini(&run->partials);
     admission_destroy(run->admission);
     dispatcher_destroy(run->dispatcher);

@@ -46,6 +46,7 @@ struct train_totals {
 enum { TRAIN_TOTALS_FORMAT = 7 };
 
 struct delta_record;
+struct teacher_prompts;
 
 struct train_run {
     const struct rl_config *config;
@@ -61,6 +62,7 @@ struct train_run {
     struct weight_history *history;
     struct learner *learner;
     void *reference_image;
+    struct teacher_prompts *teacher;
     struct rl_metrics *metrics;
     struct rl_waits *waits;
     struct checkpoint_target target;

@@ -248,6 +248,7 @@ static void step_metrics(struct train_run *run, const struct admission_batch *ba
     train_run_unlock(run);
     step_metrics_groups(run->metrics, batch->groups, batch->count, names, name_count);
     step_metrics_report(run->metrics, report);
+    step_metrics_teacher(run->metrics, run->config, batch->groups, batch->count, report);
     step_metrics_weights(run->metrics, &feed->weights, run->session->layout->image_bytes);
     step_metrics_tickets(run->metrics, &counters);
     rl_metrics_set_waits(run->metrics, run->waits);
@@ -425,8 +426,10 @@ fail:
 rl_status train_run_save(struct train_run *run, struct train_snapshot *snapshot, bool wait)
 {
     struct optimizer_state *optimizer = learner_optimizer(run->learner);
-    struct checkpoint_slabs slabs = {
-        .master = learner_master(run->learner), .adam_m = optimizer->m, .adam_v = optimizer->v};
+    struct checkpoint_slabs slabs = {.master = learner_master(run->learner),
+                                     .adam_m = optimizer->m,
+                                     .adam_v = optimizer->v,
+                                     .teacher = learner_teacher_average(run->learner)};
     double start = rl_clock_now_s(NULL);
     rl_status status = flush_segment(run);
     run->checkpoint_now = false;

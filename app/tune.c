@@ -250,7 +250,8 @@ static rl_status save_on_leader(struct tune *t, const struct sft_point *point)
                                        .tokenizer = t->session->tokenizer,
                                        .keep_last = t->config->checkpoint.keep_last,
                                        .keep_every = t->config->checkpoint.keep_every};
-    struct checkpoint_slabs slabs = {point->master, point->adam_m, point->adam_v};
+    struct checkpoint_slabs slabs = {
+        .master = point->master, .adam_m = point->adam_m, .adam_v = point->adam_v};
     struct checkpoint_state state = {.step = t->step,
                                      .version = t->step,
                                      .updates = (uint64_t)point->state.optimizer_step,

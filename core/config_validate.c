@@ -166,6 +166,18 @@ static void config_check_distill(const struct rl_config *config, struct config_v
                 config->distill.hint_template);
 }
 
+static void config_check_teacher(const struct rl_config *config, struct config_verdict *verdict)
+{
+    if (config->teacher.loss == CONFIG_TEACHER_NONE) {
+        return;
+    }
+    CONFIG_RULE(strstr(config->teacher.template, "{prompt}") != NULL,
+                "teacher.template: expected {prompt} in it, which stands for the prompt's text");
+    CONFIG_RULE(config->teacher.loss != CONFIG_TEACHER_SDPO || config->teacher.weight <= 1.0,
+                "teacher.weight is above 1: with sdpo the loss is (1 - weight) policy + weight "
+                "distillation");
+}
+
 rl_status rl_config_validate(const struct rl_config *config)
 {
     struct config_verdict verdict = {0};
@@ -176,6 +188,7 @@ rl_status rl_config_validate(const struct rl_config *config)
     config_check_corrections(config, &verdict);
     config_check_kl(config, &verdict);
     config_check_distill(config, &verdict);
+    config_check_teacher(config, &verdict);
     return verdict.problems == 0 ? RL_OK : RL_INVALID;
 }
 

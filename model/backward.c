@@ -192,6 +192,9 @@ static void head_backward(const struct model_pass *pass, const float *g_logprob,
         .c = width,
     };
     pass->kernels->head_backward(&args, pass->context->pool);
+    for (int64_t i = 0; ws->g_gathered != NULL && i < ws->head_rows * width; i++) {
+        dgathered[i] += ws->g_gathered[i];
+    }
     memset(dhidden, 0, (size_t)(n * width) * sizeof(float));
     for (int64_t i = 0; i < ws->head_rows; i++) {
         float *row = dhidden + ws->rows[i] * width;

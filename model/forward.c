@@ -256,6 +256,7 @@ void model_head_forward(const struct model_context *context, const void *image,
     const struct model_layout *layout = context->layout;
     workspace->head_rows = m;
     workspace->inv_temperature = args->inv_temperature;
+    workspace->g_gathered = NULL;
     workspace->has_entropy = args->entropy != NULL;
     if (m == 0) {
         return;

@@ -41,7 +41,10 @@ struct model_workspace {
     int64_t head_rows; /* M of the last model_head_forward */
     float inv_temperature;
     bool has_entropy;
-    float *gathered;     /* [N, C] */
+    float *gathered; /* [N, C] */
+    /* [M, C] gradient of the gathered rows that head_backward does not make itself; borrowed from
+     * model_head_divergence until the next model_head_forward; NULL: there is none */
+    const float *g_gathered;
     float *head_lse;     /* [N] */
     float *entropy;      /* [N] */
     int32_t *rows;       /* [N] */

@@ -351,6 +351,17 @@ rl_status checkpoint_load(const char *path, const struct model_layout *layout, f
     return RL_OK;
 }
 
+rl_status checkpoint_load_teacher(const char *path, const struct model_layout *layout,
+                                  float *teacher)
+{
+    char state_path[CHECKPOINT_PATH_MAX];
+    if (teacher == NULL) {
+        return RL_OK;
+    }
+    RL_TRY(path_format(state_path, "%s/state.h5", path));
+    return checkpoint_state_read_teacher(state_path, layout->master_count, teacher);
+}
+
 void checkpoint_state_fini(struct checkpoint_state *state)
 {
     free(state->dispatcher);

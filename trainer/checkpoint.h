@@ -53,6 +53,7 @@ struct checkpoint_state {
 struct checkpoint_slabs {
     const float *master;
     const float *adam_m, *adam_v;
+    const float *teacher; /* NULL unless teacher.policy is ema */
 };
 
 /* Where and how to save. All borrowed; must outlive a writer that was started with it. */
@@ -88,6 +89,11 @@ rl_status checkpoint_verify(const char *path, uint64_t *step);
  * RL_NO_MEMORY. */
 rl_status checkpoint_load(const char *path, const struct model_layout *layout, float *master,
                           float *adam_m, float *adam_v, struct checkpoint_state *out);
+
+/* Read the teacher's moving average into [layout->master_count]; nothing is done for NULL. Errors:
+ * RL_INVALID (there is none), RL_CORRUPT, RL_IO. */
+rl_status checkpoint_load_teacher(const char *path, const struct model_layout *layout,
+                                  float *teacher);
 
 /* Release what checkpoint_load filled. Takes a zeroed struct. */
 void checkpoint_state_fini(struct checkpoint_state *state);

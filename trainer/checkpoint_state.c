@@ -75,6 +75,10 @@ static rl_status write_all(struct h5_file *file, const struct checkpoint_state *
         RL_TRY(h5_file_write(file, "optimizer/v", H5_F32, slabs->adam_v, (uint64_t)count,
                              STATE_MOMENT_LEVEL));
     }
+    if (slabs->teacher != NULL) {
+        RL_TRY(h5_file_write(file, "teacher/average", H5_F32, slabs->teacher, (uint64_t)count,
+                             STATE_MOMENT_LEVEL));
+    }
     RL_TRY(h5_file_write(file, "dispatcher", H5_U8, state->dispatcher, state->dispatcher_bytes,
                          STATE_TEXT_LEVEL));
     RL_TRY(h5_file_write(file, "learner", H5_U8, state->learner, state->learner_bytes,
@@ -215,4 +219,18 @@ rl_status checkpoint_state_read(const char *path, int64_t count, float *adam_m, 
     }
     *out = state;
     return RL_OK;
+}
+
+rl_status checkpoint_state_read_teacher(const char *path, int64_t count, float *teacher)
+{
+    struct h5_file *file = NULL;
+    RL_TRY(h5_file_open(path, &file));
+    rl_status status = h5_file_read(file, "teacher/average", H5_F32, teacher, (uint64_t)count);
+    h5_file_close(file);
+    return status != RL_NOT_FOUND
+               ? status
+               : rl_fail(RL_INVALID,
+                         "%s: holds no moving average for a teacher: the run was made without "
+                         "teacher.policy ema",
+                         path);
 }

@@ -14,4 +14,8 @@ rl_status checkpoint_state_write(const char *path, const struct checkpoint_state
 rl_status checkpoint_state_read(const char *path, int64_t count, float *adam_m, float *adam_v,
                                 struct checkpoint_state *out);
 
+/* Read the teacher's moving average [count] alone. Errors: RL_INVALID (there is none), RL_CORRUPT,
+ * RL_IO. */
+rl_status checkpoint_state_read_teacher(const char *path, int64_t count, float *teacher);
+
 #endif

@@ -27,7 +27,8 @@ struct checkpoint_writer {
     double stall_s, save_s;
     /* The snapshot. */
     struct checkpoint_state state; /* owned copies */
-    float *slab;                   /* [3 * master_count], kept between saves; NULL: none yet */
+    float *slab; /* [3 * master_count], or 4 with a teacher's; kept between saves; NULL: none yet */
+    bool teacher; /* the fourth is there */
 };
 
 static void snapshot_clear(struct checkpoint_writer *writer)
@@ -46,6 +47,7 @@ static void writer_save(struct checkpoint_writer *writer)
     size_t count = (size_t)writer->target->layout->master_count;
     struct checkpoint_slabs slabs = {
         .master = writer->slab, .adam_m = writer->slab + count, .adam_v = writer->slab + 2 * count};
+    slabs.teacher = writer->teacher ? writer->slab + 3 * count : NULL;
     double started_s = rl_clock_now_s(NULL);
     rl_status status = checkpoint_save(writer->target, &writer->state, &slabs, NULL);
     snapshot_clear(writer);
@@ -125,12 +127,13 @@ static size_t memory_available(void)
 }
 
 /* Memory for the slabs, if there is enough of it; kept from the first save on. */
-static bool snapshot_has_room(struct checkpoint_writer *writer)
+static bool snapshot_has_room(struct checkpoint_writer *writer, bool teacher)
 {
     if (writer->slab != NULL) {
-        return true;
+        return writer->teacher == teacher;
     }
-    size_t bytes = 3 * (size_t)writer->target->layout->master_count * sizeof(float);
+    writer->teacher = teacher;
+    size_t bytes = (teacher ? 4 : 3) * (size_t)writer->target->layout->master_count * sizeof(float);
     if (memory_available() < bytes + writer->reserve_bytes) {
         return false;
     }
@@ -207,6 +210,9 @@ static void copy_slabs(struct checkpoint_writer *writer, const struct checkpoint
     memcpy(writer->slab, slabs->master, count * sizeof(float));
     memcpy(writer->slab + count, slabs->adam_m, count * sizeof(float));
     memcpy(writer->slab + 2 * count, slabs->adam_v, count * sizeof(float));
+    if (writer->teacher) {
+        memcpy(writer->slab + 3 * count, slabs->teacher, count * sizeof(float));
+    }
 }
 
 static rl_status submit_copy(struct checkpoint_writer *writer, const struct checkpoint_state *state,
@@ -232,7 +238,7 @@ rl_status checkpoint_writer_submit(struct checkpoint_writer *writer,
     double started_s = rl_clock_now_s(NULL);
     bool moments = slabs->adam_m != NULL && slabs->adam_v != NULL;
     RL_TRY(checkpoint_writer_wait(writer, 0));
-    bool copied = moments && snapshot_has_room(writer);
+    bool copied = moments && snapshot_has_room(writer, slabs->teacher != NULL);
     rl_status status = copied ? submit_copy(writer, state, slabs)
                               : checkpoint_save(writer->target, state, slabs, NULL);
     pthread_mutex_lock(&writer->mutex);

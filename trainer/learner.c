@@ -70,6 +70,7 @@ rl_status learner_create(const struct learner_args *args, struct learner **out)
         status = rl_fail(RL_INVALID, "learner: loss.beta > 0 needs a reference model");
         goto fail;
     }
+    RL_TRY_GOTO(learner_teacher_open(l), status, fail);
     size_t slab_bytes = (size_t)args->layout->master_count * sizeof(float);
     RL_TRY_GOTO(device_alloc(slab_bytes, "gradients", &memory), status, fail);
     l->grad = memory;
@@ -90,6 +91,7 @@ void learner_destroy(struct learner *learner)
         return;
     }
     learner_free_memory(learner);
+    learner_teacher_close(learner);
     optimizer_destroy(learner->optimizer);
     device_free(learner->own_image);
     device_free(learner->grad);
@@ -97,10 +99,14 @@ void learner_destroy(struct learner *learner)
     free(learner);
 }
 
-size_t learner_bytes(const struct model_layout *layout, bool reference)
+size_t learner_bytes(const struct model_layout *layout, const struct rl_config *config)
 {
     size_t slab = (size_t)layout->master_count * sizeof(float);
-    return 4 * slab + (reference ? layout->image_bytes : 0);
+    bool taught = config->teacher.loss != CONFIG_TEACHER_NONE;
+    bool average = taught && config->teacher.policy == CONFIG_TEACHER_EMA;
+    bool frozen = taught && config->teacher.policy == CONFIG_TEACHER_INITIAL;
+    size_t images = objective_needs_reference(config) + (average || frozen);
+    return (average ? 5 : 4) * slab + images * layout->image_bytes;
 }
 
 /* --- images
@@ -159,6 +165,7 @@ static rl_status publish(struct learner *l, uint32_t version, uint64_t hash)
 rl_status learner_publish_first(struct learner *learner, uint32_t version)
 {
     double slot_wait_s;
+    learner_teacher_start(learner, version);
     RL_TRY(refresh_image(learner, &slot_wait_s));
     return publish(learner, version, hash_image(learner));
 }
@@ -243,6 +250,15 @@ static rl_status update(struct learner *l, const struct objective_stats *stats, 
     return RL_OK;
 }
 
+static void add_losses(const struct learner *l, const struct objective_stats *stats,
+                       struct learner_report *report)
+{
+    double divisor = objective_denominator(&l->objective, stats);
+    report->loss += objective_loss(&l->objective, stats);
+    report->policy_loss += divisor > 0 ? stats->sum.policy_loss / divisor : 0;
+    report->distill_loss += divisor > 0 ? stats->sum.distill_loss / divisor : 0;
+}
+
 static rl_status run_minibatch(struct learner *l, const struct batcher_plan *plan, uint32_t index,
                                struct learner_report *report)
 {
@@ -255,8 +271,10 @@ static rl_status run_minibatch(struct learner *l, const struct batcher_plan *pla
     memset(l->grad, 0, (size_t)l->args.layout->master_count * sizeof(float));
     for (uint32_t i = 0; i < mini->microbatch_count; i++) {
         uint32_t micro = mini->first_microbatch + i;
+        RL_TRY(learner_teacher_microbatch(l, plan, micro));
         RL_TRY(learner_forward_microbatch(l, plan, micro, l->image, l->logprob, l->entropy));
         faults |= learner_objective_of_microbatch(l, plan, micro, index == 0, &stats);
+        learner_teacher_divergence(l, &stats);
         model_backward(
             &l->context, l->image, &l->kv, &l->arrays.batch, l->workspace,
             &(struct model_backward_args){
@@ -266,7 +284,7 @@ static rl_status run_minibatch(struct learner *l, const struct batcher_plan *pla
     RL_TRY(reduce(l, &stats, &faults));
     double reduced = rl_clock_now_s(NULL);
     RL_TRY(update(l, &stats, faults, report));
-    report->loss += objective_loss(&l->objective, &stats);
+    add_losses(l, &stats, report);
     objective_stats_merge(&report->objective, &stats);
     report->forward_backward_s += middle - start;
     report->reduce_s += reduced - middle;
@@ -290,6 +308,8 @@ static rl_status prepare(struct learner *l, struct trajectory_group *const *grou
             }
         }
     }
+    RL_TRY(learner_teacher_prepare(l, groups, plan));
+    report->teacher_lambda = l->objective.teacher.lambda;
     RL_TRY(learner_grow_activations(l, plan));
     RL_TRY(learner_grow_step_rows(l, plan));
     RL_TRY(learner_grow_samples(l, samples));
@@ -318,6 +338,9 @@ static rl_status finish(struct learner *l, uint64_t step, struct learner_report 
                                                                     .faults = report->faults});
     if (report->action != GUARD_GO_ON) {
         return RL_OK; /* the caller acts first */
+    }
+    if (report->updates > 0) {
+        learner_teacher_follow(l);
     }
     if (report->updates == 0 && l->version_per_step) {
         RL_TRY(
@@ -349,6 +372,8 @@ static rl_status train_on(struct learner *l, struct trajectory_group *const *gro
         }
     }
     report->loss /= plan->minibatch_count;
+    report->policy_loss /= plan->minibatch_count;
+    report->distill_loss /= plan->minibatch_count;
     report->grad_norm /= report->updates > 0 ? (double)report->updates : 1.0;
 done:
     batcher_plan_destroy(plan);

@@ -11,6 +11,7 @@
 
 #include "core/config.h"
 #include "core/wait.h"
+#include "model/tokenizer.h"
 #include "trainer/advantage.h"
 #include "trainer/checkpoint.h"
 #include "trainer/guard.h"
@@ -21,6 +22,17 @@
 #include "transport/weight_history.h"
 
 struct learner;
+
+/* Who knows what a teacher is told. Borrowed for the learner's life. */
+struct learner_teacher {
+    /* Replace the contents of `ids` by the prompt that the teacher sees in place of the sample's
+     * own; *told false: the sample lacks what the prompt needs. Called in learner_step. Errors end
+     * the step. */
+    rl_status (*prompt)(void *arg, const struct trajectory_group *group, uint32_t sample,
+                        struct token_buffer *ids, bool *told);
+    void *arg;
+    const void *image; /* frozen weights; NULL unless teacher.policy is initial */
+};
 
 /* Everything borrowed for the learner's life but `master`. */
 struct learner_args {
@@ -36,12 +48,15 @@ struct learner_args {
     struct rl_waits *waits;      /* may be NULL */
     float *master;               /* [master_count], device_alloc'ed: taken */
     const void *reference_image; /* frozen reference, or NULL if the objective needs none */
+    const struct learner_teacher *teacher; /* NULL unless teacher.loss is set */
 };
 
 /* What a step did. Seconds are wall time of this rank. */
 struct learner_report {
     struct advantage_stats advantage;
     struct objective_stats objective; /* of all minibatches and ranks */
+    double distill_loss, policy_loss; /* parts of `loss` */
+    double teacher_lambda;            /* RLSD's */
     double loss;                      /* mean over minibatches */
     double grad_norm;                 /* mean over updates made */
     double learning_rate;             /* of the last update */
@@ -101,6 +116,10 @@ rl_status learner_restore_guard(struct learner *learner, const struct guard_stat
 uint64_t learner_master_hash(const struct learner *learner);
 uint64_t learner_image_hash(const struct learner *learner);
 
+/* The moving average that teaches, [master_count]; NULL unless teacher.policy is ema. Starts as
+ * the masters of version 0; for a later one it must be put there before learner_publish_first. */
+float *learner_teacher_average(struct learner *learner);
+
 /* That image: borrowed until the next step. */
 const void *learner_image(const struct learner *learner);
 
@@ -111,6 +130,6 @@ rl_status learner_probe(struct learner *learner, struct trajectory_group *const 
                         uint32_t count, double *largest, uint64_t *tokens);
 
 /* Bytes that a learner holds beside activations: masters, gradients, moments, images. */
-size_t learner_bytes(const struct model_layout *layout, bool reference);
+size_t learner_bytes(const struct model_layout *layout, const struct rl_config *config);
 
 #endif

@@ -3,6 +3,7 @@
 #ifndef FORESIGHT_TRAINER_LEARNER_INTERNAL_H
 #define FORESIGHT_TRAINER_LEARNER_INTERNAL_H
 
+#include "model/divergence.h"
 #include "model/forward.h"
 #include "trainer/batcher.h"
 #include "trainer/guard.h"
@@ -13,6 +14,26 @@ struct step_rows {
     float *old, *reference; /* [capacity]; NULL where not needed */
     size_t *base;           /* [microbatch_count] first row of each micro-batch */
     size_t capacity, base_capacity;
+};
+
+/* The teacher: its weights, its prompts of a step, its log-probs of a micro-batch. */
+struct learner_teaching {
+    float *average;          /* [master_count] of teacher.policy ema, else NULL */
+    void *image;             /* of the average */
+    struct token_buffer ids; /* scratch */
+    int32_t *tokens;         /* [token_capacity] prompt and completion of each sequence */
+    size_t *first;           /* [sequences + 1] into tokens; no tokens: no teacher */
+    size_t token_capacity;
+    int64_t longest; /* tokens of a sequence in this step */
+    struct model_packing *packing;
+    int32_t *rows;                   /* [3][row_capacity] */
+    float *logprob, *packed_logprob; /* [row_capacity] */
+    /* by logits only */
+    float *hidden, *g_hidden;         /* [row_capacity, C] */
+    float *g_divergence, *divergence; /* [row_capacity] */
+    void *scratch;                    /* [model_divergence_bytes] */
+    struct model_divergence kind;
+    uint32_t row_capacity;
 };
 
 struct learner {
@@ -36,6 +57,7 @@ struct learner {
     struct guard_options guard_options;
     struct guard_state guard;
     uint32_t faults; /* of this rank so far in the step, see guard_fault */
+    struct learner_teaching teaching;
     /* activations of one micro-batch, grown to the largest seen */
     struct model_workspace *workspace;
     struct model_kv kv;
@@ -93,6 +115,37 @@ rl_status learner_measure_minibatch(struct learner *l, const struct batcher_plan
  * Returns GUARD_LOGPROB if a log-prob, new or of the sampler, is not finite, else 0. */
 uint32_t learner_objective_of_microbatch(struct learner *l, const struct batcher_plan *plan,
                                          uint32_t index, bool first, struct objective_stats *stats);
+
+/* Make what teacher.* asks for, and release it. Errors: RL_INVALID, RL_NO_MEMORY. */
+rl_status learner_teacher_open(struct learner *l);
+void learner_teacher_close(struct learner *l);
+
+/* The weights of `version` are about to be published for the first time. */
+void learner_teacher_start(struct learner *l, uint32_t version);
+
+/* The weights have changed in the step that ends: the average follows them. */
+void learner_teacher_follow(struct learner *l);
+
+/* RLSD's lambda in a step, the first being 1. */
+double learner_teacher_lambda(const struct rl_config *config, uint64_t step);
+
+/* The teacher's prompts of this rank's sequences; before learner_grow_activations, which makes room
+ * for them. Errors: RL_NO_MEMORY, those of the prompts. */
+rl_status learner_teacher_prepare(struct learner *l, struct trajectory_group *const *groups,
+                                  const struct batcher_plan *plan);
+
+/* Score the micro-batch's tokens behind the teacher's prompts. Uses the workspace, so before the
+ * micro-batch's own forward pass. */
+rl_status learner_teacher_microbatch(struct learner *l, const struct batcher_plan *plan,
+                                     uint32_t index);
+
+/* By logits: the divergence of the micro-batch just forwarded, times the objective's weights, into
+ * `stats` and the gradients. Else nothing. */
+void learner_teacher_divergence(struct learner *l, struct objective_stats *stats);
+
+/* Log-probs of a sequence of the plan whose rows in its micro-batch begin at `row`; NULL: it has no
+ * teacher. */
+const float *learner_teacher_rows(const struct learner *l, uint32_t sequence, size_t row);
 
 /* True if every token of the sample was sampled by `version`. */
 bool learner_sampled_by(const struct trajectory *sample, uint32_t version);

@@ -36,19 +36,28 @@ static rl_status grow_rows(struct learner *l, uint32_t rows)
 
 rl_status learner_grow_activations(struct learner *l, const struct batcher_plan *plan)
 {
-    if ((int64_t)plan->max_tokens > l->workspace_tokens) {
+    const struct learner_teaching *teaching = &l->teaching;
+    int64_t tokens = plan->max_tokens;
+    int64_t pages = plan->max_pages;
+    if (teaching->packing != NULL) {
+        int64_t packed = teaching->packing->max_tokens;
+        int64_t needed = model_packing_pages(packed, teaching->packing->max_sequences);
+        tokens = packed > tokens ? packed : tokens;
+        pages = needed > pages ? needed : pages;
+    }
+    if (tokens > l->workspace_tokens) {
         model_workspace_destroy(l->workspace);
         l->workspace = NULL;
         l->workspace_tokens = 0;
-        RL_TRY(model_workspace_create(l->args.layout, plan->max_tokens, true, &l->workspace));
-        l->workspace_tokens = plan->max_tokens;
+        RL_TRY(model_workspace_create(l->args.layout, tokens, true, &l->workspace));
+        l->workspace_tokens = tokens;
     }
-    if ((int64_t)plan->max_pages > l->kv_pages) {
+    if (pages > l->kv_pages) {
         model_kv_fini(&l->kv);
         l->kv = (struct model_kv){0};
         l->kv_pages = 0;
-        RL_TRY(model_kv_create(l->args.layout, (int32_t)plan->max_pages, &l->kv));
-        l->kv_pages = plan->max_pages;
+        RL_TRY(model_kv_create(l->args.layout, (int32_t)pages, &l->kv));
+        l->kv_pages = pages;
     }
     return grow_rows(l, plan->max_rows);
 }

@@ -198,7 +198,11 @@ uint32_t learner_objective_of_microbatch(struct learner *l, const struct batcher
         if (advantage_by_token(&l->advantage)) {
             input.token_advantage = l->token_advantage + l->token_first[sequence->index];
         }
+        input.teacher = learner_teacher_rows(l, micro->first_sequence + s, row);
+        input.g_divergence =
+            l->teaching.g_divergence != NULL ? l->teaching.g_divergence + row : NULL;
         fill_policies(l, sequence->sample, step_row, &input);
+        faults |= input.teacher != NULL ? fault_of_rows(input.teacher, input.count) : 0;
         faults |= fault_of_rows(input.behaviour, input.count);
         objective_sequence(&l->objective, &input, l->g_logprob + row, l->g_entropy + row, stats);
     }

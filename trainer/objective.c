@@ -31,10 +31,12 @@ bool objective_masked(const struct objective_sequence *sequence, uint32_t t)
     return sequence->mask != NULL && sequence->mask[t] == 0;
 }
 
-static double objective_advantage(const struct objective_sequence *sequence, uint32_t t)
+static double objective_advantage(const struct objective_options *options,
+                                  const struct objective_sequence *sequence, uint32_t t)
 {
-    return sequence->token_advantage != NULL ? (double)sequence->token_advantage[t]
-                                             : sequence->advantage;
+    double own = sequence->token_advantage != NULL ? (double)sequence->token_advantage[t]
+                                                   : sequence->advantage;
+    return objective_taught_advantage(options, sequence, t, own);
 }
 
 static bool objective_finite(const float *values, uint32_t t)
@@ -48,7 +50,8 @@ static bool objective_token_finite(const struct objective_options *options,
     return isfinite(sequence->logprob[t]) && (options->loglinear || isfinite(sequence->old[t])) &&
            objective_finite(sequence->behaviour, t) && objective_finite(sequence->proximal, t) &&
            objective_finite(sequence->reference, t) && objective_finite(sequence->entropy, t) &&
-           isfinite(objective_advantage(sequence, t));
+           objective_finite(sequence->teacher, t) &&
+           isfinite(objective_advantage(options, sequence, t));
 }
 
 static struct objective_look objective_examine(const struct objective_options *options,
@@ -66,7 +69,7 @@ static struct objective_look objective_examine(const struct objective_options *o
         }
         double logprob = (double)sequence->logprob[t];
         double log_ratio = logprob - objective_old_at(options, sequence, t);
-        double advantage = objective_advantage(sequence, t);
+        double advantage = objective_advantage(options, sequence, t);
         look.tokens++;
         look.dual += advantage < 0 && log_ratio > log_delta ? 1 : 0;
         look.log_ratio += log_ratio;
@@ -90,7 +93,7 @@ static struct objective_token objective_token_at(const struct objective_pass *pa
         .old = old,
         .log_ratio = objective_bounded(gap),
         .inside = fabs(gap) <= OBJECTIVE_LOG_RATIO_MAX,
-        .advantage = objective_advantage(sequence, t),
+        .advantage = objective_advantage(pass->options, sequence, t),
         .influence = 1,
     };
     token.correction = objective_weight_at(pass->options, sequence, &pass->verdict, t, pass->stats);
@@ -155,6 +158,23 @@ static void objective_bonus(struct objective_pass *pass, uint32_t t)
     }
 }
 
+/* The teacher's part of the gradient. */
+static double objective_lesson(struct objective_pass *pass, const struct objective_token *token,
+                               uint32_t t)
+{
+    const struct objective_sequence *sequence = pass->sequence;
+    if (sequence->teacher == NULL) {
+        return 0;
+    }
+    struct objective_lesson lesson = objective_teach(
+        &pass->options->teacher, token, (double)sequence->teacher[t], &pass->stats->sum);
+    pass->stats->sum.distill_loss += pass->token_weight * lesson.loss;
+    if (pass->options->teacher.by_logits) {
+        sequence->g_divergence[t] = (float)(pass->token_weight * lesson.divergence);
+    }
+    return lesson.gradient;
+}
+
 /* Place of the token's bucket among the sums. */
 static size_t objective_staleness_index(double age)
 {
@@ -192,12 +212,14 @@ static void objective_one_token(struct objective_pass *pass, uint32_t t)
     struct objective_stats *stats = pass->stats;
     double gradient = 0;
     double loss = objective_policy_loss(pass->options, &token, &gradient, &stats->sum);
-    double total = token.correction * gradient * pass->chain + objective_reference(pass, &token, t);
+    double weight = token.correction * objective_policy_share(pass->options);
+    double total = weight * gradient * pass->chain + objective_reference(pass, &token, t) +
+                   objective_lesson(pass, &token, t);
     objective_bonus(pass, t);
     total *= pass->token_weight;
     pass->g_logprob[t] = total != 0 ? (float)total : 0.0f;
 
-    stats->sum.policy_loss += pass->token_weight * token.correction * loss;
+    stats->sum.policy_loss += pass->token_weight * weight * loss;
     stats->sum.policy_kl -= token.logprob - token.old;
     stats->sum.advantage += token.advantage;
     stats->sum.ratio += token.ratio;
@@ -241,8 +263,9 @@ static void objective_share(struct objective_pass *pass, const struct objective_
     pass->chain = pass->ratio_kind == OBJECTIVE_RATIO_SUM ? look->tokens : 1;
     pass->sequence_ratio = exp(objective_bounded(log_ratio));
     pass->sequence_inside = fabs(log_ratio) <= OBJECTIVE_LOG_RATIO_MAX;
-    pass->sequence_advantage =
-        sequence->token_advantage != NULL ? look->advantage / look->tokens : sequence->advantage;
+    pass->sequence_advantage = sequence->token_advantage != NULL || sequence->teacher != NULL
+                                   ? look->advantage / look->tokens
+                                   : sequence->advantage;
     double weights = 0;
     for (uint32_t t = 0; t < sequence->count; t++) {
         if (!objective_masked(sequence, t)) {
@@ -309,6 +332,9 @@ void objective_sequence(const struct objective_options *options,
     if (g_entropy != NULL) {
         memset(g_entropy, 0, sequence->count * sizeof(*g_entropy));
     }
+    if (sequence->teacher != NULL && options->teacher.by_logits) {
+        memset(sequence->g_divergence, 0, sequence->count * sizeof(*sequence->g_divergence));
+    }
     struct objective_look look = objective_examine(options, sequence);
     stats->sum.sequences++;
     if (!look.finite) {
@@ -333,6 +359,7 @@ void objective_sequence(const struct objective_options *options,
                                     : 1.0,
     };
     objective_walk(&pass, &look);
+    stats->sum.taught_sequences += sequence->teacher != NULL ? 1 : 0;
     objective_count(options, &look, dropped, &stats->sum);
     objective_count_verdict(options, sequence, &look, &pass.verdict, &stats->sum);
 }

@@ -34,6 +34,19 @@ enum objective_aggregation {
     OBJECTIVE_SEQ_MEAN_TOKEN_SUM_NORM, /* sum l / (B * scale): TRL's dr_grpo */
 };
 
+/* On-policy distillation: the loss's use of the teacher's log-probs (RLSD arXiv 2604.03128, SDPO
+ * 2601.20802, OPD, SDAR). Sequences without a teacher are as with NONE, but that SDPO's policy loss
+ * keeps its share. */
+struct objective_teacher {
+    enum config_teacher_loss loss;
+    bool by_logits; /* SDPO: tokens get a weight for model_divergence instead of a gradient */
+    double weight;
+    double lambda, ratio_clip; /* RLSD; lambda of the step */
+    bool negative_only;
+    double is_clip; /* ratio; 0: off */
+    double gate;
+};
+
 struct objective_options {
     enum config_loss_type loss_type;
     enum objective_aggregation aggregation;
@@ -59,6 +72,7 @@ struct objective_options {
     double veto_threshold; /* ratio; 0: off */
     double opsm_delta;     /* nats; 0: off */
     double m2po_threshold; /* squared nats; 0: off */
+    struct objective_teacher teacher;
 };
 
 /* What corrections know of the whole minibatch, over all ranks: objective_minibatch_measure. */
@@ -77,6 +91,8 @@ struct objective_sequence {
     const float *proximal;  /* nats, learner at the start of the step, for M2PO; NULL: old */
     const float *reference; /* nats, frozen model; needed if beta > 0 */
     const float *entropy;   /* nats, current weights; NULL: not measured */
+    const float *teacher;   /* nats, told more; NULL: the sequence has no teacher */
+    float *g_divergence;    /* SDPO by logits: written, what dL/d(divergence) is; else not read */
     double advantage;
     const float *token_advantage; /* NULL: `advantage` for every token */
     const uint32_t *version;      /* weight version that sampled the token; NULL: not measured */
@@ -92,6 +108,7 @@ struct objective_sequence {
     X(policy_loss)        /* numerators: weighted by aggregation, kept sequences only */           \
     X(kl_loss)            /* beta * kl */                                                          \
     X(entropy_loss)       /* -entropy_coef * entropy */                                            \
+    X(distill_loss)       /* the teacher's: SDPO's (by logits: added by the caller) or SDAR's */   \
     X(denominator)        /* tokens or sequences, as the aggregation counts */                     \
     X(sequences)          /* seen */                                                               \
     X(sequences_kept)     /* in the loss */                                                        \
@@ -133,6 +150,10 @@ struct objective_sequence {
     X(influence_raw)   /* before the clip; exp of at most 20 */                                    \
     X(influence_upper) /* tokens at the upper bound */                                             \
     X(influence_lower)                                                                             \
+    X(taught_sequences) /* with a teacher */                                                       \
+    X(taught_tokens)                                                                               \
+    X(teacher_gap)        /* teacher - logprob */                                                  \
+    X(teacher_gate)       /* SDAR */                                                               \
     X(influence_safety)   /* tokens where the safety rule lowered or raised the weight */          \
     X(influence_filtered) /* tokens that do not participate */                                     \
     X(staleness)          /* version_now - version, summed over staleness_tokens */                \
@@ -253,7 +274,7 @@ void objective_sequence(const struct objective_options *options,
 double objective_denominator(const struct objective_options *options,
                              const struct objective_stats *stats);
 
-/* (policy + kl + entropy numerators) / D; 0 if D is 0. */
+/* (policy + kl + entropy + distillation numerators) / D; 0 if D is 0. */
 double objective_loss(const struct objective_options *options, const struct objective_stats *stats);
 
 /* A whole batch at once, division included: for tests and small tools. Adds to `stats`, which the

@@ -93,6 +93,25 @@ double objective_policy_loss(const struct objective_options *options,
                              const struct objective_token *token, double *gradient,
                              struct objective_sums *sum);
 
+/* Advantage of a token as the teacher changes it: RLSD, OPD. */
+double objective_taught_advantage(const struct objective_options *options,
+                                  const struct objective_sequence *sequence, uint32_t t,
+                                  double advantage);
+
+/* The policy loss's share beside SDPO. */
+double objective_policy_share(const struct objective_options *options);
+
+/* What a teacher makes of a token, aggregation not applied. */
+struct objective_lesson {
+    double loss, gradient; /* with respect to the log-prob */
+    double divergence;     /* what SDPO's divergence is multiplied with where it goes by logits */
+};
+
+/* The teacher's own loss, SDPO or SDAR; counts in `sum`. The sequence must have a teacher. */
+struct objective_lesson objective_teach(const struct objective_teacher *options,
+                                        const struct objective_token *token, double teacher,
+                                        struct objective_sums *sum);
+
 /* Columns of the objective's row. */
 enum objective_ratio objective_ratio_of(enum config_loss_type type);
 

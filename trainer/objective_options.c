@@ -69,6 +69,15 @@ static void objective_fill_options(const struct rl_config *config, struct object
         .veto_threshold = config->loss.veto_threshold,
         .opsm_delta = config->loss.opsm_delta,
         .m2po_threshold = config->loss.m2po_threshold,
+        .teacher = {.loss = (enum config_teacher_loss)config->teacher.loss,
+                    .by_logits = config->teacher.loss == CONFIG_TEACHER_SDPO &&
+                                 config->teacher.logits != CONFIG_TEACHER_SAMPLED_TOKEN,
+                    .weight = config->teacher.weight,
+                    .lambda = config->teacher.lambda,
+                    .ratio_clip = config->teacher.ratio_clip,
+                    .negative_only = config->teacher.negative_only,
+                    .is_clip = config->teacher.is_clip,
+                    .gate = config->teacher.gate},
     };
 }
 

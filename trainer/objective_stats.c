@@ -75,6 +75,7 @@ double objective_denominator(const struct objective_options *options,
 double objective_loss(const struct objective_options *options, const struct objective_stats *stats)
 {
     double divisor = objective_denominator(options, stats);
-    double sum = stats->sum.policy_loss + stats->sum.kl_loss + stats->sum.entropy_loss;
+    double sum = stats->sum.policy_loss + stats->sum.kl_loss + stats->sum.entropy_loss +
+                 stats->sum.distill_loss;
     return divisor > 0 ? sum / divisor : 0;
 }

@@ -223,6 +223,40 @@ void step_metrics_report(struct rl_metrics *metrics, const struct learner_report
     }
 }
 
+static bool has_success(const struct trajectory_group *group)
+{
+    for (uint32_t i = 0; i < group->sample_count; i++) {
+        if (group->samples[i].reward_valid && group->samples[i].accuracy >= 1) {
+            return true;
+        }
+    }
+    return false;
+}
+
+void step_metrics_teacher(struct rl_metrics *metrics, const struct rl_config *config,
+                          struct trajectory_group *const *groups, uint32_t count,
+                          const struct learner_report *report)
+{
+    const struct objective_sums *sum = &report->objective.sum;
+    if (config->teacher.loss == CONFIG_TEACHER_NONE) {
+        return;
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        rl_metrics_add(metrics, RL_METRIC_DISTILL_SUCCESS, has_success(groups[i]));
+    }
+    rl_metrics_add(metrics, RL_METRIC_DISTILL_LOSS, report->distill_loss);
+    rl_metrics_add(metrics, RL_METRIC_DISTILL_POLICY_LOSS, report->policy_loss);
+    token_mean(metrics, RL_METRIC_DISTILL_REPROMPTED, sum->taught_sequences, sum->sequences);
+    token_mean(metrics, RL_METRIC_DISTILL_GAP, sum->teacher_gap, sum->taught_tokens);
+    if (config->teacher.loss == CONFIG_TEACHER_RLSD) {
+        rl_metrics_add(metrics, RL_METRIC_RLSD_LAMBDA, report->teacher_lambda);
+    }
+    if (config->teacher.loss == CONFIG_TEACHER_SDAR) {
+        token_mean(metrics, RL_METRIC_SDAR_GATE, sum->teacher_gate, sum->taught_tokens);
+        token_mean(metrics, RL_METRIC_SDAR_GAP, sum->teacher_gap, sum->taught_tokens);
+    }
+}
+
 void step_metrics_weights(struct rl_metrics *metrics, const struct weight_sender_counters *sent,
                           size_t image_bytes)
 {

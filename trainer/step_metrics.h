@@ -16,6 +16,11 @@ void step_metrics_groups(struct rl_metrics *metrics, struct trajectory_group *co
 /* Objective, optimizer and times of the step. */
 void step_metrics_report(struct rl_metrics *metrics, const struct learner_report *report);
 
+/* On-policy distillation; nothing without teacher.loss. */
+void step_metrics_teacher(struct rl_metrics *metrics, const struct rl_config *config,
+                          struct trajectory_group *const *groups, uint32_t count,
+                          const struct learner_report *report);
+
 /* Ticket counters. */
 void step_metrics_tickets(struct rl_metrics *metrics, const struct dispatcher_counters *counters);
 
