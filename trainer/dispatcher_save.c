@@ -1,6 +1,7 @@
 /* The dispatcher's state as bytes and back. Owns the format: little-endian words: a header, the
  * tickets, the refills of fixed_lag's steps, a check sum. The invariant: bytes that were not
  * written by dispatcher_save, or for another order of prompts, are refused and change nothing. */
+#include "core/cursor.h"
 #include "core/log.h"
 #include "trainer/dispatcher_state.h"
 
@@ -16,25 +17,11 @@ enum {
     DISPATCHER_TICKET_WORDS = 5
 };
 
-struct dispatcher_cursor {
-    uint8_t *write;
-    const uint8_t *read;
-};
-
-static void dispatcher_put(struct dispatcher_cursor *cursor, uint64_t word)
+static void dispatcher_put(uint8_t **place, uint64_t word)
 {
     for (int i = 0; i < 8; i++) {
-        *cursor->write++ = (uint8_t)(word >> (8 * i));
+        *(*place)++ = (uint8_t)(word >> (8 * i));
     }
-}
-
-static uint64_t dispatcher_take(struct dispatcher_cursor *cursor)
-{
-    uint64_t word = 0;
-    for (int i = 0; i < 8; i++) {
-        word |= (uint64_t)*cursor->read++ << (8 * i);
-    }
-    return word;
 }
 
 /* FNV-1a, 64 bits: finds accidents, not malice; the checkpoint's manifest has a stronger hash. */
@@ -54,26 +41,25 @@ static uint64_t dispatcher_window(const struct dispatcher *dispatcher)
     return fixed ? (uint64_t)dispatcher->options.max_staleness + 1 : 0;
 }
 
-static void dispatcher_put_header(struct dispatcher_cursor *cursor,
-                                  const struct dispatcher *dispatcher)
+static void dispatcher_put_header(uint8_t **place, const struct dispatcher *dispatcher)
 {
-    dispatcher_put(cursor, DISPATCHER_MAGIC);
-    dispatcher_put(cursor, DISPATCHER_FORMAT);
-    dispatcher_put(cursor, dispatcher->live);
-    dispatcher_put(cursor, dispatcher_window(dispatcher));
-    dispatcher_put(cursor, (uint64_t)dispatcher->options.order);
-    dispatcher_put(cursor, dispatcher->options.prompts_per_step);
-    dispatcher_put(cursor, dispatcher->options.max_staleness);
-    dispatcher_put(cursor, dispatcher->refills);
-    dispatcher_put(cursor, dispatcher->version);
-    dispatcher_put(cursor, dispatcher->created);
-    dispatcher_put(cursor, dispatcher->issues);
-    dispatcher_put(cursor, dispatcher->reissues);
-    dispatcher_put(cursor, dispatcher->trained);
-    dispatcher_put(cursor, dispatcher->duplicates);
-    dispatcher_put(cursor, dispatcher->unknown);
+    dispatcher_put(place, DISPATCHER_MAGIC);
+    dispatcher_put(place, DISPATCHER_FORMAT);
+    dispatcher_put(place, dispatcher->live);
+    dispatcher_put(place, dispatcher_window(dispatcher));
+    dispatcher_put(place, (uint64_t)dispatcher->options.order);
+    dispatcher_put(place, dispatcher->options.prompts_per_step);
+    dispatcher_put(place, dispatcher->options.max_staleness);
+    dispatcher_put(place, dispatcher->refills);
+    dispatcher_put(place, dispatcher->version);
+    dispatcher_put(place, dispatcher->created);
+    dispatcher_put(place, dispatcher->issues);
+    dispatcher_put(place, dispatcher->reissues);
+    dispatcher_put(place, dispatcher->trained);
+    dispatcher_put(place, dispatcher->duplicates);
+    dispatcher_put(place, dispatcher->unknown);
     for (int i = 0; i < DISPATCHER_REASON_COUNT; i++) {
-        dispatcher_put(cursor, dispatcher->dropped[i]);
+        dispatcher_put(place, dispatcher->dropped[i]);
     }
 }
 
@@ -87,20 +73,20 @@ rl_status dispatcher_save(const struct dispatcher *dispatcher, uint8_t **data, s
         return rl_fail(RL_NO_MEMORY, "dispatcher: no memory to save %" PRIu64 " tickets",
                        dispatcher->live);
     }
-    struct dispatcher_cursor cursor = {.write = block};
-    dispatcher_put_header(&cursor, dispatcher);
+    uint8_t *place = block;
+    dispatcher_put_header(&place, dispatcher);
     for (uint64_t i = 0; i < dispatcher->live; i++) {
         const struct dispatcher_ticket *ticket = &dispatcher->tickets[i];
-        dispatcher_put(&cursor, ticket->number);
-        dispatcher_put(&cursor, ticket->prompt_id);
-        dispatcher_put(&cursor, (uint64_t)ticket->epoch << 32 | ticket->version);
-        dispatcher_put(&cursor, (uint64_t)ticket->issue_count << 32 | (uint32_t)ticket->worker);
-        dispatcher_put(&cursor, (uint64_t)ticket->state);
+        dispatcher_put(&place, ticket->number);
+        dispatcher_put(&place, ticket->prompt_id);
+        dispatcher_put(&place, (uint64_t)ticket->epoch << 32 | ticket->version);
+        dispatcher_put(&place, (uint64_t)ticket->issue_count << 32 | (uint32_t)ticket->worker);
+        dispatcher_put(&place, (uint64_t)ticket->state);
     }
     for (uint64_t i = 0; i < window; i++) {
-        dispatcher_put(&cursor, dispatcher->step_refills[i]);
+        dispatcher_put(&place, dispatcher->step_refills[i]);
     }
-    dispatcher_put(&cursor, dispatcher_sum(block, (words - 1) * 8));
+    dispatcher_put(&place, dispatcher_sum(block, (words - 1) * 8));
     *data = block;
     *bytes = words * 8;
     return RL_OK;
@@ -113,11 +99,11 @@ static rl_status dispatcher_check_bytes(const uint8_t *data, size_t bytes)
         return rl_fail(RL_CORRUPT, "dispatcher state: %zu bytes, expected whole words, at least %d",
                        bytes, (DISPATCHER_HEADER_WORDS + 1) * 8);
     }
-    struct dispatcher_cursor cursor = {.read = data};
-    uint64_t magic = dispatcher_take(&cursor);
-    uint64_t format = dispatcher_take(&cursor);
-    uint64_t live = dispatcher_take(&cursor);
-    uint64_t window = dispatcher_take(&cursor);
+    struct rl_cursor cursor = {.at = data, .left = bytes};
+    uint64_t magic = rl_cursor_u64(&cursor);
+    uint64_t format = rl_cursor_u64(&cursor);
+    uint64_t live = rl_cursor_u64(&cursor);
+    uint64_t window = rl_cursor_u64(&cursor);
     if (magic != DISPATCHER_MAGIC || format != DISPATCHER_FORMAT) {
         return rl_fail(RL_CORRUPT,
                        "dispatcher state: magic %016" PRIx64 " format %" PRIu64
@@ -130,8 +116,8 @@ static rl_status dispatcher_check_bytes(const uint8_t *data, size_t bytes)
         return rl_fail(RL_CORRUPT, "dispatcher state: %zu bytes cannot hold %" PRIu64 " tickets",
                        bytes, live);
     }
-    struct dispatcher_cursor tail = {.read = data + bytes - 8};
-    if (dispatcher_take(&tail) != dispatcher_sum(data, bytes - 8)) {
+    struct rl_cursor tail = {.at = data + bytes - 8, .left = 8};
+    if (rl_cursor_u64(&tail) != dispatcher_sum(data, bytes - 8)) {
         return rl_fail(RL_CORRUPT, "dispatcher state: check sum differs");
     }
     return RL_OK;
@@ -157,12 +143,12 @@ static rl_status dispatcher_check_order(const struct dispatcher_options *now,
                    then->prompts_per_step, then->max_staleness);
 }
 
-static rl_status dispatcher_take_options(struct dispatcher_cursor *cursor, struct dispatcher *out)
+static rl_status dispatcher_take_options(struct rl_cursor *cursor, struct dispatcher *out)
 {
     struct dispatcher_options then = {0};
-    uint64_t order = dispatcher_take(cursor);
-    uint64_t prompts_per_step = dispatcher_take(cursor);
-    uint64_t max_staleness = dispatcher_take(cursor);
+    uint64_t order = rl_cursor_u64(cursor);
+    uint64_t prompts_per_step = rl_cursor_u64(cursor);
+    uint64_t max_staleness = rl_cursor_u64(cursor);
     if (order > DISPATCHER_FIXED_LAG || prompts_per_step > UINT32_MAX ||
         max_staleness > UINT32_MAX) {
         return rl_fail(RL_CORRUPT,
@@ -176,43 +162,42 @@ static rl_status dispatcher_take_options(struct dispatcher_cursor *cursor, struc
     return dispatcher_check_order(&out->options, &then);
 }
 
-static rl_status dispatcher_take_header(struct dispatcher_cursor *cursor, struct dispatcher *out)
+static rl_status dispatcher_take_header(struct rl_cursor *cursor, struct dispatcher *out)
 {
-    cursor->read += 16; /* magic and format, checked before */
-    uint64_t live = dispatcher_take(cursor);
-    uint64_t window = dispatcher_take(cursor);
+    (void)rl_cursor_view(cursor, 16); /* magic and format, checked before */
+    uint64_t live = rl_cursor_u64(cursor);
+    uint64_t window = rl_cursor_u64(cursor);
     RL_TRY(dispatcher_take_options(cursor, out));
     if (out->step_refills != NULL && window != dispatcher_window(out)) {
         return rl_fail(RL_CORRUPT, "dispatcher state: refills of %" PRIu64 " steps", window);
     }
-    out->refills = dispatcher_take(cursor);
-    uint64_t version = dispatcher_take(cursor);
+    out->refills = rl_cursor_u64(cursor);
+    uint64_t version = rl_cursor_u64(cursor);
     if (version > UINT32_MAX) {
         return rl_fail(RL_CORRUPT, "dispatcher state: version %" PRIu64, version);
     }
     out->version = (uint32_t)version;
-    out->created = dispatcher_take(cursor);
-    out->issues = dispatcher_take(cursor);
-    out->reissues = dispatcher_take(cursor);
-    out->trained = dispatcher_take(cursor);
-    out->duplicates = dispatcher_take(cursor);
-    out->unknown = dispatcher_take(cursor);
+    out->created = rl_cursor_u64(cursor);
+    out->issues = rl_cursor_u64(cursor);
+    out->reissues = rl_cursor_u64(cursor);
+    out->trained = rl_cursor_u64(cursor);
+    out->duplicates = rl_cursor_u64(cursor);
+    out->unknown = rl_cursor_u64(cursor);
     for (int i = 0; i < DISPATCHER_REASON_COUNT; i++) {
-        out->dropped[i] = dispatcher_take(cursor);
+        out->dropped[i] = rl_cursor_u64(cursor);
     }
     RL_TRY(dispatcher_reserve(out, live));
     out->live = live;
     return RL_OK;
 }
 
-static rl_status dispatcher_take_ticket(struct dispatcher_cursor *cursor,
-                                        struct dispatcher_ticket *out)
+static rl_status dispatcher_take_ticket(struct rl_cursor *cursor, struct dispatcher_ticket *out)
 {
-    out->number = dispatcher_take(cursor);
-    out->prompt_id = dispatcher_take(cursor);
-    uint64_t epoch_version = dispatcher_take(cursor);
-    uint64_t count_worker = dispatcher_take(cursor);
-    uint64_t state = dispatcher_take(cursor);
+    out->number = rl_cursor_u64(cursor);
+    out->prompt_id = rl_cursor_u64(cursor);
+    uint64_t epoch_version = rl_cursor_u64(cursor);
+    uint64_t count_worker = rl_cursor_u64(cursor);
+    uint64_t state = rl_cursor_u64(cursor);
     if (state >= DISPATCHER_STATE_COUNT) {
         return rl_fail(RL_CORRUPT, "dispatcher state: ticket %" PRIu64 " in state %" PRIu64,
                        out->number, state);
@@ -254,9 +239,9 @@ static int dispatcher_compare_number(const void *left, const void *right)
     return (a->number > b->number) - (a->number < b->number);
 }
 
-static rl_status dispatcher_parse(const uint8_t *data, struct dispatcher *out)
+static rl_status dispatcher_parse(const uint8_t *data, size_t bytes, struct dispatcher *out)
 {
-    struct dispatcher_cursor cursor = {.read = data};
+    struct rl_cursor cursor = {.at = data, .left = bytes};
     RL_TRY(dispatcher_take_header(&cursor, out));
     for (uint64_t i = 0; i < out->live; i++) {
         RL_TRY(dispatcher_take_ticket(&cursor, &out->tickets[i]));
@@ -265,9 +250,9 @@ static rl_status dispatcher_parse(const uint8_t *data, struct dispatcher *out)
         qsort(out->tickets, out->live, sizeof(*out->tickets), dispatcher_compare_number);
     }
     for (uint64_t i = 0; i < dispatcher_window(out); i++) {
-        out->step_refills[i] = (uint32_t)dispatcher_take(&cursor);
+        out->step_refills[i] = (uint32_t)rl_cursor_u64(&cursor);
     }
-    if (dispatcher_check(out) != RL_OK) {
+    if (cursor.problem != NULL || dispatcher_check(out) != RL_OK) {
         return rl_fail(RL_CORRUPT, "dispatcher state: its counters do not add up");
     }
     for (uint64_t i = 0; i < out->live; i++) {
@@ -281,7 +266,7 @@ rl_status dispatcher_load(struct dispatcher *dispatcher, const uint8_t *data, si
     RL_TRY(dispatcher_check_bytes(data, bytes));
     struct dispatcher *loaded = NULL;
     RL_TRY(dispatcher_create(&dispatcher->options, &loaded));
-    rl_status status = dispatcher_parse(data, loaded);
+    rl_status status = dispatcher_parse(data, bytes, loaded);
     if (status == RL_OK) {
         struct dispatcher before = *dispatcher;
         *dispatcher = *loaded;

@@ -1,6 +1,7 @@
 /* See event_record.h. */
 #include "transport/event_record.h"
 
+#include "core/cursor.h"
 #include "core/hash.h"
 #include "core/log.h"
 
@@ -135,119 +136,54 @@ rl_status event_encode_step(const struct event_step *step,
 /* --- reading -------------------------------------------------------------------------------------
  */
 
-/* What is left of a payload; the first problem sticks, so a run of fields is checked once. */
-struct event_reader {
-    const unsigned char *at;
-    size_t left;
-    const char *problem;
-};
-
-static void spoil(struct event_reader *reader, const char *problem)
+static uint32_t get_u32(struct rl_cursor *reader)
 {
-    if (reader->problem == NULL) {
-        reader->problem = problem;
-    }
+    return (uint32_t)rl_cursor_bounded(reader, UINT32_MAX, "a number has more than 32 bits");
 }
 
-static uint64_t get_number(struct event_reader *reader)
+static int64_t get_signed(struct rl_cursor *reader)
 {
-    uint64_t value = 0;
-    for (unsigned shift = 0; shift < 64 && reader->problem == NULL; shift += 7) {
-        if (reader->left == 0) {
-            spoil(reader, "it ends inside a number");
-            return 0;
-        }
-        unsigned char byte = *reader->at++;
-        reader->left--;
-        if (shift == 63 && byte > 1) {
-            break;
-        }
-        value |= (uint64_t)(byte & 0x7f) << shift;
-        if (byte < 0x80) {
-            return value;
-        }
-    }
-    spoil(reader, "a number has more than 64 bits");
-    return 0;
-}
-
-static uint64_t get_bounded(struct event_reader *reader, uint64_t most, const char *problem)
-{
-    uint64_t value = get_number(reader);
-    if (value > most) {
-        spoil(reader, problem);
-        return 0;
-    }
-    return value;
-}
-
-static uint32_t get_u32(struct event_reader *reader)
-{
-    return (uint32_t)get_bounded(reader, UINT32_MAX, "a number has more than 32 bits");
-}
-
-static int64_t get_signed(struct event_reader *reader)
-{
-    uint64_t value = get_number(reader);
+    uint64_t value = rl_cursor_number(reader);
     return (int64_t)(value >> 1) ^ -(int64_t)(value & 1);
 }
 
-static uint64_t get_fixed(struct event_reader *reader)
+static void get_start(struct rl_cursor *reader, struct event_start *start)
 {
-    uint64_t value = 0;
-    if (reader->problem != NULL || reader->left < sizeof(value)) {
-        spoil(reader, "it ends inside a hash");
-        return 0;
-    }
-    memcpy(&value, reader->at, sizeof(value));
-    reader->at += sizeof(value);
-    reader->left -= sizeof(value);
-    return value;
-}
-
-static void get_start(struct event_reader *reader, struct event_start *start)
-{
-    start->step = get_number(reader);
+    start->step = rl_cursor_number(reader);
     start->version = get_u32(reader);
-    start->seed = get_number(reader);
+    start->seed = rl_cursor_number(reader);
     start->isa = get_u32(reader);
     start->threads = get_u32(reader);
     start->learners = get_u32(reader);
-    start->prompts_hash = get_fixed(reader);
-    start->image_hash = get_fixed(reader);
-    start->master_hash = get_fixed(reader);
+    start->prompts_hash = rl_cursor_u64(reader);
+    start->image_hash = rl_cursor_u64(reader);
+    start->master_hash = rl_cursor_u64(reader);
     start->config_bytes = get_u32(reader);
-    if (start->config_bytes > reader->left) {
-        spoil(reader, "it ends inside the configuration");
-        start->config_bytes = 0;
-    }
-    start->config = (const char *)reader->at;
-    reader->at += start->config_bytes;
-    reader->left -= start->config_bytes;
-    if (reader->problem == NULL && memchr(start->config, '\0', start->config_bytes) != NULL) {
-        spoil(reader, "the configuration holds a zero byte");
+    start->config = rl_cursor_view(reader, start->config_bytes);
+    if (start->config != NULL && memchr(start->config, '\0', start->config_bytes) != NULL) {
+        rl_cursor_spoil(reader, "the configuration holds a zero byte");
     }
 }
 
-static void get_arrival(struct event_reader *reader, struct event_arrival *arrival)
+static void get_arrival(struct rl_cursor *reader, struct event_arrival *arrival)
 {
-    arrival->ticket = get_number(reader);
+    arrival->ticket = rl_cursor_number(reader);
     arrival->worker = get_u32(reader);
-    arrival->verdict = (enum event_verdict)get_bounded(reader, EVENT_VERDICT_COUNT - 1,
-                                                       "a verdict that does not exist");
+    arrival->verdict = (enum event_verdict)rl_cursor_bounded(reader, EVENT_VERDICT_COUNT - 1,
+                                                             "a verdict that does not exist");
 }
 
-static void get_rollback(struct event_reader *reader, struct event_rollback *rollback)
+static void get_rollback(struct rl_cursor *reader, struct event_rollback *rollback)
 {
-    rollback->step = get_number(reader);
-    rollback->to_step = get_number(reader);
-    uint64_t scale = get_fixed(reader);
+    rollback->step = rl_cursor_number(reader);
+    rollback->to_step = rl_cursor_number(reader);
+    uint64_t scale = rl_cursor_u64(reader);
     memcpy(&rollback->rate_scale, &scale, sizeof(scale));
     if (!isfinite(rollback->rate_scale) || rollback->rate_scale < 0) {
-        spoil(reader, "a learning-rate factor that is negative or not finite");
+        rl_cursor_spoil(reader, "a learning-rate factor that is negative or not finite");
     }
     if (reader->problem == NULL && rollback->to_step >= rollback->step) {
-        spoil(reader, "a rollback to a step that is not before its own");
+        rl_cursor_spoil(reader, "a rollback to a step that is not before its own");
     }
 }
 
@@ -267,42 +203,42 @@ static bool add_run(struct event_step *step, uint32_t *capacity, struct event_ru
     return true;
 }
 
-static void get_runs(struct event_reader *reader, struct event_step *step,
-                     struct event_sample *sample, uint32_t *capacity)
+static void get_runs(struct rl_cursor *reader, struct event_step *step, struct event_sample *sample,
+                     uint32_t *capacity)
 {
     uint32_t count = get_u32(reader);
     struct event_run run = {.version = step->version};
     sample->first_run = step->run_count;
     if (count > sample->completion_count || (count == 0) != (sample->completion_count == 0)) {
-        spoil(reader, "a number of version runs that does not fit the completion");
+        rl_cursor_spoil(reader, "a number of version runs that does not fit the completion");
     }
     for (uint32_t i = 0; i < count && reader->problem == NULL; i++) {
-        uint64_t gap = i > 0 ? get_number(reader) : 0;
+        uint64_t gap = i > 0 ? rl_cursor_number(reader) : 0;
         int64_t version = (int64_t)run.version + get_signed(reader);
         if (i > 0 && (gap == 0 || gap >= sample->completion_count - run.position)) {
-            spoil(reader, "a version run outside its completion");
+            rl_cursor_spoil(reader, "a version run outside its completion");
         }
         if (version < 0 || version > UINT32_MAX) {
-            spoil(reader, "a version outside 0 .. 2^32 - 1");
+            rl_cursor_spoil(reader, "a version outside 0 .. 2^32 - 1");
         }
         run = (struct event_run){run.position + (uint32_t)gap, (uint32_t)version};
         if (reader->problem == NULL && !add_run(step, capacity, run)) {
-            spoil(reader, "out of memory");
+            rl_cursor_spoil(reader, "out of memory");
         }
     }
     sample->run_count = step->run_count - sample->first_run;
 }
 
 /* Append the samples of one group. */
-static rl_status get_samples(struct event_reader *reader, struct event_step *step,
+static rl_status get_samples(struct rl_cursor *reader, struct event_step *step,
                              struct event_group *group, uint32_t *run_capacity)
 {
-    uint32_t count = (uint32_t)get_bounded(reader, reader->left / SAMPLE_BYTES_MIN,
-                                           "more samples than bytes for them");
+    uint32_t count = (uint32_t)rl_cursor_bounded(reader, reader->left / SAMPLE_BYTES_MIN,
+                                                 "more samples than bytes for them");
     group->first_sample = step->sample_count;
     group->sample_count = count;
     if (reader->problem != NULL || count == 0) {
-        spoil(reader, "a group without samples");
+        rl_cursor_spoil(reader, "a group without samples");
         return RL_OK;
     }
     struct event_sample *grown =
@@ -313,8 +249,8 @@ static rl_status get_samples(struct event_reader *reader, struct event_step *ste
     step->samples = grown;
     for (uint32_t s = 0; s < count && reader->problem == NULL; s++) {
         struct event_sample *sample = &step->samples[step->sample_count];
-        uint64_t head = get_bounded(reader, (uint64_t)UINT32_MAX << 1 | 1,
-                                    "a completion of more than 2^32 - 1 tokens");
+        uint64_t head = rl_cursor_bounded(reader, (uint64_t)UINT32_MAX << 1 | 1,
+                                          "a completion of more than 2^32 - 1 tokens");
         *sample = (struct event_sample){.completion_count = (uint32_t)(head >> 1),
                                         .unscored = (head & 1) != 0};
         step->sample_count++;
@@ -323,18 +259,18 @@ static rl_status get_samples(struct event_reader *reader, struct event_step *ste
     return RL_OK;
 }
 
-static rl_status get_step(struct event_reader *reader, struct event_step *step)
+static rl_status get_step(struct rl_cursor *reader, struct event_step *step)
 {
     uint32_t run_capacity = 0;
     uint64_t ticket = 0;
-    step->step = get_number(reader);
+    step->step = rl_cursor_number(reader);
     step->version = get_u32(reader);
-    step->image_hash = get_fixed(reader);
-    step->master_hash = get_fixed(reader);
-    step->updates = get_number(reader);
-    step->skipped = get_number(reader);
-    uint64_t count =
-        get_bounded(reader, reader->left / GROUP_BYTES_MIN, "more groups than bytes for them");
+    step->image_hash = rl_cursor_u64(reader);
+    step->master_hash = rl_cursor_u64(reader);
+    step->updates = rl_cursor_number(reader);
+    step->skipped = rl_cursor_number(reader);
+    uint64_t count = rl_cursor_bounded(reader, reader->left / GROUP_BYTES_MIN,
+                                       "more groups than bytes for them");
     if (reader->problem != NULL) {
         return RL_OK;
     }
@@ -346,15 +282,15 @@ static rl_status get_step(struct event_reader *reader, struct event_step *step)
         struct event_group *group = &step->groups[step->group_count++];
         ticket += (uint64_t)get_signed(reader);
         group->ticket = ticket;
-        group->prompt_id = get_number(reader);
+        group->prompt_id = rl_cursor_number(reader);
         group->epoch = get_u32(reader);
-        group->digest = get_fixed(reader);
+        group->digest = rl_cursor_u64(reader);
         RL_TRY(get_samples(reader, step, group, &run_capacity));
     }
     return RL_OK;
 }
 
-static rl_status get_payload(struct event_reader *reader, struct event *event)
+static rl_status get_payload(struct rl_cursor *reader, struct event *event)
 {
     switch (event->kind) {
     case EVENT_START:
@@ -366,10 +302,10 @@ static rl_status get_payload(struct event_reader *reader, struct event *event)
     case EVENT_STEP:
         return get_step(reader, &event->step);
     case EVENT_CHECKPOINT:
-        event->checkpoint = get_number(reader);
+        event->checkpoint = rl_cursor_number(reader);
         return RL_OK;
     case EVENT_END:
-        event->end = get_number(reader);
+        event->end = rl_cursor_number(reader);
         return RL_OK;
     case EVENT_DELTA:
         event->delta = (struct event_delta){reader->at, reader->left};
@@ -379,7 +315,7 @@ static rl_status get_payload(struct event_reader *reader, struct event *event)
         get_rollback(reader, &event->rollback);
         return RL_OK;
     default:
-        spoil(reader, "a kind of record that does not exist");
+        rl_cursor_spoil(reader, "a kind of record that does not exist");
         return RL_OK;
     }
 }
@@ -387,11 +323,11 @@ static rl_status get_payload(struct event_reader *reader, struct event *event)
 rl_status event_decode(uint32_t kind, const void *data, size_t bytes, struct event *out,
                        char *problem)
 {
-    struct event_reader reader = {.at = data, .left = bytes};
+    struct rl_cursor reader = {.at = data, .left = bytes};
     struct event event = {.kind = kind < EVENT_KIND_END ? (enum event_kind)kind : EVENT_KIND_END};
     rl_status status = get_payload(&reader, &event);
     if (status == RL_OK && reader.problem == NULL && reader.left > 0) {
-        spoil(&reader, "bytes are left behind its end");
+        rl_cursor_spoil(&reader, "bytes are left behind its end");
     }
     if (status == RL_OK && reader.problem != NULL) {
         snprintf(problem, EVENT_PROBLEM_BYTES, "%s", reader.problem);

@@ -59,14 +59,14 @@ void wire_frame_end(unsigned char *frame, uint32_t kind, size_t payload_bytes,
 
 rl_status wire_frame_check(const void *data, size_t bytes, uint32_t *kind)
 {
-    struct wire_reader reader = {.at = data, .left = bytes};
-    uint32_t magic = get_u32(&reader);
-    uint32_t format = get_u32(&reader);
-    uint32_t found = get_u32(&reader);
-    uint32_t reserved = get_u32(&reader);
-    uint64_t payload_bytes = get_u64(&reader);
-    uint64_t hash = get_u64(&reader);
-    if (reader.bad) {
+    struct rl_cursor reader = {.at = data, .left = bytes};
+    uint32_t magic = rl_cursor_u32(&reader);
+    uint32_t format = rl_cursor_u32(&reader);
+    uint32_t found = rl_cursor_u32(&reader);
+    uint32_t reserved = rl_cursor_u32(&reader);
+    uint64_t payload_bytes = rl_cursor_u64(&reader);
+    uint64_t hash = rl_cursor_u64(&reader);
+    if (reader.problem != NULL) {
         return rl_fail(RL_CORRUPT, "frame of %zu bytes is shorter than its header", bytes);
     }
     if (magic != WIRE_MAGIC || format != WIRE_FORMAT || reserved != 0) {
@@ -89,7 +89,7 @@ rl_status wire_frame_check(const void *data, size_t bytes, uint32_t *kind)
 }
 
 rl_status wire_frame_open(const struct channel_message *message, uint32_t expected,
-                          struct wire_reader *reader)
+                          struct rl_cursor *reader)
 {
     uint32_t kind = 0;
     RL_TRY(wire_frame_check(message->data, message->bytes, &kind));
@@ -99,14 +99,14 @@ rl_status wire_frame_open(const struct channel_message *message, uint32_t expect
     }
     reader->at = (const unsigned char *)message->data + WIRE_HEADER_BYTES;
     reader->left = message->bytes - WIRE_HEADER_BYTES;
-    reader->bad = false;
+    reader->problem = NULL;
     return RL_OK;
 }
 
-rl_status wire_frame_done(const struct wire_reader *reader, uint32_t kind)
+rl_status wire_frame_done(const struct rl_cursor *reader, uint32_t kind)
 {
-    if (reader->bad) {
-        return rl_fail(RL_CORRUPT, "%s frame ends in the middle of a field", wire_kind_name(kind));
+    if (reader->problem != NULL) {
+        return rl_fail(RL_CORRUPT, "%s frame: %s", wire_kind_name(kind), reader->problem);
     }
     if (reader->left != 0) {
         return rl_fail(RL_CORRUPT, "%s frame has %zu bytes too many", wire_kind_name(kind),
@@ -170,16 +170,16 @@ rl_status wire_encode_hello(const struct wire_hello *hello, struct channel_messa
 
 rl_status wire_decode_hello(const struct channel_message *message, struct wire_hello *out)
 {
-    struct wire_reader reader = {0};
+    struct rl_cursor reader = {0};
     RL_TRY(wire_frame_open(message, WIRE_HELLO, &reader));
     struct wire_hello hello;
-    hello.rank = get_u32(&reader);
-    hello.world_size = get_u32(&reader);
-    hello.pid = get_u64(&reader);
-    hello.config_hash = get_u64(&reader);
-    hello.slot_bytes = get_u64(&reader);
-    get(&reader, hello.arena_name, WIRE_NAME_MAX);
-    get(&reader, hello.host, WIRE_NAME_MAX);
+    hello.rank = rl_cursor_u32(&reader);
+    hello.world_size = rl_cursor_u32(&reader);
+    hello.pid = rl_cursor_u64(&reader);
+    hello.config_hash = rl_cursor_u64(&reader);
+    hello.slot_bytes = rl_cursor_u64(&reader);
+    rl_cursor_get(&reader, hello.arena_name, WIRE_NAME_MAX);
+    rl_cursor_get(&reader, hello.host, WIRE_NAME_MAX);
     RL_TRY(wire_frame_done(&reader, WIRE_HELLO));
     RL_TRY(hello_check(&hello, RL_CORRUPT));
     *out = hello;
@@ -216,18 +216,20 @@ rl_status wire_encode_ticket(const struct wire_ticket *ticket, struct channel_me
 
 rl_status wire_decode_ticket(const struct channel_message *message, struct wire_ticket *out)
 {
-    struct wire_reader reader = {0};
+    struct rl_cursor reader = {0};
     RL_TRY(wire_frame_open(message, WIRE_TICKET, &reader));
     struct wire_ticket ticket = {0};
-    ticket.ticket = get_u64(&reader);
-    ticket.prompt_id = get_u64(&reader);
-    ticket.epoch = get_u32(&reader);
-    ticket.sample_count = get_u32(&reader);
-    ticket.seed = get_u64(&reader);
-    ticket.version = get_u32(&reader);
-    uint32_t pinned = get_u32(&reader);
+    ticket.ticket = rl_cursor_u64(&reader);
+    ticket.prompt_id = rl_cursor_u64(&reader);
+    ticket.epoch = rl_cursor_u32(&reader);
+    ticket.sample_count = rl_cursor_u32(&reader);
+    ticket.seed = rl_cursor_u64(&reader);
+    ticket.version = rl_cursor_u32(&reader);
+    uint32_t pinned = rl_cursor_u32(&reader);
     ticket.pinned = pinned == 1;
-    reader.bad = reader.bad || pinned > 1;
+    if (pinned > 1) {
+        rl_cursor_spoil(&reader, "a flag is neither 0 nor 1");
+    }
     RL_TRY(wire_frame_done(&reader, WIRE_TICKET));
     RL_TRY(ticket_check(&ticket, RL_CORRUPT));
     *out = ticket;
@@ -285,26 +287,26 @@ rl_status wire_encode_status(const struct wire_status *status, struct channel_me
 
 rl_status wire_decode_status(const struct channel_message *message, struct wire_status *out)
 {
-    struct wire_reader reader = {0};
+    struct rl_cursor reader = {0};
     RL_TRY(wire_frame_open(message, WIRE_STATUS, &reader));
     struct wire_status status;
-    status.rank = get_u32(&reader);
-    status.version = get_u32(&reader);
-    status.running_sequences = get_u32(&reader);
-    status.waiting_sequences = get_u32(&reader);
-    status.tickets_open = get_u64(&reader);
-    status.tokens_generated = get_u64(&reader);
-    status.prompt_tokens = get_u64(&reader);
-    status.weight_switches = get_u64(&reader);
-    status.decode_busy_s = get_f64(&reader);
-    status.idle_s = get_f64(&reader);
-    status.cpu_s = get_f64(&reader);
+    status.rank = rl_cursor_u32(&reader);
+    status.version = rl_cursor_u32(&reader);
+    status.running_sequences = rl_cursor_u32(&reader);
+    status.waiting_sequences = rl_cursor_u32(&reader);
+    status.tickets_open = rl_cursor_u64(&reader);
+    status.tokens_generated = rl_cursor_u64(&reader);
+    status.prompt_tokens = rl_cursor_u64(&reader);
+    status.weight_switches = rl_cursor_u64(&reader);
+    status.decode_busy_s = rl_cursor_f64(&reader);
+    status.idle_s = rl_cursor_f64(&reader);
+    status.cpu_s = rl_cursor_f64(&reader);
     for (int i = 0; i < RL_ROLLOUT_TIMES; i++) {
-        status.time_s[i] = get_f64(&reader);
+        status.time_s[i] = rl_cursor_f64(&reader);
     }
-    get(&reader, status.passes.pass_us, sizeof status.passes.pass_us);
-    get(&reader, status.passes.switch_gap_us, sizeof status.passes.switch_gap_us);
-    status.passes.switch_gap_max_s = get_f64(&reader);
+    rl_cursor_get(&reader, status.passes.pass_us, sizeof status.passes.pass_us);
+    rl_cursor_get(&reader, status.passes.switch_gap_us, sizeof status.passes.switch_gap_us);
+    status.passes.switch_gap_max_s = rl_cursor_f64(&reader);
     RL_TRY(wire_frame_done(&reader, WIRE_STATUS));
     RL_TRY(status_check(&status, RL_CORRUPT));
     *out = status;
@@ -329,11 +331,11 @@ rl_status wire_encode_stop(const struct wire_stop *stop, struct channel_message 
 
 rl_status wire_decode_stop(const struct channel_message *message, struct wire_stop *out)
 {
-    struct wire_reader reader = {0};
+    struct rl_cursor reader = {0};
     RL_TRY(wire_frame_open(message, WIRE_STOP, &reader));
     struct wire_stop stop;
-    stop.reason = get_u32(&reader);
-    get(&reader, &stop.exit_code, sizeof stop.exit_code);
+    stop.reason = rl_cursor_u32(&reader);
+    rl_cursor_get(&reader, &stop.exit_code, sizeof stop.exit_code);
     RL_TRY(wire_frame_done(&reader, WIRE_STOP));
     if (stop.reason > WIRE_STOP_FAILED) {
         return rl_fail(RL_CORRUPT, "stop frame: reason %u is unknown", stop.reason);
@@ -356,9 +358,9 @@ rl_status wire_encode_snapshot(uint64_t id, struct channel_message *out)
 
 rl_status wire_decode_snapshot(const struct channel_message *message, uint64_t *id)
 {
-    struct wire_reader reader = {0};
+    struct rl_cursor reader = {0};
     RL_TRY(wire_frame_open(message, WIRE_SNAPSHOT, &reader));
-    uint64_t found = get_u64(&reader);
+    uint64_t found = rl_cursor_u64(&reader);
     RL_TRY(wire_frame_done(&reader, WIRE_SNAPSHOT));
     *id = found;
     return RL_OK;
@@ -376,7 +378,7 @@ rl_status wire_encode_bytes(const void *data, size_t bytes, struct channel_messa
 
 rl_status wire_decode_bytes(const struct channel_message *message, const void **data, size_t *bytes)
 {
-    struct wire_reader reader = {0};
+    struct rl_cursor reader = {0};
     RL_TRY(wire_frame_open(message, WIRE_BYTES, &reader));
     *data = reader.at;
     *bytes = reader.left;

@@ -114,29 +114,31 @@ rl_status wire_encode_partial(uint64_t id, const struct trajectory_group *group,
 }
 
 /* Fixed part of a sample, into a sample that owns no arrays yet. */
-static void get_sample_fixed(struct wire_reader *reader, struct trajectory *sample)
+static void get_sample_fixed(struct rl_cursor *reader, struct trajectory *sample)
 {
-    sample->sample_index = get_u32(reader);
-    sample->prompt_count = get_u32(reader);
-    sample->completion_count = get_u32(reader);
-    uint32_t finish = get_u32(reader);
-    uint32_t valid = get_u32(reader);
-    get(reader, &sample->reward, sizeof sample->reward);
-    get(reader, &sample->accuracy, sizeof sample->accuracy);
-    sample->reward_part_count = get_u32(reader);
-    get(reader, sample->reward_part, sizeof sample->reward_part);
-    reader->bad = reader->bad || finish > RL_FINISH_ABORTED || valid > 1;
-    sample->finish = reader->bad ? RL_FINISH_NONE : (enum rl_finish)finish;
+    sample->sample_index = rl_cursor_u32(reader);
+    sample->prompt_count = rl_cursor_u32(reader);
+    sample->completion_count = rl_cursor_u32(reader);
+    uint32_t finish = rl_cursor_u32(reader);
+    uint32_t valid = rl_cursor_u32(reader);
+    rl_cursor_get(reader, &sample->reward, sizeof sample->reward);
+    rl_cursor_get(reader, &sample->accuracy, sizeof sample->accuracy);
+    sample->reward_part_count = rl_cursor_u32(reader);
+    rl_cursor_get(reader, sample->reward_part, sizeof sample->reward_part);
+    if (finish > RL_FINISH_ABORTED || valid > 1) {
+        rl_cursor_spoil(reader, "a finish reason or flag that does not exist");
+    }
+    sample->finish = reader->problem != NULL ? RL_FINISH_NONE : (enum rl_finish)finish;
     sample->reward_valid = valid == 1;
 }
 
-static rl_status get_sample(struct wire_reader *reader, uint32_t index, struct trajectory *sample)
+static rl_status get_sample(struct rl_cursor *reader, uint32_t index, struct trajectory *sample)
 {
     struct trajectory fixed = {0};
     get_sample_fixed(reader, &fixed);
     uint64_t tokens = (uint64_t)fixed.prompt_count + fixed.completion_count;
     uint64_t array_bytes = 4 * (tokens + 2 * (uint64_t)fixed.completion_count);
-    if (reader->bad || tokens > WIRE_SAMPLE_TOKENS_MAX || array_bytes > reader->left) {
+    if (reader->problem != NULL || tokens > WIRE_SAMPLE_TOKENS_MAX || array_bytes > reader->left) {
         return rl_fail(RL_CORRUPT, "group frame: sample %u: %u + %u tokens, %zu bytes left", index,
                        fixed.prompt_count, fixed.completion_count, reader->left);
     }
@@ -145,7 +147,7 @@ static rl_status get_sample(struct wire_reader *reader, uint32_t index, struct t
     if (words == NULL) {
         return rl_fail(RL_NO_MEMORY, "no memory for a sample of %" PRIu64 " tokens", tokens);
     }
-    get(reader, words, array_bytes);
+    rl_cursor_get(reader, words, array_bytes);
     rl_status status = trajectory_set_tokens(
         sample, (const int32_t *)(const void *)words, (const float *)(const void *)(words + tokens),
         words + tokens + fixed.completion_count, fixed.prompt_count, fixed.completion_count);
@@ -159,18 +161,18 @@ static rl_status get_sample(struct wire_reader *reader, uint32_t index, struct t
 }
 
 /* Header fields of a group; makes the group once the frame is known to be able to fill it. */
-static rl_status get_group(struct wire_reader *reader, struct trajectory_group **out)
+static rl_status get_group(struct rl_cursor *reader, struct trajectory_group **out)
 {
     struct trajectory_group fixed = {0};
-    fixed.ticket = get_u64(reader);
-    fixed.prompt_id = get_u64(reader);
-    fixed.epoch = get_u32(reader);
-    fixed.sample_count = get_u32(reader);
-    get(reader, &fixed.worker, sizeof fixed.worker);
-    uint32_t reserved = get_u32(reader);
-    fixed.started_s = get_f64(reader);
-    fixed.finished_s = get_f64(reader);
-    if (reader->bad || reserved != 0 || fixed.sample_count < 1 ||
+    fixed.ticket = rl_cursor_u64(reader);
+    fixed.prompt_id = rl_cursor_u64(reader);
+    fixed.epoch = rl_cursor_u32(reader);
+    fixed.sample_count = rl_cursor_u32(reader);
+    rl_cursor_get(reader, &fixed.worker, sizeof fixed.worker);
+    uint32_t reserved = rl_cursor_u32(reader);
+    fixed.started_s = rl_cursor_f64(reader);
+    fixed.finished_s = rl_cursor_f64(reader);
+    if (reader->problem != NULL || reserved != 0 || fixed.sample_count < 1 ||
         fixed.sample_count > WIRE_SAMPLES_MAX ||
         (size_t)fixed.sample_count * WIRE_SAMPLE_FIXED > reader->left) {
         return rl_fail(RL_CORRUPT, "group frame: %u samples cannot lie in %zu bytes",
@@ -185,7 +187,7 @@ static rl_status get_group(struct wire_reader *reader, struct trajectory_group *
 }
 
 /* A group with its samples, to the end of the payload. */
-static rl_status get_whole_group(struct wire_reader *reader, uint32_t kind,
+static rl_status get_whole_group(struct rl_cursor *reader, uint32_t kind,
                                  struct trajectory_group **out)
 {
     struct trajectory_group *group = NULL;
@@ -210,7 +212,7 @@ static rl_status get_whole_group(struct wire_reader *reader, uint32_t kind,
 
 rl_status wire_decode_group(const struct channel_message *message, struct trajectory_group **out)
 {
-    struct wire_reader reader = {0};
+    struct rl_cursor reader = {0};
     RL_TRY(wire_frame_open(message, WIRE_GROUP, &reader));
     return get_whole_group(&reader, WIRE_GROUP, out);
 }
@@ -218,11 +220,11 @@ rl_status wire_decode_group(const struct channel_message *message, struct trajec
 rl_status wire_decode_partial(const struct channel_message *message, uint64_t *id,
                               struct trajectory_group **out)
 {
-    struct wire_reader reader = {0};
+    struct rl_cursor reader = {0};
     struct trajectory_group *group = NULL;
     RL_TRY(wire_frame_open(message, WIRE_PARTIAL, &reader));
-    uint64_t found = get_u64(&reader);
-    if (reader.bad || reader.left > 0) {
+    uint64_t found = rl_cursor_u64(&reader);
+    if (reader.problem != NULL || reader.left > 0) {
         RL_TRY(get_whole_group(&reader, WIRE_PARTIAL, &group));
     }
     *id = found;

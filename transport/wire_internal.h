@@ -3,6 +3,7 @@
 #ifndef FORESIGHT_TRANSPORT_WIRE_INTERNAL_H
 #define FORESIGHT_TRANSPORT_WIRE_INTERNAL_H
 
+#include "core/cursor.h"
 #include "transport/wire.h"
 
 #include <string.h>
@@ -35,48 +36,6 @@ static inline void put_f64(struct wire_writer *writer, double value)
     put(writer, &value, sizeof value);
 }
 
-/* What is left to read; `bad` sticks, so a run of fields is checked once at its end. */
-struct wire_reader {
-    const unsigned char *at;
-    size_t left;
-    bool bad;
-};
-
-static inline void get(struct wire_reader *reader, void *data, size_t bytes)
-{
-    if (reader->bad || reader->left < bytes) {
-        reader->bad = true;
-        memset(data, 0, bytes);
-        return;
-    }
-    if (bytes > 0) {
-        memcpy(data, reader->at, bytes);
-        reader->at += bytes;
-        reader->left -= bytes;
-    }
-}
-
-static inline uint32_t get_u32(struct wire_reader *reader)
-{
-    uint32_t value = 0;
-    get(reader, &value, sizeof value);
-    return value;
-}
-
-static inline uint64_t get_u64(struct wire_reader *reader)
-{
-    uint64_t value = 0;
-    get(reader, &value, sizeof value);
-    return value;
-}
-
-static inline double get_f64(struct wire_reader *reader)
-{
-    double value = 0;
-    get(reader, &value, sizeof value);
-    return value;
-}
-
 /* Memory for header and payload; the writer starts at the payload. */
 rl_status wire_frame_begin(size_t payload_bytes, unsigned char **frame, struct wire_writer *writer);
 
@@ -86,9 +45,9 @@ void wire_frame_end(unsigned char *frame, uint32_t kind, size_t payload_bytes,
 
 /* Check the frame and start reading its payload. */
 rl_status wire_frame_open(const struct channel_message *message, uint32_t expected,
-                          struct wire_reader *reader);
+                          struct rl_cursor *reader);
 
 /* The payload must end exactly where its last field does. */
-rl_status wire_frame_done(const struct wire_reader *reader, uint32_t kind);
+rl_status wire_frame_done(const struct rl_cursor *reader, uint32_t kind);
 
 #endif
