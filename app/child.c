@@ -2,6 +2,7 @@
 #include "app/child.h"
 
 #include "core/log.h"
+#include "transport/world.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -31,15 +32,19 @@ static bool is_of_launcher(const char *variable)
     return false;
 }
 
-/* The strings stay borrowed, the table is the caller's; NULL without memory. */
-static char **child_environment(void)
+/* Our variables but those, and `hosted` if it is not NULL. The strings stay borrowed, the table is
+ * the caller's; NULL without memory. */
+static char **child_environment(char *hosted)
 {
     size_t count = 0;
     size_t kept = 0;
     while (environ[count] != NULL) {
         count++;
     }
-    char **table = calloc(count + 1, sizeof *table);
+    char **table = calloc(count + 2, sizeof *table);
+    if (table != NULL && hosted != NULL) {
+        table[kept++] = hosted;
+    }
     for (size_t i = 0; table != NULL && i < count; i++) {
         if (!is_of_launcher(environ[i])) {
             table[kept++] = environ[i];
@@ -80,7 +85,9 @@ static void become(const struct child_options *options, char **environment, int 
 rl_status child_start(const struct child_options *options, pid_t *pid)
 {
     pid_t parent = getpid();
-    char **environment = child_environment();
+    char hosted[64];
+    snprintf(hosted, sizeof hosted, WORLD_HOSTED_VARIABLE "=%d", options->ranks);
+    char **environment = child_environment(options->ranks > 1 ? hosted : NULL);
     if (environment == NULL) {
         return rl_fail(RL_NO_MEMORY, "%s: out of memory", options->arguments[0]);
     }

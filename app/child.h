@@ -14,6 +14,7 @@ struct child_options {
     char *const *arguments; /* NULL-terminated, [0] a path; borrowed for the call */
     const char *log_path;   /* both streams are appended to it */
     uint64_t memory_bytes;  /* address space; 0: no limit */
+    int ranks;              /* > 1: it is rank 0 of so many, and starts the others (world.h) */
     int lock_fd;            /* kept open in the child and its children, or -1 */
 };
 

@@ -69,11 +69,12 @@ static void print_plan(const struct sweep_plan *plan)
     printf("at most %.3g tokens\n", tokens);
 }
 
-/* Only one sweep at a time works in a folder. Closed, and so released, at the end. */
+/* Only one sweep at a time works on a folder's shard. Closed, and so released, at the end. */
 static rl_status lock_folder(const struct sweep *sweep, int *fd)
 {
-    char path[SWEEP_PATH_BYTES + 16];
-    snprintf(path, sizeof path, "%s/lock", sweep->folder);
+    char path[SWEEP_PATH_BYTES + 32];
+    snprintf(path, sizeof path, "%s/lock_%lld", sweep->folder,
+             (long long)sweep->plan->settings.sweep.shard);
     RL_TRY(rl_folder_make(sweep->folder));
     *fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
     if (*fd < 0) {

@@ -238,8 +238,7 @@ rl_status learner_loop_run(struct learner_rank *l)
                                   .collective = l->collective,
                                   .waits = l->waits,
                                   .shared_arena = true,
-                                  .readers =
-                                      world_size(l->world) + (int)l->config->async.replace_workers,
+                                  .readers = world_size(l->world) + (int)learner_seats_most(l),
                                   .history = remote ? REMOTE_HISTORY : 1,
                                   .mutex = &l->mutex};
     rl_status status = train_run_open(&args, &l->run);

@@ -98,6 +98,10 @@ bool learner_service_answered(const struct learner_rank *l);
  * moments. Returns whether there was work. */
 bool learner_service_round(struct learner_rank *l);
 
+/* Most processes that may be started for seats: replacements, and in a hosted world the first ones.
+ */
+int64_t learner_seats_most(const struct learner_rank *l);
+
 /* Seats of rollout ranks: made at the start (all mpirun's), freed at the end, when the processes
  * started here are waited for and, after ten seconds, killed. Main thread. */
 rl_status learner_seats_open(struct learner_rank *l);

@@ -22,15 +22,22 @@ enum { SEATS_HASTY_MAX = 6, SEATS_FAILURES_MAX = 3, SEATS_PATH_BYTES = 4096 };
 static const double seats_first_delay_s = 0.5; /* doubled with each hasty loss */
 static const double seats_leave_s = 10;        /* most that a process may take to leave */
 
+int64_t learner_seats_most(const struct learner_rank *l)
+{
+    int first = world_is_hosted(l->world) ? world_size(l->world) - 1 : 0;
+    return l->config->async.replace_workers + first;
+}
+
 rl_status learner_seats_open(struct learner_rank *l)
 {
     l->seats = calloc((size_t)world_size(l->world), sizeof(*l->seats));
-    l->children = calloc((size_t)l->config->async.replace_workers + 1, sizeof(*l->children));
+    l->children = calloc((size_t)learner_seats_most(l) + 1, sizeof(*l->children));
     if (l->seats == NULL || l->children == NULL) {
         return rl_fail(RL_NO_MEMORY, "learner: out of memory");
     }
     for (int rank = 0; rank < world_size(l->world); rank++) {
-        l->seats[rank].alive = world_role(l->world, rank) == WORLD_WORKER;
+        l->seats[rank].alive =
+            world_role(l->world, rank) == WORLD_WORKER && !world_is_hosted(l->world);
         l->seats[rank].reader = rank;
     }
     return RL_OK;
@@ -131,7 +138,7 @@ static bool is_replaceable(const struct learner_rank *l, int rank)
 {
     const struct worker_seat *seat = &l->seats[rank];
     return world_role(l->world, rank) == WORLD_WORKER && !seat->alive && !is_given_up(seat) &&
-           (int64_t)l->successors < l->config->async.replace_workers &&
+           (int64_t)l->successors < learner_seats_most(l) &&
            world_node_of(l->world, rank) == world_node(l->world);
 }
 

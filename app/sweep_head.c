@@ -14,7 +14,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum head_state { HEAD_WAITING, HEAD_WORKING, HEAD_AT_RUNG, HEAD_DONE, HEAD_FAILED, HEAD_STOPPED };
+/* HEAD_ELSEWHERE: of another shard. */
+enum head_state {
+    HEAD_WAITING,
+    HEAD_WORKING,
+    HEAD_AT_RUNG,
+    HEAD_DONE,
+    HEAD_FAILED,
+    HEAD_STOPPED,
+    HEAD_ELSEWHERE
+};
 
 static const double head_pause_s = 0.01;
 static const double head_flush_s = 10.0;
@@ -40,7 +49,7 @@ struct head {
     struct head_trial *trials;    /* [trial_count + 1], the last is the base model */
     struct head_rank *ranks;      /* [world size] */
     struct sweep_table_row *rows; /* [trial_count + 1] */
-    double *seconds, *estimates;  /* [trial_count] */
+    double *seconds, *estimates;  /* [trial_count + 1] */
     uint64_t plan_hash;
     size_t count;  /* trials, the base model included if it is evaluated */
     size_t rung;   /* rungs below it are decided */
@@ -64,6 +73,12 @@ static size_t count_of(const struct head *h, enum head_state state)
         count += h->trials[i].state == state;
     }
     return count;
+}
+
+/* Trials of this shard, and the base model. */
+static size_t count_own(const struct head *h)
+{
+    return h->count - count_of(h, HEAD_ELSEWHERE);
 }
 
 static size_t slots_of(const struct head *h)
@@ -101,7 +116,7 @@ static double eta_s(const struct head *h)
 
 static void draw(struct head *h)
 {
-    struct sweep_table_totals totals = {.trials = h->count,
+    struct sweep_table_totals totals = {.trials = count_own(h),
                                         .done = count_of(h, HEAD_DONE),
                                         .failed = count_of(h, HEAD_FAILED),
                                         .stopped = count_of(h, HEAD_STOPPED),
@@ -124,7 +139,7 @@ static void say_end(struct head *h, size_t trial, const struct sweep_outcome *ou
     size_t finished = count_of(h, HEAD_DONE) + count_of(h, HEAD_FAILED) + count_of(h, HEAD_STOPPED);
     double seconds = rl_clock_now_s(NULL) - h->trials[trial].began_s;
     snprintf(took, sizeof took, "%.1fs", seconds);
-    sweep_table_say(&h->table, "[%zu/%zu] %s: %s after %s%s%s", finished, h->count,
+    sweep_table_say(&h->table, "[%zu/%zu] %s: %s after %s%s%s", finished, count_own(h),
                     sweep_trial_name(h->sweep, trial),
                     h->trials[trial].state == HEAD_AT_RUNG ? "at its rung" : words[outcome->end],
                     took, outcome->reason[0] != '\0' ? ": " : "", outcome->reason);
@@ -395,6 +410,11 @@ static rl_status loop(struct head *h)
 static rl_status read_state(struct head *h, size_t trial)
 {
     char state[32];
+    const struct rl_config *settings = &h->plan->settings;
+    if ((int64_t)trial % settings->sweep.shards != settings->sweep.shard) {
+        h->trials[trial].state = HEAD_ELSEWHERE;
+        return RL_OK;
+    }
     RL_TRY(sweep_result_state(h->sweep, trial, state));
     bool rungs = h->plan->rung_count > 0 && trial < h->plan->trial_count;
     if (strcmp(state, "failed") == 0) {
@@ -402,8 +422,8 @@ static rl_status read_state(struct head *h, size_t trial)
     } else if (state[0] != '\0') {
         h->trials[trial].state = rungs ? HEAD_WAITING : HEAD_DONE;
     }
-    if (trial < h->plan->trial_count) {
-        h->seconds[trial] = state[0] != '\0' ? sweep_seconds(h->sweep, trial) : NAN;
+    if (state[0] != '\0') {
+        h->seconds[trial] = sweep_seconds(h->sweep, trial);
     }
     return RL_OK;
 }
@@ -421,6 +441,9 @@ static rl_status open_head(struct head *h)
         h->ranks == NULL) {
         return rl_fail(RL_NO_MEMORY, "sweep: out of memory");
     }
+    for (size_t i = 0; i < count; i++) {
+        h->seconds[i] = NAN;
+    }
     RL_TRY(sweep_message_plan_hash(h->plan, &h->plan_hash));
     RL_TRY(sweep_pool_open(h->sweep, &h->pool));
     h->ranks[0].capacity = h->pool.capacity;
@@ -432,7 +455,7 @@ static rl_status open_head(struct head *h)
     sweep_table_say(&h->table, "sweep %s: %zu trials in %zu cells%s, %zu finished before; %s",
                     h->plan->name, h->plan->trial_count, h->plan->cell_count,
                     h->count > h->plan->trial_count ? " and the base model" : "",
-                    h->count - count_of(h, HEAD_WAITING), h->sweep->folder);
+                    count_own(h) - count_of(h, HEAD_WAITING), h->sweep->folder);
     return RL_OK;
 }
 

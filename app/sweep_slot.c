@@ -66,12 +66,18 @@ static void try_lock(struct sweep_slot *slot)
     }
 }
 
+static int ranks_of(const struct sweep_slot *slot)
+{
+    return slot->sweep->plan->trials[slot->job.trial].ranks;
+}
+
 static rl_status launch(struct sweep_slot *slot, struct sweep_command *command)
 {
     struct stat info;
     const struct rl_config *settings = &slot->sweep->plan->settings;
     struct child_options options = {.arguments = command->arguments,
                                     .log_path = slot->log_path,
+                                    .ranks = slot->phase == SLOT_TRAIN ? ranks_of(slot) : 1,
                                     .memory_bytes = (uint64_t)settings->sweep.memory_mib << 20,
                                     .lock_fd = slot->lock_fd};
     slot->log_offset = stat(slot->log_path, &info) == 0 ? (uint64_t)info.st_size : 0;

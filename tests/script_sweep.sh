@@ -56,6 +56,22 @@ timeout 600 mpirun -n 3 "$foresight" sweep "$work/plain.yaml" sweep.name=ranks \
     sweep.parallel=2 >"$work/ranks.log" 2>&1 || { fail "three ranks"; tail -3 "$work/ranks.log"; }
 same_sweep plain ranks
 
+# The same in two shards, as an array of Slurm jobs runs them.
+mkdir "$work/bin"
+cat >"$work/bin/srun" <<'SH'
+#!/bin/bash
+while [[ $1 == --* ]]; do shift; done
+exec "$@"
+SH
+chmod +x "$work/bin/srun"
+for task in 4 5; do
+    PATH=$work/bin:$PATH FORESIGHT=$foresight SLURM_ARRAY_TASK_COUNT=2 SLURM_ARRAY_TASK_MIN=4 \
+        SLURM_ARRAY_TASK_ID=$task SLURM_CPUS_PER_TASK=2 bash "$root/scripts/slurm/sweep_array.sh" \
+        "$work/plain.yaml" sweep.name=shards >"$work/shards.log" 2>&1 ||
+        { fail "shard $task"; tail -3 "$work/shards.log"; }
+done
+same_sweep plain shards
+
 # Every checkpoint is evaluated.
 write_sweep every 'axes: [{loss.loss_type: [fipo]}]'
 sweep every sweep.evaluate=every || fail "every"
@@ -124,6 +140,24 @@ victim=$(ranks_of 1)
 [ -z "$victim" ] || kill -KILL "$victim" 2>/dev/null
 wait "$pid" || fail "lost: status $?"
 same_sweep unkilled lost
+
+# Asynchronous trials of three processes each: at staleness 0 they have the bits of one process, also
+# when the sweep is killed, and no process stays behind.
+write_sweep ranks_each "$(cat <<'YAML'
+axes:
+  - {async.enabled: [false, true], async.max_staleness: [2, 0], name: [sync, lag0]}
+YAML
+)"
+start_sweep 1 ranks_each async.order=fixed_lag sweep.ranks_per_trial=3 run.steps=20
+has_lag_checkpoint() { ls "$work"/sweeps/ranks_each/trials/lag0/checkpoints/step_* >/dev/null; }
+wait_for 120 has_lag_checkpoint || fail "ranks_each: no checkpoint"
+kill_sweep
+wait_for 30 none_left || fail "left over: $(left_over)"
+sweep ranks_each async.order=fixed_lag sweep.ranks_per_trial=3 run.steps=20 ||
+    { fail "ranks_each"; tail -3 "$work/ranks_each.log"; }
+grep -q 'takes the seat' "$work/sweeps/ranks_each/trials/lag0/trial.log" || fail "one process only"
+weights() { grep -h weights_xxh3 "$work/sweeps/ranks_each/trials/$1/result.json"; }
+[ "$(weights sync)" = "$(weights lag0)" ] || fail "ranks_each: the weights differ"
 
 # Halving: of four cells two go on, and the decisions are the same after a restart.
 write_sweep halved "$(cat <<'YAML'

@@ -242,6 +242,19 @@ static rl_status read_rungs(struct sweep_plan *plan)
     return RL_OK;
 }
 
+static rl_status check_shards(const struct sweep_plan *plan)
+{
+    int64_t shards = plan->settings.sweep.shards;
+    if (plan->settings.sweep.shard >= shards) {
+        return rl_fail(RL_INVALID, "sweep.shard is %" PRId64 ", expected 0 .. %" PRId64,
+                       plan->settings.sweep.shard, shards - 1);
+    }
+    return shards > 1 && plan->rung_count > 0
+               ? rl_fail(RL_INVALID, "halving.steps and sweep.shards: a rung is decided over all "
+                                     "trials, so one sweep must run them")
+               : RL_OK;
+}
+
 /* The shared part of all trials; validated for itself, so that its faults are named once. */
 static rl_status make_base(struct sweep_plan *plan)
 {
@@ -283,6 +296,7 @@ rl_status sweep_plan_read(const char *path, char *const *overrides, int override
     RL_TRY_GOTO(sweep_file_read(plan, path, overrides, override_count), status, fail);
     RL_TRY_GOTO(make_base(plan), status, fail);
     RL_TRY_GOTO(read_rungs(plan), status, fail);
+    RL_TRY_GOTO(check_shards(plan), status, fail);
     RL_TRY_GOTO(make_trials(plan), status, fail);
     RL_TRY_GOTO(sweep_names_make(plan), status, fail);
     RL_TRY_GOTO(resolve_trials(plan), status, fail);

@@ -230,13 +230,17 @@ static void create_peers(struct channel_mpi *channel)
             peer->lost = true; /* nobody but rank 0, which comes next */
             peer->watched = rank == 0;
         }
+        if (world_is_hosted(channel->world) && rank != me) {
+            peer->lost = true; /* until its process is started */
+        }
     }
     channel->round_s = now_s;
 }
 
 static rl_status create_check(const struct world *world, const struct channel_mpi_options *options)
 {
-    if ((!world_has_mpi(world) && !world_has_joined(world)) || world_learners(world) == 0) {
+    bool reaches = world_has_mpi(world) || world_has_joined(world) || world_is_hosted(world);
+    if (!reaches || world_learners(world) == 0) {
         return rl_fail(RL_INVALID, "an MPI channel needs mpirun and the ranks' roles");
     }
     if (options->ring_messages < 1 || options->credits < 1 || options->heartbeat_s <= 0.0 ||

@@ -22,7 +22,8 @@ struct channel_mpi_options {
     double first_contact_s; /* the same before its first sign of life; 0: 120 s */
 };
 
-/* After world_form; the world must have MPI or be joined. Main thread. Caller closes *out
+/* After world_form; the world must have MPI, be joined or be
+ * hosted (then all peers are lost until they join). Main thread. Caller closes *out
  * (channel_close, main thread, after the compute threads have stopped). Errors: RL_INVALID,
  * RL_NO_MEMORY. */
 rl_status channel_mpi_create(struct world *world, const struct channel_mpi_options *options,

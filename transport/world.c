@@ -16,7 +16,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { WORLD_EXIT_HUNG = 1 };
+enum { WORLD_EXIT_HUNG = 1, WORLD_HOSTED_MOST = 1024 };
 static const double world_start_s = 300.0; /* large jobs start slowly */
 static const double world_missing_s = 3.0; /* until a rank that is not there counts as dead */
 
@@ -177,11 +177,50 @@ static const char *meeting_look(void *arg)
     return "a rank of this node has died before it joined";
 }
 
+/* Rank 0 of a world whose other processes it will start: they share its node and its cores. */
+static rl_status world_host_others(struct world *world, int size)
+{
+    RL_TRY(world_meet(world));
+    struct world_card *cards = calloc((size_t)size, sizeof *cards);
+    int *node_of = calloc((size_t)size, sizeof *node_of);
+    if (cards == NULL || node_of == NULL) {
+        free(cards);
+        free(node_of);
+        return rl_fail(RL_NO_MEMORY, "no memory for a world of %d ranks", size);
+    }
+    for (int rank = 0; rank < size; rank++) {
+        cards[rank] = world->cards[0];
+        cards[rank].pid = rank == 0 ? world->cards[0].pid : 0;
+        cards[rank].began = rank == 0 ? world->cards[0].began : 0;
+    }
+    free(world->cards);
+    free(world->node_of);
+    world->cards = cards;
+    world->node_of = node_of;
+    world->size = size;
+    world->local_size = size;
+    world->hosted = true;
+    return RL_OK;
+}
+
+/* How many ranks the environment asks for, which is not for processes that we start; 0: none. */
+static int world_hosted_size(void)
+{
+    const char *text = getenv(WORLD_HOSTED_VARIABLE); /* launch code: what our parent says */
+    long size = text != NULL ? strtol(text, NULL, 10) : 0;
+    unsetenv(WORLD_HOSTED_VARIABLE);
+    return size > 1 && size <= WORLD_HOSTED_MOST ? (int)size : 0;
+}
+
 static rl_status world_start(struct world *world, int *argc, char ***argv)
 {
+    int hosted = world_hosted_size();
     world->joined = seat_from_environment(&world->seat);
     if (world->joined) {
         return world_join(world);
+    }
+    if (hosted > 0 && !world_is_launched()) {
+        return world_host_others(world, hosted);
     }
     if (!world_is_launched()) {
         return world_meet(world);
@@ -231,6 +270,13 @@ static rl_status world_check_learners(const struct world *world, int learners)
                        "cluster.learners is %d in a world of %d: expected 1 to %d, the rest roll "
                        "out",
                        learners, world->size, world->size > 1 ? world->size - 1 : 1);
+    }
+    if (world->hosted && learners != 1) {
+        return rl_fail(
+            RL_UNSUPPORTED,
+            "cluster.learners is %d: several learners need mpirun; a process that starts "
+            "the other ranks itself is the only one",
+            learners);
     }
     return RL_OK;
 }
@@ -402,6 +448,11 @@ bool world_rank_has_ended(const struct world *world, int rank)
 int64_t world_rank_pid(const struct world *world, int rank)
 {
     return world->cards[rank].pid;
+}
+
+bool world_is_hosted(const struct world *world)
+{
+    return world->hosted;
 }
 
 bool world_has_joined(const struct world *world)

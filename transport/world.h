@@ -53,6 +53,14 @@ int world_socket(const struct world *world); /* to rank 0, given away once; -1 u
  * that was given up and wakes again cannot undo its successor's pins. */
 int world_reader(const struct world *world);
 
+/* A world without mpirun: this process is rank 0, and the seats of all others are empty until it
+ * starts processes for them. Any thread. */
+bool world_is_hosted(const struct world *world);
+
+/* The environment variable whose value, a number of ranks > 1, makes a process that mpirun did not
+ * start rank 0 of such a world. */
+#define WORLD_HOSTED_VARIABLE "FORESIGHT_RANKS"
+
 /* Pid of mpirun's process of `rank`; whether it can be seen from here (same node, and not hidden by
  * a container); whether it was seen and has ended, which is known long before its silence tells. */
 int64_t world_rank_pid(const struct world *world, int rank);

@@ -29,6 +29,7 @@ struct world {
     int learners;             /* 0 until formed */
     bool mpi;
     bool joined; /* started for a seat, not by mpirun */
+    bool hosted; /* we are rank 0 and start the others */
     struct seat seat;
     atomic_bool whole;
     atomic_bool leaderless; /* rank 0 is lost */
