@@ -23,7 +23,7 @@ struct sweep {
 /* A piece of work: take a trial to `steps`, and evaluate it. */
 struct sweep_job {
     size_t trial;  /* index; plan->trial_count: the base model, which is evaluated only */
-    int64_t steps; /* run.steps of this rung */
+    int64_t steps; /* run.steps of this rung; 0 of a trial that is not `train` */
     bool last;     /* the trial's result is written afterwards */
 };
 
@@ -52,7 +52,7 @@ rl_status sweep_folder_open(const struct sweep *sweep);
  * [32]. Errors: RL_CORRUPT. */
 rl_status sweep_result_state(const struct sweep *sweep, size_t trial, char *state);
 
-/* Whether training has come to `steps` with its checkpoint on the disk. */
+/* Whether training has come to `steps` (0: to its end) with its checkpoint on the disk. */
 bool sweep_is_trained(const struct sweep *sweep, size_t trial, int64_t steps);
 
 /* The next checkpoint of at most `steps` steps that is to be evaluated and is not yet: its folder

@@ -70,7 +70,13 @@ rl_status sweep_command_train(const struct sweep *sweep, const struct sweep_job 
     char folder[SWEEP_PATH_BYTES + 32];
     const struct sweep_trial *trial = &sweep->plan->trials[job->trial];
     snprintf(folder, sizeof folder, "%s/trials", sweep->folder);
-    RL_TRY(begin(sweep, "train", out));
+    bool distills = sweep->plan->settings.sweep.command == CONFIG_SWEEP_DISTILL;
+    RL_TRY(begin(sweep, distills ? "distill" : "train", out));
+    if (distills && sweep->plan->base.distill.corpora[0] == '\0') {
+        char corpora[SWEEP_PATH_BYTES + 32];
+        snprintf(corpora, sizeof corpora, "%s/corpora", sweep->folder);
+        RL_TRY(add(out, "distill.corpora", corpora)); /* before the trial's own */
+    }
     RL_TRY(add_all(out, &sweep->plan->options, ""));
     RL_TRY(add_all(out, &trial->options, ""));
     RL_TRY(add(out, "run.dir", folder));

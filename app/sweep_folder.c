@@ -114,23 +114,37 @@ static bool counts_of(const struct sweep *sweep, size_t trial, int64_t step, cha
     return sweep_path(sweep, trial, name, path) == RL_OK && access(path, F_OK) == 0;
 }
 
+/* Steps that a finished training came to, by its summary; -1 if it is not finished. */
+static int64_t finished_steps(const struct sweep *sweep, size_t trial)
+{
+    char path[SWEEP_PATH_BYTES];
+    int64_t steps = -1;
+    if (sweep_path(sweep, trial, "summary.json", path) != RL_OK) {
+        return -1;
+    }
+    json_t *summary = json_load_file(path, 0, NULL);
+    const char *checkpoint = json_string_value(json_object_get(summary, "checkpoint"));
+    if (!json_is_true(json_object_get(summary, "completed"))) {
+        steps = -1;
+    } else if (checkpoint != NULL) {
+        steps = sscanf(checkpoint, "checkpoints/step_%" SCNd64, &steps) == 1 ? steps : -1;
+    } else {
+        steps = json_integer_value(json_object_get(summary, "steps"));
+    }
+    json_decref(summary);
+    return steps >= 0 && is_committed(sweep, trial, steps) ? steps : -1;
+}
+
 /* A checkpoint that was evaluated may have made room for later ones since, and the summary may be
  * of a later rung. */
 bool sweep_is_trained(const struct sweep *sweep, size_t trial, int64_t steps)
 {
     char path[SWEEP_PATH_BYTES];
-    if (counts_of(sweep, trial, steps, path)) {
+    if (steps > 0 && counts_of(sweep, trial, steps, path)) {
         return true;
     }
-    if (sweep_path(sweep, trial, "summary.json", path) != RL_OK) {
-        return false;
-    }
-    json_t *summary = json_load_file(path, 0, NULL);
-    bool trained = json_is_true(json_object_get(summary, "completed")) &&
-                   json_integer_value(json_object_get(summary, "steps")) >= steps &&
-                   is_committed(sweep, trial, steps);
-    json_decref(summary);
-    return trained;
+    int64_t finished = finished_steps(sweep, trial);
+    return finished >= 0 && finished >= steps && (steps == 0 || is_committed(sweep, trial, steps));
 }
 
 /* The lowest step of a committed checkpoint without counts, in 1 .. `most`; -1 if there is none. */
@@ -170,9 +184,9 @@ bool sweep_next_evaluation(const struct sweep *sweep, const struct sweep_job *jo
     if (settings->sweep.evaluate == CONFIG_SWEEP_NONE) {
         return false;
     }
-    int64_t step = job->steps;
+    int64_t step = job->steps > 0 ? job->steps : finished_steps(sweep, job->trial);
     if (settings->sweep.evaluate == CONFIG_SWEEP_EVERY) {
-        step = next_step(sweep, job->trial, job->steps);
+        step = next_step(sweep, job->trial, step);
     }
     snprintf(name, sizeof name, "checkpoints/step_%06" PRId64, step);
     return step > 0 && !counts_of(sweep, job->trial, step, counts) &&

@@ -124,7 +124,8 @@ static json_t *weights_json(const struct sweep *sweep, size_t trial, json_int_t 
 /* Figures of the last step, and of the whole run where they follow from its bits. */
 static json_t *figures_json(const struct sweep *sweep, size_t trial)
 {
-    static const char *const of_run[] = {"steps", "completed"};
+    static const char *const of_run[] = {"steps", "completed", "updates", "tokens_trained",
+                                         "rounds"};
     static const char *const of_step[] = {"reward",        "accuracy",  "loss",
                                           "entropy",       "grad_norm", "completions/mean_length",
                                           "staleness/mean"};
@@ -138,7 +139,10 @@ static json_t *figures_json(const struct sweep *sweep, size_t trial)
     if (mismatch != NULL) {
         (void)json_object_set(figures, "logprob_mismatch", mismatch);
     }
-    json_int_t steps = json_integer_value(json_object_get(summary, "steps"));
+    const char *checkpoint = json_string_value(json_object_get(summary, "checkpoint"));
+    bool named = checkpoint != NULL && strncmp(checkpoint, "checkpoints/step_", 17) == 0;
+    json_int_t steps = named ? strtoll(checkpoint + 17, NULL, 10)
+                             : json_integer_value(json_object_get(summary, "steps"));
     json_t *weights = weights_json(sweep, trial, steps);
     if (weights != NULL) {
         (void)json_object_set_new(figures, "weights_xxh3", weights);

@@ -88,7 +88,7 @@ static rl_status launch(struct sweep_slot *slot, struct sweep_command *command)
 static bool wants_training(const struct sweep_slot *slot)
 {
     return slot->job.trial < slot->sweep->plan->trial_count &&
-           slot->sweep->plan->settings.sweep.command == CONFIG_SWEEP_TRAIN &&
+           slot->sweep->plan->settings.sweep.command != CONFIG_SWEEP_EVAL &&
            !sweep_is_trained(slot->sweep, slot->job.trial, slot->job.steps);
 }
 

@@ -45,6 +45,14 @@ static void figure_text(const json_t *line, const char *name, char out[16])
     }
 }
 
+/* Whether a trial without a known number of steps is still at its training. */
+static bool wants_training(const struct sweep *sweep, size_t trial)
+{
+    return trial < sweep->plan->trial_count &&
+           sweep->plan->settings.sweep.command == CONFIG_SWEEP_DISTILL &&
+           !sweep_is_trained(sweep, trial, 0);
+}
+
 static void draw_row(struct sweep_table *table, const struct sweep *sweep,
                      const struct sweep_table_row *row)
 {
@@ -57,12 +65,12 @@ static void draw_row(struct sweep_table *table, const struct sweep *sweep,
         line = run_tail(path);
     }
     int64_t step = json_integer_value(json_object_get(line, "step"));
-    bool trains = row->steps > 0 && step < row->steps;
+    bool trains = row->steps > 0 ? step < row->steps : wants_training(sweep, row->trial);
     double left_s =
         progress_eta((double)step, (double)row->steps, rl_clock_now_s(NULL) - row->began_s);
     figure_text(line, "reward", reward);
     figure_text(line, "loss", loss);
-    progress_duration_format(trains ? left_s : NAN, eta);
+    progress_duration_format(trains && row->steps > 0 ? left_s : NAN, eta);
     fprintf(table->out, "  %-44.44s %-5s %5" PRId64 "/%-5" PRId64 " %s %s %7s\n",
             sweep_trial_name(sweep, row->trial), trains ? "train" : "eval", step, row->steps,
             reward, loss, eta);

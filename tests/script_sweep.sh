@@ -173,6 +173,20 @@ cp -r "$work/sweeps/halved" "$work/sweeps/halved_before"
 sweep halved || fail "halved once more"
 same_sweep halved halved_before
 
+# Distillation: three trials, two corpora; once more from nothing, the same bytes.
+write_sweep distilled "$(cat <<'YAML'
+axes:
+  - {rollout.temperature: [0.8, 1.2, 1.2], distill.select: [none, none, best_of_n], name: [low, high, best]}
+YAML
+)"
+for name in distilled distilled_again; do
+    sweep distilled sweep.command=distill sweep.name=$name distill.samples=2 ||
+        { fail "$name"; tail -3 "$work/distilled.log"; }
+done
+[ "$(ls "$work/sweeps/distilled/corpora" | wc -l)" -eq 2 ] || fail "distilled: not two corpora"
+[ "$(finished_trials distilled)" -eq 3 ] || fail "distilled: $(finished_trials distilled) of 3 trials"
+same_sweep distilled distilled_again
+
 # A trial may be an evaluation.
 write_sweep tested 'axes: [{eval.top_k: [0, 4]}, {eval.temperatures: [[0.5, 1.0]]}]'
 sweep tested sweep.command=eval || fail "tested"

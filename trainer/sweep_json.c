@@ -91,7 +91,7 @@ static json_t *rungs_json(const struct sweep_plan *plan)
 
 rl_status sweep_plan_json(const struct sweep_plan *plan, char **out)
 {
-    static const char *const commands[] = {"train", "eval"};
+    static const char *const commands[] = {"train", "distill", "eval"};
     static const char *const evaluates[] = {"last", "every", "none"};
     json_t *axes = json_array();
     for (size_t a = 0; a < plan->axis_count; a++) {

@@ -185,6 +185,9 @@ static double units_of(const struct sweep_plan *plan, const struct rl_config *c)
     if (plan->settings.sweep.command == CONFIG_SWEEP_EVAL) {
         return tokens * (double)c->eval.samples;
     }
+    if (plan->settings.sweep.command == CONFIG_SWEEP_DISTILL) {
+        return tokens * (double)c->distill.rounds * (double)c->distill.samples;
+    }
     return tokens * (double)c->run.steps * (double)c->rollout.prompts_per_step *
            (double)c->rollout.samples_per_prompt;
 }
@@ -199,7 +202,8 @@ static rl_status resolve_trial(const struct sweep_plan *plan, struct sweep_trial
     if (status == RL_OK) {
         bool parallel = plan->settings.sweep.command == CONFIG_SWEEP_TRAIN && config.async.enabled;
         trial->ranks = parallel ? (int)plan->settings.sweep.ranks_per_trial : 1;
-        trial->steps = config.run.steps;
+        bool trains = plan->settings.sweep.command == CONFIG_SWEEP_TRAIN;
+        trial->steps = trains ? config.run.steps : 0;
         trial->units = units_of(plan, &config);
     }
     rl_config_fini(&config);
@@ -235,7 +239,8 @@ static rl_status read_rungs(struct sweep_plan *plan)
         plan->rungs[plan->rung_count++] = steps;
         text = *end == ',' ? end + 1 : end;
     }
-    if (plan->rung_count > 0 && !sweep_plan_evaluates(plan)) {
+    bool trains = plan->settings.sweep.command == CONFIG_SWEEP_TRAIN;
+    if (plan->rung_count > 0 && (!trains || !sweep_plan_evaluates(plan))) {
         return rl_fail(RL_INVALID, "halving.steps needs trials that are evaluated: sweep.command "
                                    "train, sweep.evaluate last or every");
     }

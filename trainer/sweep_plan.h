@@ -52,7 +52,7 @@ struct sweep_trial {
     int64_t seed;
     size_t cell;     /* trials of one cell differ in the seed only */
     size_t *entries; /* [axis_count] of each axis */
-    int64_t steps;   /* run.steps */
+    int64_t steps;   /* run.steps of a training; 0: the trial itself says how many it made */
     int ranks;       /* processes */
     double units;    /* tokens at most: what its cost is taken to be proportional to */
 };
