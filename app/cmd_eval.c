@@ -163,8 +163,7 @@ static rl_status evaluate(struct eval_run *run, uint32_t set, uint32_t temperatu
                                    .limit = run->sets.limits[set],
                                    .samples = (uint32_t)config->eval.samples,
                                    .epoch = EVAL_EPOCH};
-    int64_t room = config->rollout.max_running / config->eval.samples + 2;
-    session_generator_options(config, (int32_t)(2 * room), &args.options);
+    session_sampling_options(config, args.samples, &args.options);
     args.options.sampling =
         (struct kernel_sampling){.temperature = (float)run->counts->temperatures[temperature],
                                  .top_p = (float)config->eval.top_p,

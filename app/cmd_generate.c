@@ -98,8 +98,7 @@ static rl_status run(const struct rl_config *config, const char *paths,
                                    .limit = request->limit,
                                    .samples = request->samples,
                                    .epoch = GENERATE_EPOCH};
-    int64_t groups = config->rollout.max_running / (int64_t)request->samples + 2;
-    session_generator_options(config, (int32_t)(2 * groups), &args.options);
+    session_sampling_options(config, request->samples, &args.options);
     RL_TRY_GOTO(sample_set_load(&session, &image), status, done);
     RL_TRY_GOTO(sample_set_run(&args, image, &set), status, done);
     RL_TRY_GOTO(print_groups(&session, prompts, &set, request->json), status, done);

@@ -1,7 +1,9 @@
 /* See corpus_samples.h. Parts are claimed one after the other, a little ahead of what the engine
- * runs, so that it stays full across prompts and parts and other ranks find work too. */
+ * runs, so that it stays full across prompts and parts and other ranks find work too; rewards are
+ * scored and parts are written by other threads meanwhile. */
 #include "app/corpus_samples.h"
 
+#include "app/corpus_writer.h"
 #include "app/signals.h"
 #include "core/clock.h"
 #include "core/log.h"
@@ -20,23 +22,24 @@
 enum { CORPUS_NAME_BYTES = 4096, CORPUS_SUBSAMPLE_TAG = 0x73 };
 static const double corpus_poll_s = 0.01;
 
-/* A part under our lock. */
+/* A part under our lock that is not complete. */
 struct claimed_part {
-    uint64_t part, first, count;
+    struct corpus_part data;
+    uint64_t first; /* prompt */
     uint64_t submitted, filled;
-    struct trajectory_group *groups[CORPUS_PART_PROMPTS];
 };
-
-enum part_state { PART_MISSING, PART_CLAIMED, PART_THERE };
 
 struct fill {
     const struct corpus_request *request;
     struct corpus *corpus;
     struct sampler *sampler;
+    struct corpus_writer *writer;
     struct claimed_part *claimed; /* [claimed_count], in order of claiming */
     size_t claimed_count, claimed_capacity;
-    uint8_t *state; /* [parts] enum part_state */
-    uint64_t parts, there_count;
+    bool *ours_or_there; /* [parts] */
+    uint64_t parts;
+    uint64_t there_count; /* not written by us */
+    uint64_t written;     /* by us */
     uint32_t samples;
     struct corpus_work *work;
 };
@@ -148,8 +151,13 @@ rl_status corpus_of_request(const struct corpus_request *request, struct corpus 
 
 static void note_there(struct fill *f, uint64_t part)
 {
-    f->there_count += f->state[part] != PART_THERE;
-    f->state[part] = PART_THERE;
+    f->there_count += !f->ours_or_there[part];
+    f->ours_or_there[part] = true;
+}
+
+static bool is_complete(const struct fill *f)
+{
+    return f->there_count + f->written == f->parts;
 }
 
 static rl_status hold_part(struct fill *f, uint64_t part)
@@ -165,9 +173,9 @@ static rl_status hold_part(struct fill *f, uint64_t part)
         f->claimed_capacity = capacity;
     }
     struct claimed_part *claimed = &f->claimed[f->claimed_count++];
-    *claimed = (struct claimed_part){.part = part};
-    f->state[part] = PART_CLAIMED;
-    corpus_part_range(f->corpus, part, &claimed->first, &claimed->count);
+    *claimed = (struct claimed_part){.data = {.part = part}};
+    f->ours_or_there[part] = true;
+    corpus_part_range(f->corpus, part, &claimed->first, &claimed->data.count);
     return RL_OK;
 }
 
@@ -177,7 +185,7 @@ static rl_status claim(struct fill *f)
     uint64_t start = f->parts * (uint64_t)f->request->rank / (uint64_t)f->request->ranks;
     for (uint64_t i = 0; i < f->parts; i++) {
         uint64_t part = (start + i) % f->parts;
-        if (f->state[part] != PART_MISSING) {
+        if (f->ours_or_there[part]) {
             continue;
         }
         rl_status status = corpus_lock(f->corpus, part);
@@ -199,7 +207,7 @@ static rl_status submit_claimed(struct fill *f)
 {
     for (size_t i = 0; i < f->claimed_count; i++) {
         struct claimed_part *c = &f->claimed[i];
-        while (c->submitted < c->count) {
+        while (c->submitted < c->data.count) {
             uint64_t prompt = c->first + c->submitted;
             RL_TRY(sampler_submit(f->sampler, prompt, prompt, f->request->epoch, f->samples));
             c->submitted++;
@@ -217,26 +225,21 @@ static rl_status feed(struct fill *f)
         if (status != RL_OK) {
             return status == RL_AGAIN ? RL_OK : status;
         }
-        if ((int64_t)sampler_pending(f->sampler) * f->samples > running + running / 4) {
+        if (sampler_unfinished(f->sampler) > (uint64_t)(running + running / 4)) {
             return RL_OK;
         }
         RL_TRY(claim(f));
     }
 }
 
-static rl_status write_part(struct fill *f, size_t index)
+/* A complete part goes to the writer. */
+static rl_status hand_over(struct fill *f, size_t index)
 {
     struct claimed_part *c = &f->claimed[index];
-    RL_TRY(corpus_write(f->corpus, c->part, (const struct trajectory_group *const *)c->groups,
-                        f->request->run));
-    corpus_unlock(f->corpus, c->part);
-    note_there(f, c->part);
-    for (uint64_t i = 0; i < c->count; i++) {
-        trajectory_group_destroy(c->groups[i]);
-    }
+    rl_status status = corpus_writer_put(f->writer, &c->data);
     memmove(c, c + 1, (f->claimed_count - index - 1) * sizeof(*c));
     f->claimed_count--;
-    return RL_OK;
+    return status;
 }
 
 /* File a scored group. Nothing that depends on time or place may stay in it. */
@@ -248,9 +251,9 @@ static rl_status file_group(struct fill *f, struct trajectory_group *group)
     f->work->samples += group->sample_count;
     for (size_t i = 0; i < f->claimed_count; i++) {
         struct claimed_part *c = &f->claimed[i];
-        if (group->prompt_id >= c->first && group->prompt_id < c->first + c->count) {
-            c->groups[group->prompt_id - c->first] = group;
-            return ++c->filled == c->count ? write_part(f, i) : RL_OK;
+        if (group->prompt_id >= c->first && group->prompt_id < c->first + c->data.count) {
+            c->data.groups[group->prompt_id - c->first] = group;
+            return ++c->filled == c->data.count ? hand_over(f, i) : RL_OK;
         }
     }
     trajectory_group_destroy(group);
@@ -274,28 +277,38 @@ static void wait_for_others(struct fill *f)
     f->work->wall_s -= rl_wait_end(&wait);
 }
 
+/* One pass, or what else there is to do. */
+static rl_status advance(struct fill *f)
+{
+    rl_status status = feed(f);
+    if (status != RL_OK && status != RL_AGAIN) {
+        return status;
+    }
+    bool sampling = sampler_pending(f->sampler) > 0;
+    if (sampling) {
+        RL_TRY(sampler_step(f->sampler));
+        RL_TRY(take_groups(f));
+    }
+    RL_TRY(corpus_writer_written(f->writer, !sampling, &f->written));
+    if (!sampling && !is_complete(f)) {
+        wait_for_others(f);
+    }
+    return RL_OK;
+}
+
 static rl_status generate(struct fill *f)
 {
     struct progress_bar bar = {0};
     if (f->request->label != NULL) {
         bar = progress_bar_start(stderr, f->request->label, "parts", (double)f->parts);
     }
-    while (f->there_count < f->parts) {
+    while (!is_complete(f)) {
         if (signals_stop_requested() != 0) {
             return RL_INTERRUPTED;
         }
-        rl_status status = feed(f);
-        if (status != RL_OK && status != RL_AGAIN) {
-            return status;
-        }
-        if (sampler_pending(f->sampler) > 0) {
-            RL_TRY(sampler_step(f->sampler));
-            RL_TRY(take_groups(f));
-        } else if (f->there_count < f->parts) {
-            wait_for_others(f);
-        }
+        RL_TRY(advance(f));
         if (f->request->label != NULL) {
-            progress_bar_update(&bar, (double)f->there_count, NULL);
+            progress_bar_update(&bar, (double)(f->there_count + f->written), NULL);
         }
     }
     if (f->request->label != NULL) {
@@ -309,12 +322,12 @@ static rl_status open_sampler(struct fill *f)
     const struct corpus_request *r = f->request;
     const struct rl_config *config = r->session->config;
     const void *image = NULL;
-    int64_t groups = config->rollout.max_running / f->samples + CORPUS_PART_PROMPTS + 2;
     struct sampler_args args = {
         .session = r->session, .config = config, .prompts = r->prompts, .rewards = r->rewards};
-    session_generator_options(config, (int32_t)(2 * groups), &args.options);
+    session_sampling_options(config, f->samples, &args.options);
     args.options.seed = (uint64_t)config->distill.corpus_seed;
     RL_TRY(r->image(r->image_arg, &image));
+    RL_TRY(corpus_writer_create(f->corpus, r->run, r->waits, &f->writer));
     RL_TRY(sampler_create(&args, &f->sampler));
     sampler_set_weights(f->sampler, image, 0);
     return RL_OK;
@@ -327,7 +340,7 @@ static rl_status fill_missing(struct fill *f)
             note_there(f, i);
         }
     }
-    if (f->there_count == f->parts) {
+    if (is_complete(f)) {
         return RL_OK;
     }
     RL_TRY(open_sampler(f));
@@ -336,6 +349,7 @@ static rl_status fill_missing(struct fill *f)
     f->work->wall_s += rl_clock_now_s(NULL) - start;
     f->work->busy_s += sampler_busy_s(f->sampler);
     f->work->tokens += sampler_counters(f->sampler)->sampled_tokens;
+    f->work->passes += sampler_counters(f->sampler)->passes;
     return status;
 }
 
@@ -347,17 +361,18 @@ static rl_status fill_corpus(const struct corpus_request *request, struct corpus
                      .parts = corpus_part_count(corpus),
                      .samples = samples_in_corpus(request->session->config),
                      .work = work};
-    f.state = calloc(f.parts + 1, 1);
+    f.ours_or_there = calloc(f.parts + 1, sizeof(*f.ours_or_there));
     rl_status status =
-        f.state != NULL ? fill_missing(&f) : rl_fail(RL_NO_MEMORY, "corpus: out of memory");
+        f.ours_or_there != NULL ? fill_missing(&f) : rl_fail(RL_NO_MEMORY, "corpus: out of memory");
     for (size_t i = 0; i < f.claimed_count; i++) {
-        for (uint64_t j = 0; j < f.claimed[i].count; j++) {
-            trajectory_group_destroy(f.claimed[i].groups[j]);
+        for (uint64_t j = 0; j < f.claimed[i].data.count; j++) {
+            trajectory_group_destroy(f.claimed[i].data.groups[j]);
         }
     }
     sampler_destroy(f.sampler);
+    corpus_writer_destroy(f.writer);
     free(f.claimed);
-    free(f.state);
+    free(f.ours_or_there);
     return status;
 }
 

@@ -24,7 +24,7 @@ struct corpus_request {
 
 /* Work of this process. */
 struct corpus_work {
-    uint64_t samples, tokens;
+    uint64_t samples, tokens, passes;
     double wall_s; /* from the first request to the last part, waits for others left out */
     double busy_s; /* of it in forward passes and sampling */
 };

@@ -57,9 +57,9 @@ static rl_status count_corpora(const struct distill *d, struct corpus_use *use)
     return status;
 }
 
-static double per_second(double count, double seconds)
+static double ratio(double a, double b)
 {
-    return seconds > 0 ? count / seconds : 0;
+    return b > 0 ? a / b : 0;
 }
 
 /* Rates of this process (training: of all ranks together), 0 where it had nothing to do. */
@@ -69,11 +69,12 @@ static json_t *rates_json(const struct distill *d)
     const struct tune *t = &d->tune;
     double tokens = (double)w->tokens;
     double trained = (double)t->busy_tokens;
-    return json_pack("{s:f, s:f, s:f, s:f}", "sampling_tokens_per_second",
-                     per_second(tokens, w->wall_s), "engine_tokens_per_second",
-                     per_second(tokens, w->busy_s), "training_tokens_per_second",
-                     per_second(trained, t->wall_s), "learner_tokens_per_second",
-                     per_second(trained, t->busy_s));
+    double places = (double)w->passes * (double)d->config->rollout.max_running;
+    return json_pack("{s:f, s:f, s:f, s:f, s:f}", "engine_fill", ratio(tokens, places),
+                     "sampling_tokens_per_second", ratio(tokens, w->wall_s),
+                     "engine_tokens_per_second", ratio(tokens, w->busy_s),
+                     "training_tokens_per_second", ratio(trained, t->wall_s),
+                     "learner_tokens_per_second", ratio(trained, t->busy_s));
 }
 
 static json_t *summary_json(const struct distill *d, const struct corpus_use *use, bool completed)

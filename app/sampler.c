@@ -13,6 +13,7 @@ struct sampler {
     struct reward_pool *pool;          /* NULL: no scoring */
     struct trajectory_group *to_score; /* held because the pool is full */
     uint32_t pending;
+    uint64_t submitted_samples;
     double busy_s;
 };
 
@@ -77,6 +78,7 @@ rl_status sampler_submit_scheduled(struct sampler *sampler, uint64_t ticket, uin
                                       .schedule = schedule};
     RL_TRY(rollout_generator_submit(sampler->generator, &request));
     sampler->pending++;
+    sampler->submitted_samples += samples;
     return RL_OK;
 }
 
@@ -129,6 +131,11 @@ rl_status sampler_take(struct sampler *sampler, struct trajectory_group **group)
 uint32_t sampler_pending(const struct sampler *sampler)
 {
     return sampler->pending;
+}
+
+uint64_t sampler_unfinished(const struct sampler *sampler)
+{
+    return sampler->submitted_samples - sampler_counters(sampler)->finished_samples;
 }
 
 uint64_t sampler_reward_timeouts(const struct sampler *sampler)

@@ -44,6 +44,10 @@ rl_status sampler_take(struct sampler *sampler, struct trajectory_group **group)
 /* Groups submitted and not yet taken. */
 uint32_t sampler_pending(const struct sampler *sampler);
 
+/* Samples submitted that the engine has not finished. As long as there are max_running of them it
+ * runs full; groups pending say less, for most of their samples may be done. */
+uint64_t sampler_unfinished(const struct sampler *sampler);
+
 /* Samples whose reward ran out of time, and the counters of generation; borrowed. */
 uint64_t sampler_reward_timeouts(const struct sampler *sampler);
 const struct rollout_counters *sampler_counters(const struct sampler *sampler);

@@ -7,6 +7,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Times that its samples' mean length goes into the longest one's, about, over groups of one
+ * prompt. */
+enum { SESSION_GROUP_LIVES = 4 };
+
 int64_t session_max_length(const struct rl_config *config)
 {
     int64_t both = config->data.max_prompt_length + config->rollout.max_completion_length;
@@ -121,6 +125,13 @@ void session_generator_options(const struct rl_config *config, int32_t max_group
                      .top_k = (int32_t)config->rollout.top_k},
         .stop_strings = config->rollout.stop,
         .stop_token_ids = config->rollout.stop_token_ids};
+}
+
+void session_sampling_options(const struct rl_config *config, uint32_t samples,
+                              struct rollout_generator_options *out)
+{
+    int64_t groups = config->rollout.max_running / (int64_t)samples + 2;
+    session_generator_options(config, (int32_t)(SESSION_GROUP_LIVES * groups), out);
 }
 
 /* --- texts for scoring

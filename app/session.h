@@ -44,6 +44,11 @@ rl_status session_make_image(const struct session *session, const float *master,
 void session_generator_options(const struct rl_config *config, int32_t max_groups,
                                struct rollout_generator_options *out);
 
+/* The same for sampling many groups of so many samples without pause: with room for groups of which
+ * only the longest samples still run. */
+void session_sampling_options(const struct rl_config *config, uint32_t samples,
+                              struct rollout_generator_options *out);
+
 /* Text of a scored sample for the reward pool; `arg` is a struct session_texts. */
 struct session_texts {
     const struct tokenizer *tokenizer;
