@@ -26,7 +26,8 @@ endforeach()
 add_library(damage_mpi MODULE ${CMAKE_SOURCE_DIR}/tests/damage_mpi.c)
 target_link_libraries(damage_mpi PRIVATE dep_mpi)
 
-# Where time matters (deadlines between ranks, whole asynchronous runs), tests run alone.
+# Where time matters (deadlines between ranks, whole asynchronous runs), and where a test starts many
+# processes, it runs alone.
 foreach(name test_transport_mpi test_rewards_pool test_fuzz_smoke)
   if(TEST ${name})
     set_tests_properties(${name} PROPERTIES RUN_SERIAL TRUE)
@@ -34,7 +35,7 @@ foreach(name test_transport_mpi test_rewards_pool test_fuzz_smoke)
 endforeach()
 foreach(script ${script_tests})
   get_filename_component(name ${script} NAME_WE)
-  if(name MATCHES "^script_train")
+  if(name MATCHES "^script_(train|sweep|distill)")
     set_tests_properties(${name} PROPERTIES RUN_SERIAL TRUE)
   endif()
 endforeach()
