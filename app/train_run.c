@@ -1,5 +1,6 @@
 /* See train_run.h: set-up, resume and tear-down. The step itself is in train_step.c. */
 #include "app/train_run.h"
+#include "app/run_folder.h"
 #include "app/teacher_prompts.h"
 #include "app/train.h"
 #include "app/train_deltas.h"
@@ -7,10 +8,8 @@
 #include "app/train_follow.h"
 
 #include "core/clock.h"
-#include "core/folder_make.h"
 #include "core/log.h"
 #include "kernels/device.h"
-#include "transport/atomic_file.h"
 #include "transport/segment_file.h"
 
 #include <limits.h>
@@ -19,44 +18,6 @@
 #include <unistd.h>
 
 enum { WINDOW_READER = 0 }; /* the learner's own rank: it decodes nothing, so its pins are free */
-
-/* --- the run folder
- * ----------------------------------------------------------------------------------- */
-
-static rl_status open_folder(struct train_run *run)
-{
-    const struct rl_config *config = run->config;
-    char log_path[CHECKPOINT_PATH_MAX + 32];
-    int length = snprintf(run->dir, sizeof(run->dir), "%s/%s", config->run.dir, config->run.name);
-    if (length < 0 || (size_t)length >= sizeof(run->dir) - 64) {
-        return rl_fail(RL_TOO_LONG, "run.dir and run.name are too long");
-    }
-    snprintf(log_path, sizeof(log_path), "%s/log", run->dir);
-    RL_TRY(rl_folder_make(log_path));
-    snprintf(log_path, sizeof(log_path), "%s/log/rank_0.log", run->dir);
-    return rl_log_open_file(log_path);
-}
-
-static rl_status write_config(const struct train_run *run)
-{
-    char path[CHECKPOINT_PATH_MAX + 32];
-    char *text = NULL;
-    size_t bytes = 0;
-    FILE *memory = open_memstream(&text, &bytes);
-    if (memory == NULL) {
-        return rl_fail(RL_NO_MEMORY, "config.yaml: out of memory");
-    }
-    rl_status status = rl_config_dump(run->config, memory);
-    if (fclose(memory) != 0 && status == RL_OK) {
-        status = rl_fail(RL_NO_MEMORY, "config.yaml: out of memory");
-    }
-    snprintf(path, sizeof(path), "%s/config.yaml", run->dir);
-    if (status == RL_OK) {
-        status = atomic_file_write_all(path, text, bytes);
-    }
-    free(text);
-    return status;
-}
 
 /* --- parts
  * -----------------------------------------------------------------------------------------------
@@ -304,23 +265,12 @@ static rl_status resume_from(struct train_run *run, const char *path)
 static rl_status start_or_resume(struct train_run *run)
 {
     char path[CHECKPOINT_PATH_MAX];
-    rl_status status = checkpoint_find_newest(run->dir, path);
-    if (status == RL_NOT_FOUND) {
-        if (run->config->run.resume == CONFIG_RESUME_MUST) {
-            return rl_fail(RL_NOT_FOUND,
-                           "%s: run.resume is `must`, but there is no sound checkpoint", run->dir);
-        }
+    RL_TRY(run_folder_checkpoint(run->config, run->dir, path));
+    if (path[0] == '\0') {
         run->totals.prompts_hash = prompts_hash(run->prompts);
         train_run_keep_window(run);
         RL_TRY(train_follow_start(run->collective, ""));
         return learner_publish_first(run->learner, 0);
-    }
-    RL_TRY(status);
-    if (run->config->run.resume == CONFIG_RESUME_NEVER) {
-        return rl_fail(RL_INVALID,
-                       "%s has checkpoints and run.resume is `never`: choose another "
-                       "run.name, or resume",
-                       run->dir);
     }
     RL_TRY(train_follow_start(run->collective, path));
     return resume_from(run, path);
@@ -376,7 +326,7 @@ rl_status train_run_open(const struct train_run_args *args, struct train_run *ru
                               .mutex = args->mutex,
                               .segment = 1,
                               .totals = {.format = TRAIN_TOTALS_FORMAT}};
-    RL_TRY(open_folder(run));
+    RL_TRY(run_folder_open(run->config, 0, run->dir));
     RL_TRY(reward_set_create(args->config, &run->rewards));
     RL_TRY(open_tickets(run));
     RL_TRY(rl_metrics_create(&run->metrics));
@@ -387,7 +337,7 @@ rl_status train_run_open(const struct train_run_args *args, struct train_run *ru
     RL_TRY(start_or_resume(run));
     RL_TRY(train_run_open_staleness(run));
     RL_TRY(open_metrics(run));
-    RL_TRY(write_config(run));
+    RL_TRY(run_folder_write_config(run->config, run->dir));
     RL_TRY(train_events_open(run));
     RL_TRY(train_deltas_open(run));
     RL_TRY(open_checkpoints(run));

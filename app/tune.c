@@ -1,13 +1,12 @@
 /* See tune.h. */
 #include "app/tune.h"
 
+#include "app/run_folder.h"
 #include "app/signals.h"
 #include "core/clock.h"
-#include "core/folder_make.h"
 #include "core/hash.h"
 #include "core/log.h"
 #include "kernels/device.h"
-#include "transport/atomic_file.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -95,27 +94,6 @@ static rl_status read_record(struct tune *t, const char *path, const struct chec
 /* --- opening
  * -------------------------------------------------------------------------------------------- */
 
-static rl_status write_config(const struct tune *t)
-{
-    char path[CHECKPOINT_PATH_MAX + 32];
-    char *text = NULL;
-    size_t bytes = 0;
-    FILE *memory = open_memstream(&text, &bytes);
-    if (memory == NULL) {
-        return rl_fail(RL_NO_MEMORY, "config.yaml: out of memory");
-    }
-    rl_status status = rl_config_dump(t->config, memory);
-    if (fclose(memory) != 0 && status == RL_OK) {
-        status = rl_fail(RL_NO_MEMORY, "config.yaml: out of memory");
-    }
-    snprintf(path, sizeof(path), "%s/config.yaml", t->dir);
-    if (status == RL_OK) {
-        status = atomic_file_write_all(path, text, bytes);
-    }
-    free(text);
-    return status;
-}
-
 static rl_status alloc_slab(const struct tune *t, const char *what, float **out)
 {
     void *memory = NULL;
@@ -147,37 +125,11 @@ static rl_status load_checkpoint(struct tune *t, const char *path)
 /* Rank 0 looks, so that all ranks take the same checkpoint. path "": there is none. */
 static rl_status find_checkpoint(const struct tune *t, char path[CHECKPOINT_PATH_MAX])
 {
-    int resume = t->config->run.resume;
     memset(path, 0, CHECKPOINT_PATH_MAX);
-    rl_status status = t->leader ? checkpoint_find_newest(t->dir, path) : RL_OK;
-    if (status == RL_NOT_FOUND) {
-        path[0] = '\0';
-        status = resume == CONFIG_RESUME_MUST
-                     ? rl_fail(RL_NOT_FOUND,
-                               "%s: run.resume is `must`, but there is no sound checkpoint", t->dir)
-                     : RL_OK;
-    } else if (status == RL_OK && t->leader && resume == CONFIG_RESUME_NEVER) {
-        status = rl_fail(RL_INVALID,
-                         "%s has checkpoints and run.resume is `never`: choose another run.name, "
-                         "or resume",
-                         t->dir);
+    if (t->leader) {
+        RL_TRY(run_folder_checkpoint(t->config, t->dir, path));
     }
-    RL_TRY(status);
     return collective_broadcast(t->team->collective, path, CHECKPOINT_PATH_MAX, 0);
-}
-
-static rl_status open_folder(struct tune *t)
-{
-    const struct rl_config *config = t->config;
-    char log_path[CHECKPOINT_PATH_MAX + 32];
-    int length = snprintf(t->dir, sizeof(t->dir), "%s/%s", config->run.dir, config->run.name);
-    if (length < 0 || (size_t)length >= sizeof(t->dir) - 64) {
-        return rl_fail(RL_TOO_LONG, "run.dir and run.name are too long");
-    }
-    snprintf(log_path, sizeof(log_path), "%s/log", t->dir);
-    RL_TRY(rl_folder_make(log_path));
-    snprintf(log_path, sizeof(log_path), "%s/log/rank_%d.log", t->dir, t->team->collective->rank);
-    return rl_log_open_file(log_path);
 }
 
 static rl_status open_metrics(struct tune *t)
@@ -194,7 +146,7 @@ static rl_status open_metrics(struct tune *t)
                                (double)(t->job_tokens + t->sft.tokens));
     rl_metrics_restore_counter(t->metrics, RL_METRIC_SKIPPED_UPDATES, (double)skipped);
     rl_metrics_restore_counter(t->metrics, RL_METRIC_UPDATES, (double)t->step - (double)skipped);
-    return write_config(t);
+    return run_folder_write_config(t->config, t->dir);
 }
 
 rl_status tune_open(const struct rl_config *config, const struct session *session,
@@ -209,7 +161,7 @@ rl_status tune_open(const struct rl_config *config, const struct session *sessio
     if (tune->note == NULL) {
         return rl_fail(RL_NO_MEMORY, "%s: out of memory", config->run.name);
     }
-    RL_TRY(open_folder(tune));
+    RL_TRY(run_folder_open(config, team->collective->rank, tune->dir));
     RL_TRY(find_checkpoint(tune, path));
     if (path[0] != '\0') {
         RL_TRY(load_checkpoint(tune, path));
