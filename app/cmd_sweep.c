@@ -25,8 +25,7 @@ struct sweep_arguments {
     bool dry_run, json, retry_failed;
 };
 
-/* What the plan names must be there before anything runs; a path of an axis is its trial's affair.
- */
+/* What the plan names must be there before anything runs; a path of an axis is its trial's own. */
 static rl_status need(const struct sweep_plan *plan, const char *option, const char *paths)
 {
     while (*paths != '\0') {
@@ -90,6 +89,9 @@ static rl_status forget_failures(const struct sweep *sweep)
 {
     char state[32];
     for (size_t i = 0; i <= sweep->plan->trial_count; i++) {
+        if (!sweep_is_own(sweep, i)) {
+            continue; /* another shard may be at it */
+        }
         RL_TRY(sweep_result_state(sweep, i, state));
         if (strcmp(state, "failed") == 0) {
             RL_TRY(sweep_forget_failure(sweep, i));

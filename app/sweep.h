@@ -49,8 +49,14 @@ const char *sweep_trial_name(const struct sweep *sweep, size_t trial);
 rl_status sweep_folder_open(const struct sweep *sweep);
 
 /* State in the trial's result.json: "done", "failed", "stopped_early", or "" without one. state
- * [32]. Errors: RL_CORRUPT. */
+ * [32]. Errors: RL_CORRUPT (the file and what it lacks). */
 rl_status sweep_result_state(const struct sweep *sweep, size_t trial, char *state);
+
+/* Whether this shard runs the trial. */
+bool sweep_is_own(const struct sweep *sweep, size_t trial);
+
+/* The checkpoint's number in a run's summary: steps, or updates of a distillation. */
+int64_t sweep_summary_step(const json_t *summary);
 
 /* Whether training has come to `steps` (0: to its end) with its checkpoint on the disk. */
 bool sweep_is_trained(const struct sweep *sweep, size_t trial, int64_t steps);
@@ -60,6 +66,9 @@ bool sweep_is_trained(const struct sweep *sweep, size_t trial, int64_t steps);
  * are. */
 bool sweep_next_evaluation(const struct sweep *sweep, const struct sweep_job *job, char *model,
                            char *counts);
+
+/* That every counts file of the trial can be read. Errors: RL_CORRUPT (file and place), RL_IO. */
+rl_status sweep_check_counts(const struct sweep *sweep, size_t trial);
 
 /* Mean share of right answers on split A after `steps` steps, at the temperature where it is
  * largest. Errors: RL_IO, RL_CORRUPT. */

@@ -80,6 +80,7 @@ rl_status sweep_folder_open(const struct sweep *sweep)
 
 rl_status sweep_result_state(const struct sweep *sweep, size_t trial, char *state)
 {
+    static const char *const known[] = {"done", "failed", "stopped_early"};
     char path[SWEEP_PATH_BYTES];
     json_error_t error;
     state[0] = '\0';
@@ -89,13 +90,34 @@ rl_status sweep_result_state(const struct sweep *sweep, size_t trial, char *stat
     }
     json_t *result = json_load_file(path, JSON_REJECT_DUPLICATES, &error);
     const char *text = json_string_value(json_object_get(result, "state"));
-    if (text != NULL) {
-        snprintf(state, 32, "%s", text);
+    for (size_t i = 0; text != NULL && i < sizeof known / sizeof known[0]; i++) {
+        if (strcmp(text, known[i]) == 0) {
+            snprintf(state, 32, "%s", known[i]);
+        }
     }
+    bool parsed = result != NULL;
     json_decref(result);
-    return text != NULL ? RL_OK
-                        : rl_fail(RL_CORRUPT, "%s: no result of a trial: %s", path,
-                                  result == NULL ? error.text : "it has no state");
+    return state[0] != '\0'
+               ? RL_OK
+               : rl_fail(RL_CORRUPT,
+                         "%s is damaged: %s; remove it, and the trial's result is written again",
+                         path, parsed ? "no state of a trial" : error.text);
+}
+
+bool sweep_is_own(const struct sweep *sweep, size_t trial)
+{
+    const struct rl_config *settings = &sweep->plan->settings;
+    return (int64_t)trial % settings->sweep.shards == settings->sweep.shard;
+}
+
+int64_t sweep_summary_step(const json_t *summary)
+{
+    int64_t step = -1;
+    const char *checkpoint = json_string_value(json_object_get(summary, "checkpoint"));
+    if (checkpoint == NULL) {
+        return json_integer_value(json_object_get(summary, "steps"));
+    }
+    return sscanf(checkpoint, "checkpoints/step_%" SCNd64, &step) == 1 ? step : -1;
 }
 
 static bool is_committed(const struct sweep *sweep, size_t trial, int64_t steps)
@@ -118,19 +140,12 @@ static bool counts_of(const struct sweep *sweep, size_t trial, int64_t step, cha
 static int64_t finished_steps(const struct sweep *sweep, size_t trial)
 {
     char path[SWEEP_PATH_BYTES];
-    int64_t steps = -1;
     if (sweep_path(sweep, trial, "summary.json", path) != RL_OK) {
         return -1;
     }
     json_t *summary = json_load_file(path, 0, NULL);
-    const char *checkpoint = json_string_value(json_object_get(summary, "checkpoint"));
-    if (!json_is_true(json_object_get(summary, "completed"))) {
-        steps = -1;
-    } else if (checkpoint != NULL) {
-        steps = sscanf(checkpoint, "checkpoints/step_%" SCNd64, &steps) == 1 ? steps : -1;
-    } else {
-        steps = json_integer_value(json_object_get(summary, "steps"));
-    }
+    bool completed = json_is_true(json_object_get(summary, "completed"));
+    int64_t steps = completed ? sweep_summary_step(summary) : -1;
     json_decref(summary);
     return steps >= 0 && is_committed(sweep, trial, steps) ? steps : -1;
 }
@@ -191,6 +206,36 @@ bool sweep_next_evaluation(const struct sweep *sweep, const struct sweep_job *jo
     snprintf(name, sizeof name, "checkpoints/step_%06" PRId64, step);
     return step > 0 && !counts_of(sweep, job->trial, step, counts) &&
            sweep_path(sweep, job->trial, name, model) == RL_OK;
+}
+
+static rl_status check_counts_file(const char *path)
+{
+    struct count_table *table = NULL;
+    rl_status status = count_file_read(path, &table);
+    count_table_destroy(table);
+    return status == RL_OK
+               ? RL_OK
+               : rl_fail(status, "%s cannot be used; remove it, and it is counted again", path);
+}
+
+rl_status sweep_check_counts(const struct sweep *sweep, size_t trial)
+{
+    char path[SWEEP_PATH_BYTES];
+    rl_status status = RL_OK;
+    RL_TRY(sweep_path(sweep, trial, "eval", path));
+    DIR *folder = opendir(path);
+    for (struct dirent *entry = folder != NULL ? readdir(folder) : NULL;
+         entry != NULL && status == RL_OK; entry = readdir(folder)) {
+        int64_t step = 0;
+        if (sscanf(entry->d_name, "step_%" SCNd64, &step) == 1 &&
+            counts_of(sweep, trial, step, path)) {
+            status = check_counts_file(path);
+        }
+    }
+    if (folder != NULL) {
+        closedir(folder);
+    }
+    return status;
 }
 
 /* Mean of c / n over split A of data.eval at one temperature; 0 without problems. */

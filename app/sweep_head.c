@@ -405,13 +405,25 @@ static rl_status loop(struct head *h)
 
 /* --- beginning and end --- */
 
+/* Whether nothing is missing of a trial that is done: counts that were removed are made again. */
+static rl_status check_done(struct head *h, size_t trial)
+{
+    char model[SWEEP_PATH_BYTES];
+    char counts[SWEEP_PATH_BYTES];
+    struct sweep_job job = {.trial = trial, .last = true};
+    job.steps = trial < h->plan->trial_count ? h->plan->trials[trial].steps : 0;
+    RL_TRY(sweep_check_counts(h->sweep, trial));
+    bool lacks = sweep_next_evaluation(h->sweep, &job, model, counts);
+    h->trials[trial].state = lacks ? HEAD_WAITING : HEAD_DONE;
+    return RL_OK;
+}
+
 /* With rungs a trial that goes on or was stopped takes part in its rung's decision again: its
  * figures are there. */
 static rl_status read_state(struct head *h, size_t trial)
 {
     char state[32];
-    const struct rl_config *settings = &h->plan->settings;
-    if ((int64_t)trial % settings->sweep.shards != settings->sweep.shard) {
+    if (!sweep_is_own(h->sweep, trial)) {
         h->trials[trial].state = HEAD_ELSEWHERE;
         return RL_OK;
     }
@@ -420,7 +432,8 @@ static rl_status read_state(struct head *h, size_t trial)
     if (strcmp(state, "failed") == 0) {
         h->trials[trial].state = HEAD_FAILED;
     } else if (state[0] != '\0') {
-        h->trials[trial].state = rungs ? HEAD_WAITING : HEAD_DONE;
+        RL_TRY(check_done(h, trial));
+        h->trials[trial].state = rungs ? HEAD_WAITING : h->trials[trial].state;
     }
     if (state[0] != '\0') {
         h->seconds[trial] = sweep_seconds(h->sweep, trial);

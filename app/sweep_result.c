@@ -102,13 +102,13 @@ static void copy_members(json_t *to, json_t *from, const char *const *names, siz
 }
 
 /* Hash of the weights after the last step, by which two runs of a trial are compared. */
-static json_t *weights_json(const struct sweep *sweep, size_t trial, json_int_t steps)
+static json_t *weights_json(const struct sweep *sweep, size_t trial, int64_t step)
 {
     char name[64];
     size_t i = 0;
     json_t *entry = NULL;
     json_t *found = NULL;
-    snprintf(name, sizeof name, "checkpoints/step_%06lld/MANIFEST.json", (long long)steps);
+    snprintf(name, sizeof name, "checkpoints/step_%06" PRId64 "/MANIFEST.json", step);
     json_t *manifest = load(sweep, trial, name);
     json_array_foreach(json_object_get(manifest, "files"), i, entry)
     {
@@ -139,11 +139,7 @@ static json_t *figures_json(const struct sweep *sweep, size_t trial)
     if (mismatch != NULL) {
         (void)json_object_set(figures, "logprob_mismatch", mismatch);
     }
-    const char *checkpoint = json_string_value(json_object_get(summary, "checkpoint"));
-    bool named = checkpoint != NULL && strncmp(checkpoint, "checkpoints/step_", 17) == 0;
-    json_int_t steps = named ? strtoll(checkpoint + 17, NULL, 10)
-                             : json_integer_value(json_object_get(summary, "steps"));
-    json_t *weights = weights_json(sweep, trial, steps);
+    json_t *weights = weights_json(sweep, trial, sweep_summary_step(summary));
     if (weights != NULL) {
         (void)json_object_set_new(figures, "weights_xxh3", weights);
     }

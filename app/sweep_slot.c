@@ -95,7 +95,11 @@ static bool wants_training(const struct sweep_slot *slot)
 /* Nothing is left to do: the result is the commit point. */
 static void finish(struct sweep_slot *slot)
 {
-    if (slot->job.last && sweep_write_result(slot->sweep, slot->job.trial, "done", "") != RL_OK) {
+    rl_status status = sweep_check_counts(slot->sweep, slot->job.trial);
+    if (status == RL_OK && slot->job.last) {
+        status = sweep_write_result(slot->sweep, slot->job.trial, "done", "");
+    }
+    if (status != RL_OK) {
         fail_slot(slot);
     } else {
         end_slot(slot, SWEEP_END_DONE, "");

@@ -170,6 +170,7 @@ static const struct {
     {"halving: {steps: [4, 2]}\n", "ascending"},
     {"halving: {steps: [2]}\n", "evaluated"},
     {"options: {rollout: {top_p: 7}}\n", "out of range"},
+    {"options: 7\n", "options: expected `section: {name: value}`"},
     {"options: {sweep: {parallel: 2}}\n", "not of its trials"},
     {"eval: {sample: 3}\n", "did you mean eval.samples"},
     {"axes: [{async.order: [fixed_lag]}, {async.max_staleness: [1, 100]}]\n", "cannot run"},

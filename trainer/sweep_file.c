@@ -151,12 +151,12 @@ static rl_status read_section(const struct sweep_plan *plan, const struct rl_yam
 
 static rl_status read_options(struct sweep_plan *plan, const struct rl_yaml_node *options)
 {
+    if (options->kind != RL_YAML_NODE_MAP) {
+        return rl_fail(RL_INVALID, "%s: options: expected `section: {name: value}`",
+                       options->where);
+    }
     for (const struct rl_yaml_node *node = options->first; node != NULL; node = node->next) {
         size_t before = plan->options.count;
-        if (options->kind != RL_YAML_NODE_MAP) {
-            return rl_fail(RL_INVALID, "%s: options: expected `section: {name: value}`",
-                           options->where);
-        }
         RL_TRY(read_section(plan, node, &plan->options));
         for (size_t i = before; i < plan->options.count; i++) {
             RL_TRY(refuse_reserved(plan, plan->options.items[i].where, plan->options.items[i].key));
