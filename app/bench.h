@@ -5,5 +5,6 @@
 /* argv[0] is NAME, then its options. Return enum app_exit. */
 int bench_kernels(int argc, char **argv);
 int bench_async(int argc, char **argv);
+int bench_distill(int argc, char **argv);
 
 #endif

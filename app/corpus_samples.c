@@ -345,7 +345,9 @@ static rl_status fill_missing(struct fill *f)
     }
     RL_TRY(open_sampler(f));
     double start = rl_clock_now_s(NULL);
+    double cpu = rl_clock_process_cpu_s();
     rl_status status = generate(f);
+    f->work->cpu_s += rl_clock_process_cpu_s() - cpu;
     f->work->wall_s += rl_clock_now_s(NULL) - start;
     f->work->busy_s += sampler_busy_s(f->sampler);
     f->work->tokens += sampler_counters(f->sampler)->sampled_tokens;

@@ -27,6 +27,7 @@ struct corpus_work {
     uint64_t samples, tokens, passes;
     double wall_s; /* from the first request to the last part, waits for others left out */
     double busy_s; /* of it in forward passes and sampling */
+    double cpu_s;  /* of all threads, meanwhile */
 };
 
 struct corpus_samples {

@@ -308,10 +308,7 @@ static rl_status open_checkpoints(struct train_run *run)
                                              .tokenizer = run->session->tokenizer,
                                              .keep_last = run->config->checkpoint.keep_last,
                                              .keep_every = run->config->checkpoint.keep_every};
-    /* A copy must leave half of the machine's memory free: a model that needs most of it is
-     * written in place instead. */
-    size_t reserve = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE) / 2;
-    return checkpoint_writer_start(&run->target, reserve, &run->writer);
+    return checkpoint_writer_start(&run->target, checkpoint_writer_reserve(), &run->writer);
 }
 
 rl_status train_run_open(const struct train_run_args *args, struct train_run *run)

@@ -132,6 +132,16 @@ static rl_status find_checkpoint(const struct tune *t, char path[CHECKPOINT_PATH
     return collective_broadcast(t->team->collective, path, CHECKPOINT_PATH_MAX, 0);
 }
 
+static rl_status start_writer(struct tune *t)
+{
+    t->target = (struct checkpoint_target){.run_dir = t->dir,
+                                           .layout = t->session->layout,
+                                           .tokenizer = t->session->tokenizer,
+                                           .keep_last = t->config->checkpoint.keep_last,
+                                           .keep_every = t->config->checkpoint.keep_every};
+    return checkpoint_writer_start(&t->target, checkpoint_writer_reserve(), &t->writer);
+}
+
 static rl_status open_metrics(struct tune *t)
 {
     char path[CHECKPOINT_PATH_MAX + 32];
@@ -146,6 +156,7 @@ static rl_status open_metrics(struct tune *t)
                                (double)(t->job_tokens + t->sft.tokens));
     rl_metrics_restore_counter(t->metrics, RL_METRIC_SKIPPED_UPDATES, (double)skipped);
     rl_metrics_restore_counter(t->metrics, RL_METRIC_UPDATES, (double)t->step - (double)skipped);
+    RL_TRY(start_writer(t));
     return run_folder_write_config(t->config, t->dir);
 }
 
@@ -171,6 +182,7 @@ rl_status tune_open(const struct rl_config *config, const struct session *sessio
 
 void tune_close(struct tune *tune)
 {
+    checkpoint_writer_stop(tune->writer);
     rl_metrics_destroy(tune->metrics);
     device_free(tune->adam_v);
     device_free(tune->adam_m);
@@ -195,13 +207,9 @@ void tune_checkpoint_name(const struct tune *tune, char out[64])
 /* --- a job
  * ---------------------------------------------------------------------------------------------- */
 
+/* Handed to the writer; it is on the disk when the job ends. */
 static rl_status save_on_leader(struct tune *t, const struct sft_point *point)
 {
-    struct checkpoint_target target = {.run_dir = t->dir,
-                                       .layout = t->session->layout,
-                                       .tokenizer = t->session->tokenizer,
-                                       .keep_last = t->config->checkpoint.keep_last,
-                                       .keep_every = t->config->checkpoint.keep_every};
     struct checkpoint_slabs slabs = {
         .master = point->master, .adam_m = point->adam_m, .adam_v = point->adam_v};
     struct checkpoint_state state = {.step = t->step,
@@ -215,7 +223,7 @@ static rl_status save_on_leader(struct tune *t, const struct sft_point *point)
     }
     state.learner = text;
     state.learner_bytes = strlen(text);
-    rl_status status = checkpoint_save(&target, &state, &slabs, NULL);
+    rl_status status = checkpoint_writer_submit(t->writer, &state, &slabs);
     free(text);
     return status;
 }
@@ -316,12 +324,14 @@ rl_status tune_job(struct tune *tune, const struct tune_job *job, double *loss)
     }
     double start = rl_clock_now_s(NULL);
     rl_status status = sft_run(&args, loss);
+    rl_status saved = t->leader ? checkpoint_writer_wait(t->writer, 0) : RL_OK;
     t->wall_s += rl_clock_now_s(NULL) - start;
     if (t->leader) {
         progress_bar_finish(&t->bar);
     }
     t->in_job = false;
-    return t->status != RL_OK ? t->status : status;
+    status = t->status != RL_OK ? t->status : status;
+    return saved != RL_OK ? saved : status;
 }
 
 rl_status tune_check_examples(struct tune *tune, const struct sft_example *examples, uint64_t count)

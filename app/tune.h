@@ -1,7 +1,7 @@
 /* A run folder around fine-tuning: config.yaml, metrics.jsonl, checkpoints/step_NNNNNN (model
  * folders, with the state to go on from) of one job after another, each job one call of sft_run.
  * Steps count optimizer updates over all jobs. What a caller must know again after a kill travels
- * in the checkpoints as its note, a JSON object.
+ * in the checkpoints as its note, a JSON object. Checkpoints are written beside training.
  *
  * Every rank of the team holds one and makes the same calls; rank 0 writes. */
 #ifndef FORESIGHT_APP_TUNE_H
@@ -10,7 +10,7 @@
 #include "app/rank_team.h"
 #include "app/session.h"
 #include "core/metrics.h"
-#include "trainer/checkpoint.h"
+#include "trainer/checkpoint_writer.h"
 #include "trainer/progress.h"
 #include "trainer/sft.h"
 
@@ -31,6 +31,8 @@ struct tune {
     float *master;        /* [master_count], owned until tune_take_master */
     bool resumed, in_job; /* in_job: it stands inside of a job, which tune_job goes on with */
     /* the rest is this module's */
+    struct checkpoint_target target;
+    struct checkpoint_writer *writer; /* leader only */
     struct sft_state sft;
     float *adam_m, *adam_v;
     uint64_t job_step, job_tokens; /* at the start of the job at work */

@@ -103,7 +103,35 @@ must ranks2 $rounds distill.rounds=1 distill.corpora="$work/rank_corpora"
 rm -rf "$(last_checkpoint ranks2)"
 must ranks2 $rounds distill.rounds=1 distill.corpora="$work/rank_corpora"
 same_run ranks ranks2
+# A rank that dies while it samples ends the job; the same command goes on and ends the same.
+parts_there() { [ "$(ls "$work/lost_corpora/$key" 2>/dev/null | grep -c 'part_.*h5$')" -ge "$1" ]; }
+for parts in 1 6; do
+    mpirun -n 3 "$foresight" distill "$work/config.yaml" run.name=lost sft.batch_tokens=256 \
+        checkpoint.every=2 checkpoint.keep_last=100 distill.samples=4 $rounds distill.rounds=1 \
+        distill.corpora="$work/lost_corpora" >>"$work/lost.log" 2>&1 &
+    pid=$!
+    wait_for 60 parts_there $parts || fail "three ranks and no $parts parts"
+    kill -KILL $(ranks_of 1) 2>/dev/null # gone already on a fast machine: all the better
+    wait $pid 2>/dev/null
+done
+must lost $rounds distill.rounds=1 distill.corpora="$work/lost_corpora"
+same_run ranks lost
 launch=
+for part in "$work/kept/$key"/part_*.h5; do
+    cmp -s "$part" "$work/lost_corpora/$key/${part##*/}" || fail "${part##*/} after a rank's death differs"
+done
+
+# The benchmark has all figures, of the same tokens, and leaves nothing behind.
+"$foresight" bench distill "$work/config.yaml" --repeats 1 --prompts 40 --json sft.batch_tokens=256 \
+    run.dir="$work/bench" >"$work/bench.json" 2>"$work/bench.log" || fail "bench: $(tail -1 "$work/bench.log")"
+python3 - "$work/bench.json" <<'PY' || fail "bench distill"
+import json, sys
+figures = json.loads(open(sys.argv[1]).readlines()[-1])
+for part in (figures["sampling"], figures["training"]):
+    assert part["tokens"] == part["base_tokens"] > 0, part
+    assert part["ratio"] > 0 and part["cpu_ratio"] > 0, part
+PY
+[ -z "$(ls "$work/bench")" ] || fail "bench distill left files"
 
 # Concurrent runs of the same key sample it once between them.
 corpora="distill.corpora=$work/shared distill.corpus_samples=8"

@@ -109,6 +109,11 @@ rl_status checkpoint_writer_start(const struct checkpoint_target *target, size_t
     return RL_OK;
 }
 
+size_t checkpoint_writer_reserve(void)
+{
+    return (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE) / 2;
+}
+
 /* Bytes that the machine could still give; 0 if it does not say. */
 static size_t memory_available(void)
 {

@@ -8,6 +8,10 @@
 
 struct checkpoint_writer;
 
+/* Half of the machine's memory, bytes: a copy must leave so much of it free. A model that needs
+ * most of it is written in place instead. */
+size_t checkpoint_writer_reserve(void);
+
 /* Start the thread. `target` is borrowed until stop. `reserve_bytes`: memory that must stay
  * available for a copy to be made. Caller owns *out. Errors: RL_NO_MEMORY, RL_INTERNAL. */
 rl_status checkpoint_writer_start(const struct checkpoint_target *target, size_t reserve_bytes,
