@@ -120,10 +120,10 @@ static void print_heading(const struct bench_workload *w, int repeats)
         s->prompts_per_step, s->samples_per_prompt, s->length_median, s->length_ratio,
         s->length_max, 100 * s->right_share, s->active_sampling > 0 ? ", active sampling" : "",
         s->max_running, s->max_staleness, s->steps, s->warmup_steps, repeats);
-    printf("%-38s %8s %5s %5s %7s %7s %14s %20s %7s %9s %5s %9s %5s\n", "", "tokens/s", "x (a)",
+    printf("%-41s %8s %5s %5s %7s %7s %14s %20s %7s %9s %5s %9s %5s\n", "", "tokens/s", "x (a)",
            "x (e)", "learner", "rollout", "weight wait %", "switch gap us", "pass us", "bytes per",
            "stale", "predicted", "ratio");
-    printf("%-38s %8s %5s %5s %7s %7s %14s %20s %7s %9s\n", "", "", "", "", "idle", "idle",
+    printf("%-41s %8s %5s %5s %7s %7s %14s %20s %7s %9s\n", "", "", "", "", "idle", "idle",
            "learn / roll", "p50 / p99 / max", "median", "update");
 }
 
@@ -138,7 +138,7 @@ static void print_line(const struct bench_rung *rung, const struct bench_line *l
     if (l->gaps > 0) {
         snprintf(gap, sizeof gap, "%.0f / %.0f / %.0f", l->gap_p50, l->gap_p99, l->gap_max);
     }
-    printf("%-38s %8.0f %5.2f %5.2f %5.1f %% %5.1f %% %14s %20s %7.0f %9.0f %5.2f %9.0f %5.2f\n",
+    printf("%-41s %8.0f %5.2f %5.2f %5.1f %% %5.1f %% %14s %20s %7.0f %9.0f %5.2f %9.0f %5.2f\n",
            title, l->tokens_per_second, l->ratio, l->ratio_to_e, 100 * l->learner_idle,
            100 * l->rollout_idle, wait, gap, l->pass_us, l->bytes_per_update, l->staleness_mean,
            l->predicted, l->predicted_ratio);
