@@ -9,6 +9,7 @@
 #include "kernels/device.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -286,6 +287,7 @@ static bool watch(void *arg, const struct sft_progress *p)
     return signals_stop_requested() == 0 && t->status == RL_OK;
 }
 
+/* As many as sft_run plans its learning rate for. */
 static double expected_updates(const struct tune *t, const struct tune_job *job)
 {
     double tokens = 0;
@@ -293,7 +295,7 @@ static double expected_updates(const struct tune *t, const struct tune_job *job)
         tokens += job->examples[i].count - 1;
     }
     tokens *= t->config->sft.epochs / (double)t->config->sft.batch_tokens;
-    return tokens > 1 ? tokens : 1;
+    return tokens > 1 ? ceil(tokens) : 1;
 }
 
 rl_status tune_job(struct tune *tune, const struct tune_job *job, double *loss)
