@@ -4,6 +4,10 @@
 
 /* argv[0] is NAME, then its options. Return enum app_exit. */
 int bench_kernels(int argc, char **argv);
+int bench_decode(int argc, char **argv);
+int bench_prefill(int argc, char **argv);
+int bench_train(int argc, char **argv);
+int bench_tokenizer(int argc, char **argv);
 int bench_async(int argc, char **argv);
 int bench_distill(int argc, char **argv);
 

@@ -3,12 +3,12 @@
  * Medians of single calls: other load on a shared machine makes means useless. */
 #include "app/app.h"
 #include "app/bench.h"
+#include "app/bench_machine.h"
 
 #include "core/log.h"
 #include "kernels/device.h"
 #include "kernels/probe.h"
 
-#include <errno.h>
 #include <jansson.h>
 #include <math.h>
 #include <stdio.h>
@@ -127,14 +127,7 @@ static double bench_now(const struct bench *b)
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-static int compare_doubles(const void *a, const void *b)
-{
-    double x = *(const double *)a;
-    double y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double bench_median(const struct bench *b, const struct bench_call *call)
+static double bench_time(const struct bench *b, const struct bench_call *call)
 {
     double seconds[BENCH_CALLS_MAX];
     int count = 0;
@@ -147,8 +140,7 @@ static double bench_median(const struct bench *b, const struct bench_call *call)
         seconds[count++] = now - last;
         last = now;
     }
-    qsort(seconds, (size_t)count, sizeof *seconds, compare_doubles);
-    return seconds[count / 2];
+    return bench_median(seconds, (size_t)count);
 }
 
 /* --- the calls --- */
@@ -289,7 +281,7 @@ static void bench_head(struct bench *b, const struct bench_shape *s, struct benc
     call->bytes = 4.0 * (double)(s->n * s->k + s->m * s->k);
 }
 
-static void bench_decode(struct bench *b, const struct bench_shape *s, struct bench_call *call)
+static void bench_head_decode(struct bench *b, const struct bench_shape *s, struct bench_call *call)
 {
     static const struct kernel_sampling sampling = {.temperature = 1.0f, .top_p = 1.0f};
     struct kernel_decode_args *a = (void *)bench_floats(b, (int64_t)sizeof *a);
@@ -333,7 +325,7 @@ static void bench_prepare(struct bench *b, const struct bench_shape *s, struct b
     } else if (strncmp(s->op, "attention", 9) == 0) {
         bench_attention(b, s, call);
     } else if (strcmp(s->op, "head_decode") == 0) {
-        bench_decode(b, s, call);
+        bench_head_decode(b, s, call);
     } else if (strncmp(s->op, "head", 4) == 0) {
         bench_head(b, s, call);
     } else {
@@ -350,7 +342,7 @@ static rl_status bench_line(struct bench *b, const struct bench_shape *s)
     bench_prepare(b, s, &call);
     double peak = kernel_probe_fma(b->table->isa) * (double)b->threads;
     double read = kernel_probe_read(b->arena, (size_t)fmax(call.bytes, 64.0)) * (double)b->threads;
-    double seconds = bench_median(b, &call);
+    double seconds = bench_time(b, &call);
     double rate = call.flops / seconds * 1e-9;
     double moved = call.bytes / seconds * 1e-9;
     const char *dtype = s->dtype == KERNEL_BF16 ? "bf16" : "fp32";
@@ -398,45 +390,16 @@ static rl_status bench_all(struct bench *b)
 
 /* --- options --- */
 
-static rl_status bench_isa(const char *name, const struct kernel_table **out)
-{
-    for (int isa = KERNEL_ISA_REF; isa <= (int)kernel_isa_best(); isa++) {
-        const struct kernel_table *table = NULL;
-        RL_TRY(kernel_table_get((enum kernel_isa)isa, &table));
-        if (strcmp(table->name, name) == 0) {
-            *out = table;
-            return RL_OK;
-        }
-    }
-    return rl_fail(RL_INVALID,
-                   "bench: --isa %s: expected ref, avx2 or avx512, as far as this "
-                   "machine has it",
-                   name);
-}
-
 static rl_status bench_options(struct bench *b, int *argc, char **argv)
 {
-    const char *isa = NULL;
-    const char *threads = "1";
+    int64_t threads = 1;
     b->json = app_take_flag(argc, argv, "--json");
-    RL_TRY(app_take_value(argc, argv, "--isa", &isa));
-    RL_TRY(app_take_value(argc, argv, "--threads", &threads));
-    if (*argc != 1) {
-        return rl_fail(RL_INVALID, "usage: foresight bench kernels [--isa ref|avx2|avx512] "
-                                   "[--threads N] [--json]");
-    }
-    char *end = NULL;
-    errno = 0;
-    long count = strtol(threads, &end, 10);
-    if (errno != 0 || *end != '\0' || count < 1 || count > BENCH_THREADS_MAX) {
-        return rl_fail(RL_INVALID, "bench: --threads %s: expected 1 to %d", threads,
-                       BENCH_THREADS_MAX);
-    }
-    b->threads = (int)count;
-    if (isa == NULL) {
-        return kernel_table_get(kernel_isa_best(), &b->table);
-    }
-    return bench_isa(isa, &b->table);
+    RL_TRY(bench_take_isa(argc, argv, &b->table));
+    RL_TRY(bench_take_count(argc, argv, "--threads", BENCH_THREADS_MAX, &threads));
+    b->threads = (int)threads;
+    return *argc == 1 ? RL_OK
+                      : rl_fail(RL_INVALID, "usage: foresight bench kernels "
+                                            "[--isa ref|avx2|avx512] [--threads N] [--json]");
 }
 
 int bench_kernels(int argc, char **argv)

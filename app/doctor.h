@@ -42,6 +42,11 @@ void doctor_check_mpi_ranks(struct doctor_line *line);
 void doctor_check_storage(struct doctor_line *line);
 void doctor_check_git(struct doctor_line *line);
 
+/* Logical cores that this process may run on; bytes of memory that it could still get, negative if
+ * the system does not say. */
+int doctor_usable_cores(void);
+double doctor_usable_memory(void);
+
 /* The other side of doctor_check_mpi_ranks: what each of its two ranks runs. Returns enum app_exit.
  */
 int doctor_probe_rank(int argc, char **argv);

@@ -90,11 +90,16 @@ static double quota_cores(void)
     return period > 0 ? quota / period : 0;
 }
 
-void doctor_check_cores(struct doctor_line *line)
+int doctor_usable_cores(void)
 {
     cpu_set_t set;
     CPU_ZERO(&set);
-    int usable = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : device_cpu_count();
+    return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : device_cpu_count();
+}
+
+void doctor_check_cores(struct doctor_line *line)
+{
+    int usable = doctor_usable_cores();
     double quota = quota_cores();
     if (quota > 0 && quota < usable) {
         doctor_found(line, "%d logical, quota of %.1f", usable, quota);
@@ -128,6 +133,13 @@ static double cgroup_memory_bytes(void)
     return end == text || limit <= 0 ? 1e18 : limit;
 }
 
+double doctor_usable_memory(void)
+{
+    double free_bytes = meminfo_bytes("MemAvailable");
+    double limit = cgroup_memory_bytes();
+    return limit < free_bytes ? limit : free_bytes;
+}
+
 void doctor_check_memory(struct doctor_line *line)
 {
     double total = meminfo_bytes("MemTotal");
@@ -144,7 +156,7 @@ void doctor_check_memory(struct doctor_line *line)
     } else {
         doctor_found(line, "%.1f GiB free of %.1f", free_bytes / GIB, total / GIB);
     }
-    double usable = limit < free_bytes ? limit : free_bytes;
+    double usable = doctor_usable_memory();
     if (usable < 0.5 * GIB) {
         doctor_advise(line, DOCTOR_FAIL, "0.5 GiB is the least for the quickstart");
     } else if (usable < 2 * GIB) {

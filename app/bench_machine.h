@@ -1,0 +1,72 @@
+/* What the benchmarks of whole models share: the options of the machine, what it can do at best at
+ * that moment, memory, medians. */
+#ifndef FORESIGHT_APP_BENCH_MACHINE_H
+#define FORESIGHT_APP_BENCH_MACHINE_H
+
+#include "core/pool.h"
+#include "kernels/kernels.h"
+
+#include <jansson.h>
+#include <stdbool.h>
+#include <stddef.h>
+
+enum { BENCH_LIST_MAX = 16, BENCH_RUNS_MAX = 99 };
+
+/* A comma-separated list of whole numbers. */
+struct bench_list {
+    int64_t values[BENCH_LIST_MAX];
+    int count;
+};
+
+struct bench_machine {
+    const struct kernel_table *table;
+    struct rl_pool *pool;
+    int threads;
+    bool json;
+};
+
+/* Best rates of all threads together, at that moment. */
+struct bench_limits {
+    double fma_gflops;    /* 0: not known for these kernels */
+    double read_gb_per_s; /* of as many bytes, from where they lie after a first pass */
+};
+
+/* Take --isa, --threads (default: every core that may be used) and --json out of argv and start the
+ * threads. Release with bench_machine_close (also after an error).
+ * Errors: RL_INVALID (unknown instruction set, more threads than cores), those of rl_pool_create.
+ */
+rl_status bench_machine_open(int *argc, char **argv, struct bench_machine *machine);
+void bench_machine_close(struct bench_machine *machine);
+
+/* Measure, every thread at once: `data` [bytes] is divided among them. About 20 ms, more for large
+ * data. Errors: RL_INTERNAL. */
+rl_status bench_limits_measure(const struct bench_machine *machine, const void *data, size_t bytes,
+                               struct bench_limits *out);
+
+/* The larger of both, field by field: a disturbed measurement is too low, never too high. */
+struct bench_limits bench_limits_max(const struct bench_limits *a, const struct bench_limits *b);
+
+/* Errors: RL_NO_MEMORY if the machine cannot give `bytes` more, said for `what`. */
+rl_status bench_memory_check(double bytes, const char *what);
+
+/* Forget the peak of resident memory so far (where the system allows it); the peak since, bytes. */
+void bench_memory_reset_peak(void);
+double bench_memory_peak(void);
+
+/* Sorts values [count >= 1]; the mean of the middle two of an even number. */
+double bench_median(double *values, size_t count);
+
+/* Take --isa out of argv; the best that the machine has if it is absent. Errors: RL_INVALID. */
+rl_status bench_take_isa(int *argc, char **argv, const struct kernel_table **out);
+
+/* Take `flag` VALUE out of argv; unchanged if it is absent. Errors: RL_INVALID, naming the range.
+ */
+rl_status bench_take_count(int *argc, char **argv, const char *flag, int64_t max, int64_t *value);
+rl_status bench_take_list(int *argc, char **argv, const char *flag, int64_t max,
+                          struct bench_list *list);
+
+/* Add {cpu, isa, threads} of the machine to `lines` (taken) under the benchmark's name and print
+ * them as one line of JSON. Errors: RL_IO, RL_NO_MEMORY. */
+rl_status bench_json_print(const struct bench_machine *machine, const char *bench, json_t *lines);
+
+#endif
