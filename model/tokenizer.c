@@ -1,5 +1,5 @@
-/* The tokenizer as a whole: loading tokenizer.json, encoding, decoding. The parts are in
- * model/tokenizer_*.c. Invariant: immutable after load; each call has its own working space. */
+/* The tokenizer as a whole: loading tokenizer.json, decoding, queries. Encoding is in
+ * model/tokenizer_encode.c, the parts in model/tokenizer_*.c. Invariant: immutable after load. */
 #include "model/tokenizer.h"
 
 #include "core/log.h"
@@ -29,6 +29,7 @@ void tokenizer_destroy(struct tokenizer *tokenizer)
         free(tokenizer->special_text[i]);
     }
     free(tokenizer->chat_template);
+    tok_idle_destroy(tokenizer->idle);
     tok_decoder_destroy(tokenizer->decoder);
     tok_post_fini(&tokenizer->post);
     tok_added_fini(&tokenizer->added);
@@ -97,6 +98,7 @@ static rl_status parts_load(struct tokenizer *tokenizer, const json_t *json, con
     here = tok_where_child(&top, "model");
     RL_TRY(tok_bpe_init(&tokenizer->bpe, json_object_get(json, "model"), &here));
     tokenizer->needs_origin = tok_pretokenizer_needs_origin(tokenizer->pretokenizer);
+    RL_TRY(tok_idle_create(&tokenizer->idle));
     return added_load(tokenizer, json, &top);
 }
 
@@ -136,161 +138,6 @@ rl_status tokenizer_load(const char *dir, struct tokenizer **out)
     }
     *out = tokenizer;
     return RL_OK;
-}
-
-/* ---- encoding ---- */
-
-struct encode_job {
-    const struct tokenizer *tokenizer;
-    bool plain;              /* no special tokens anywhere */
-    struct tok_text input;   /* valid UTF-8; owned */
-    struct tok_text segment; /* text between two added tokens, being normalized */
-    struct tok_pieces raw;   /* the input cut at tokens found before normalization */
-    struct tok_pieces cut;   /* a segment cut at tokens found after it */
-    struct tok_work work;
-    struct tok_bpe_work bpe;
-};
-
-static void job_fini(struct encode_job *job)
-{
-    tok_text_fini(&job->input);
-    tok_text_fini(&job->segment);
-    tok_text_fini(&job->work.text);
-    tok_text_fini(&job->work.text_next);
-    tok_text_fini(&job->work.scratch);
-    free(job->raw.items);
-    free(job->cut.items);
-    free(job->work.pieces.items);
-    free(job->work.pieces_next.items);
-    tok_bpe_work_fini(&job->bpe);
-}
-
-static void job_mark_all(struct encode_job *job)
-{
-    job->input.marked = true;
-    job->segment.marked = true;
-    job->work.text.marked = true;
-    job->work.text_next.marked = true;
-    job->work.scratch.marked = true;
-}
-
-/* Copy the text in; marks are kept only where something asks for them. */
-static rl_status job_input(struct encode_job *job, const char *text, size_t bytes,
-                           const unsigned char *mask)
-{
-    if (mask != NULL || job->tokenizer->needs_origin) {
-        job_mark_all(job);
-    }
-    if (mask == NULL) {
-        RL_TRY(tok_text_append_lossy(&job->input, text, bytes));
-    } else {
-        size_t good = tok_utf8_valid(text, bytes);
-        if (good != bytes) {
-            return rl_fail(RL_INVALID, "tokenizer: text is not UTF-8 at byte %zu", good);
-        }
-        RL_TRY(tok_text_append(&job->input, text, bytes, 0));
-        for (size_t i = 0; i < bytes; i++) {
-            job->input.mark[i] = mask[i] != 0 ? TOK_MARK_PLAIN : 0;
-        }
-    }
-    if (job->input.marked && job->input.bytes > 0) {
-        size_t first;
-        (void)tok_utf8_get(job->input.data, &first);
-        for (size_t i = 0; i < first; i++) {
-            job->input.mark[i] |= TOK_MARK_ORIGIN;
-        }
-    }
-    return RL_OK;
-}
-
-/* Normalize one stretch of text and cut it at the tokens that are matched after that. */
-static rl_status job_segment(struct encode_job *job, const struct tok_piece *piece)
-{
-    const struct tok_added *added = &job->tokenizer->added;
-    struct tok_work *work = &job->work;
-    job->segment.bytes = 0;
-    RL_TRY(tok_text_copy(&job->segment, &job->input, piece->start, piece->bytes));
-    RL_TRY(tok_normalizer_run(job->tokenizer->normalizer, &job->segment, &work->scratch));
-    struct tok_added_scan scan = {.added = added,
-                                  .trie = &added->normalized,
-                                  .text = &job->segment,
-                                  .bytes = job->segment.bytes,
-                                  .plain = job->plain};
-    job->cut.count = 0;
-    RL_TRY(tok_added_split(&scan, &job->cut));
-    size_t base = work->text.bytes;
-    RL_TRY(tok_text_copy(&work->text, &job->segment, 0, job->segment.bytes));
-    for (size_t i = 0; i < job->cut.count; i++) {
-        const struct tok_piece *item = &job->cut.items[i];
-        RL_TRY(tok_pieces_add(&work->pieces, base + item->start, item->bytes, item->token));
-    }
-    return RL_OK;
-}
-
-static rl_status job_pieces(struct encode_job *job)
-{
-    const struct tok_added *added = &job->tokenizer->added;
-    struct tok_added_scan scan = {.added = added,
-                                  .trie = &added->raw,
-                                  .text = &job->input,
-                                  .bytes = job->input.bytes,
-                                  .plain = job->plain};
-    RL_TRY(tok_added_split(&scan, &job->raw));
-    for (size_t i = 0; i < job->raw.count; i++) {
-        const struct tok_piece *piece = &job->raw.items[i];
-        if (piece->token >= 0) {
-            RL_TRY(tok_pieces_add(&job->work.pieces, 0, 0, piece->token));
-        } else {
-            RL_TRY(job_segment(job, piece));
-        }
-    }
-    return tok_pretokenizer_run(job->tokenizer->pretokenizer, &job->work);
-}
-
-static rl_status job_ids(struct encode_job *job, struct token_buffer *out)
-{
-    const struct tok_work *work = &job->work;
-    for (size_t i = 0; i < work->pieces.count; i++) {
-        const struct tok_piece *piece = &work->pieces.items[i];
-        if (piece->token >= 0) {
-            RL_TRY(tok_buffer_push(out, piece->token));
-        } else {
-            struct tok_view word = {work->text.data + piece->start, piece->bytes};
-            RL_TRY(tok_bpe_encode(&job->tokenizer->bpe, word, &job->bpe, out));
-        }
-    }
-    return RL_OK;
-}
-
-static rl_status job_run(struct encode_job *job, bool add_special, struct token_buffer *out)
-{
-    size_t from = out->count;
-    RL_TRY(job_pieces(job));
-    RL_TRY(job_ids(job, out));
-    return tok_post_run(&job->tokenizer->post, add_special, from, out);
-}
-
-rl_status tokenizer_encode_masked(const struct tokenizer *tokenizer, const char *text, size_t bytes,
-                                  const unsigned char *plain, unsigned flags,
-                                  struct token_buffer *out)
-{
-    struct encode_job job = {.tokenizer = tokenizer, .plain = (flags & TOKENIZER_PLAIN_TEXT) != 0};
-    size_t before = out->count;
-    rl_status status = job_input(&job, text, bytes, plain);
-    if (status == RL_OK) {
-        status = job_run(&job, (flags & TOKENIZER_ADD_SPECIAL) != 0, out);
-    }
-    if (status != RL_OK) {
-        out->count = before;
-    }
-    job_fini(&job);
-    return status;
-}
-
-rl_status tokenizer_encode(const struct tokenizer *tokenizer, const char *text, size_t bytes,
-                           unsigned flags, struct token_buffer *out)
-{
-    return tokenizer_encode_masked(tokenizer, text, bytes, NULL, flags, out);
 }
 
 /* ---- decoding ---- */

@@ -18,17 +18,24 @@ void tok_bpe_work_fini(struct tok_bpe_work *work)
     memset(work, 0, sizeof(*work));
 }
 
+rl_status tok_buffer_reserve(struct token_buffer *buffer, size_t extra)
+{
+    if (buffer->capacity - buffer->count >= extra) {
+        return RL_OK;
+    }
+    size_t capacity = buffer->capacity * 2 + extra + 64;
+    int32_t *ids = realloc(buffer->ids, capacity * sizeof(*ids));
+    if (ids == NULL) {
+        return rl_fail(RL_NO_MEMORY, "tokenizer: no memory for %zu ids", capacity);
+    }
+    buffer->ids = ids;
+    buffer->capacity = capacity;
+    return RL_OK;
+}
+
 rl_status tok_buffer_push(struct token_buffer *buffer, int32_t id)
 {
-    if (buffer->count == buffer->capacity) {
-        size_t capacity = buffer->capacity * 2 + 64;
-        int32_t *ids = realloc(buffer->ids, capacity * sizeof(*ids));
-        if (ids == NULL) {
-            return rl_fail(RL_NO_MEMORY, "tokenizer: no memory for %zu ids", capacity);
-        }
-        buffer->ids = ids;
-        buffer->capacity = capacity;
-    }
+    RL_TRY(tok_buffer_reserve(buffer, 1));
     buffer->ids[buffer->count++] = id;
     return RL_OK;
 }

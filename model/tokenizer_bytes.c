@@ -60,3 +60,14 @@ rl_status tok_bytes_spell(struct tok_text *out, const struct tok_text *from, siz
     out->bytes = (size_t)(to - out->data);
     return RL_OK;
 }
+
+rl_status tok_bytes_spell_view(struct tok_text *out, struct tok_view bytes)
+{
+    RL_TRY(tok_text_reserve(out, bytes.bytes * 2));
+    char *to = out->data + out->bytes;
+    for (size_t i = 0; i < bytes.bytes; i++) {
+        to += tok_bytes_char((unsigned char)bytes.data[i], to);
+    }
+    out->bytes = (size_t)(to - out->data);
+    return RL_OK;
+}

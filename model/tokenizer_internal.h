@@ -1,6 +1,7 @@
 /* Private to model/tokenizer*.c: the parts that a tokenizer.json is made of and the text that flows
  * through them. Normalizer -> added tokens -> pre-tokenizer -> BPE -> post-processor; decoder back.
- * Everything here is immutable after load except the per-token atomics in struct tok_bpe. */
+ * Everything here is immutable after load except the per-token atomics in struct tok_bpe and the
+ * working spaces, each of which one call has to itself. */
 #ifndef FORESIGHT_MODEL_TOKENIZER_INTERNAL_H
 #define FORESIGHT_MODEL_TOKENIZER_INTERNAL_H
 
@@ -185,6 +186,23 @@ rl_status tok_matcher_next(struct tok_matcher *matcher, struct tok_match *match)
 /* Free what init allocated. */
 void tok_matcher_fini(struct tok_matcher *matcher);
 
+/* ---- hand-written matchers (tokenizer_scan.c) ---- */
+
+/* The patterns that have one, as files spell them. */
+#define TOK_PATTERN_GPT2                                                                           \
+    "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"
+#define TOK_PATTERN_LATER(number)                                                                  \
+    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|" number                           \
+    "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
+#define TOK_PATTERN_CL100K TOK_PATTERN_LATER("\\p{N}{1,3}")
+#define TOK_PATTERN_QWEN2 TOK_PATTERN_LATER("\\p{N}")
+
+/* End of the match that begins at `at` < bytes of valid UTF-8; always behind `at`. */
+typedef size_t (*tok_scan_fn)(const char *data, size_t at, size_t bytes);
+
+/* Matcher of exactly this pattern, NULL if there is none. */
+tok_scan_fn tok_scan_find(struct tok_view pattern);
+
 /* ---- JSON access with errors that name file and key (tokenizer_json.c) ---- */
 
 /* Where we are in the file, e.g. {"DIR/tokenizer.json", "pre_tokenizer.pretokenizers[1]"}. */
@@ -278,8 +296,15 @@ rl_status tok_pretokenizer_create(const json_t *json, const struct tok_where *wh
                                   struct tok_pretokenizer **out);
 void tok_pretokenizer_destroy(struct tok_pretokenizer *pretokenizer);
 
-/* Split every text piece of work; pieces and text are replaced. */
+/* Split every text piece of work; pieces and text are replaced. Where tok_pretokenizer_raw says so,
+ * the pieces are left as they lie in the text instead of spelled in the byte-level alphabet. */
 rl_status tok_pretokenizer_run(const struct tok_pretokenizer *pretokenizer, struct tok_work *work);
+
+/* True if the last step spells in the byte-level alphabet, which then is the encoder's to do. */
+bool tok_pretokenizer_raw(const struct tok_pretokenizer *pretokenizer);
+
+/* The matcher that all of a raw pre-tokenizer amounts to, NULL if there is more to it. */
+tok_scan_fn tok_pretokenizer_scan(const struct tok_pretokenizer *pretokenizer);
 
 /* True if any part asks where a piece lay in the input (Metaspace, prepend_scheme first). */
 bool tok_pretokenizer_needs_origin(const struct tok_pretokenizer *pretokenizer);
@@ -317,6 +342,8 @@ int tok_bytes_value(uint32_t code);
 /* Append a slice of `from` spelled in that alphabet. */
 rl_status tok_bytes_spell(struct tok_text *out, const struct tok_text *from, size_t start,
                           size_t bytes);
+/* The same of bytes without marks. */
+rl_status tok_bytes_spell_view(struct tok_text *out, struct tok_view bytes);
 
 /* ---- BPE (tokenizer_vocab.c, tokenizer_bpe.c) ---- */
 
@@ -391,8 +418,47 @@ rl_status tok_bpe_encode(const struct tok_bpe *bpe, struct tok_view word, struct
                          struct token_buffer *out);
 void tok_bpe_work_fini(struct tok_bpe_work *work);
 
+/* Make room for `extra` more ids. Errors: RL_NO_MEMORY. */
+rl_status tok_buffer_reserve(struct token_buffer *buffer, size_t extra);
+
 /* Append an id. Errors: RL_NO_MEMORY. */
 rl_status tok_buffer_push(struct token_buffer *buffer, int32_t id);
+
+/* ---- words to ids, with a memory of recent words (tokenizer_words.c) ---- */
+
+enum {
+    TOK_WORD_BYTES = 31,      /* longest word that is remembered */
+    TOK_WORD_IDS = 7,         /* most ids that are */
+    TOK_WORD_SLOTS = 1 << 14, /* words remembered at most */
+    TOK_WORD_SLACK = 32       /* bytes behind a word that may be read */
+};
+
+/* A word and its ids; one line of the processor's cache. */
+struct tok_word_entry {
+    unsigned char word[TOK_WORD_BYTES + 1]; /* padded with zeros; last: its length, 0 if free */
+    int32_t ids[TOK_WORD_IDS + 1];          /* last: how many */
+};
+
+/* One encoder's state: of one thread at a time. */
+struct tok_words {
+    const struct tok_bpe *bpe;
+    bool raw;                       /* words are to be spelled in the byte-level alphabet first */
+    struct tok_word_entry *entries; /* [TOK_WORD_SLOTS], two places for each word */
+    struct tok_bpe_work work;
+    struct tok_text spelled;
+};
+
+/* Errors: RL_NO_MEMORY. */
+rl_status tok_words_init(struct tok_words *words, const struct tok_bpe *bpe, bool raw);
+void tok_words_fini(struct tok_words *words);
+
+/* Append the ids of a word, behind which TOK_WORD_SLACK bytes can be read (whatever they are).
+ * Errors: as tok_bpe_encode. */
+rl_status tok_words_encode(struct tok_words *words, struct tok_view word, struct token_buffer *out);
+
+/* The same for each word that `scan` finds in a text, with the same slack behind it. */
+rl_status tok_words_scan(struct tok_words *words, tok_scan_fn scan, struct tok_view text,
+                         struct token_buffer *out);
 
 /* ---- added tokens (tokenizer_added.c) ---- */
 
@@ -490,7 +556,9 @@ void tok_decoder_destroy(struct tok_decoder *decoder);
 rl_status tok_decoder_run(const struct tok_decoder *decoder, struct tok_strings *strings,
                           struct tok_strings *scratch);
 
-/* ---- the whole (tokenizer.c, tokenizer_config.c) ---- */
+/* ---- the whole (tokenizer.c, tokenizer_encode.c, tokenizer_config.c) ---- */
+
+struct tok_idle;
 
 struct tokenizer {
     char *dir;
@@ -501,6 +569,7 @@ struct tokenizer {
     struct tok_post post;
     struct tok_decoder *decoder; /* NULL: tokens joined by spaces */
     bool needs_origin;
+    struct tok_idle *idle; /* working spaces between calls */
     int32_t eos_id;
     int32_t bos_id;
     int32_t pad_id;
@@ -510,5 +579,10 @@ struct tokenizer {
 
 /* Read tokenizer_config.json and friends into the tokenizer. */
 rl_status tok_config_load(struct tokenizer *tokenizer);
+
+/* A place for working spaces that no call is using. Errors: RL_NO_MEMORY. */
+rl_status tok_idle_create(struct tok_idle **out);
+/* Free it and them. Takes NULL. */
+void tok_idle_destroy(struct tok_idle *idle);
 
 #endif

@@ -26,7 +26,8 @@ enum pre_prepend { PREPEND_ALWAYS, PREPEND_FIRST, PREPEND_NEVER };
 
 struct pre_step {
     enum pre_kind kind;
-    struct tok_regex *regex; /* byte level with its regex, split, whitespace */
+    struct tok_regex *regex; /* split, whitespace; NULL if there is a matcher */
+    tok_scan_fn scan;        /* byte level with its pattern, split at a known one; or NULL */
     enum tok_behavior behavior;
     bool invert;
     bool prefix_space; /* byte level */
@@ -60,10 +61,6 @@ static const struct {
     {"BertPreTokenizer", PRE_BERT, "type"},
     {"FixedLength", PRE_FIXED_LENGTH, "type length"},
 };
-
-/* The pattern of GPT-2, which the byte-level step applies by itself. */
-static const char byte_level_pattern[] =
-    "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
 
 /* Words or runs of other visible characters; this engine's words include the joiners. */
 static const char whitespace_pattern[] =
@@ -118,12 +115,26 @@ static rl_status byte_level_create(struct pre_step *step, const json_t *json,
     RL_TRY(tok_json_bool(json, where, "add_prefix_space", -1, &step->prefix_space));
     RL_TRY(tok_json_bool(json, where, "trim_offsets", 1, &trim));
     RL_TRY(tok_json_bool(json, where, "use_regex", 1, &use_regex));
-    step->behavior = TOK_ISOLATED;
-    if (!use_regex) {
-        return RL_OK;
+    struct tok_view pattern = {TOK_PATTERN_GPT2, sizeof(TOK_PATTERN_GPT2) - 1};
+    step->scan = use_regex ? tok_scan_find(pattern) : NULL;
+    return RL_OK;
+}
+
+/* A pattern whose matches cover the text cuts the same way whether they or what is between them is
+ * kept. */
+static rl_status split_create(struct pre_step *step, const json_t *json,
+                              const struct tok_where *where)
+{
+    RL_TRY(tok_behavior_parse(json, where, NULL, &step->behavior));
+    RL_TRY(tok_json_bool(json, where, "invert", -1, &step->invert));
+    const json_t *pattern = json_object_get(json, "pattern");
+    const json_t *regex = json_object_get(pattern, "Regex");
+    bool kept = step->behavior == (step->invert ? TOK_REMOVED : TOK_ISOLATED);
+    if (kept && json_is_string(regex) && json_object_size(pattern) == 1) {
+        step->scan =
+            tok_scan_find((struct tok_view){json_string_value(regex), json_string_length(regex)});
     }
-    return tok_regex_create(byte_level_pattern, strlen(byte_level_pattern), where->file,
-                            &step->regex);
+    return step->scan != NULL ? RL_OK : tok_json_pattern(json, where, &step->regex);
 }
 
 static rl_status fixed_length_create(struct pre_step *step, const json_t *json,
@@ -150,9 +161,7 @@ static rl_status step_members(struct pre_step *step, const json_t *json,
     case PRE_BYTE_LEVEL:
         return byte_level_create(step, json, where);
     case PRE_SPLIT:
-        RL_TRY(tok_behavior_parse(json, where, NULL, &step->behavior));
-        RL_TRY(tok_json_bool(json, where, "invert", -1, &step->invert));
-        return tok_json_pattern(json, where, &step->regex);
+        return split_create(step, json, where);
     case PRE_DIGITS:
         RL_TRY(tok_json_bool(json, where, "individual_digits", -1, &step->individual));
         step->behavior = step->individual ? TOK_ISOLATED : TOK_CONTIGUOUS;
@@ -269,10 +278,29 @@ bool tok_pretokenizer_needs_origin(const struct tok_pretokenizer *pretokenizer)
     return false;
 }
 
+bool tok_pretokenizer_raw(const struct tok_pretokenizer *pretokenizer)
+{
+    return pretokenizer != NULL && pretokenizer->count > 0 &&
+           pretokenizer->steps[pretokenizer->count - 1].kind == PRE_BYTE_LEVEL;
+}
+
+tok_scan_fn tok_pretokenizer_scan(const struct tok_pretokenizer *pretokenizer)
+{
+    if (!tok_pretokenizer_raw(pretokenizer) || pretokenizer->count > 2) {
+        return NULL;
+    }
+    const struct pre_step *first = &pretokenizer->steps[0];
+    const struct pre_step *last = &pretokenizer->steps[pretokenizer->count - 1];
+    bool cuts_once = first == last || (first->kind == PRE_SPLIT && last->scan == NULL);
+    return cuts_once && !last->prefix_space ? first->scan : NULL;
+}
+
 /* ---- running: each function handles one text piece and appends to pieces_next ---- */
 
 struct pre_run {
     const struct pre_step *step;
+    bool raw;     /* the step leaves the spelling in bytes to the encoder */
+    bool respell; /* pieces are in the next text */
     struct tok_work *work;
     struct tok_matcher *matcher; /* for steps with a regex */
     struct tok_splitter splitter;
@@ -289,6 +317,17 @@ static rl_status regex_piece(struct pre_run *run, const struct tok_text *text, s
         RL_TRY(tok_splitter_match(&run->splitter, match.start, match.end));
     }
     return status == RL_END ? tok_splitter_finish(&run->splitter, bytes) : status;
+}
+
+static rl_status scan_piece(struct pre_run *run, const struct tok_text *text, size_t start,
+                            size_t bytes)
+{
+    for (size_t at = 0; at < bytes;) {
+        size_t end = run->step->scan(text->data + start, at, bytes);
+        RL_TRY(tok_pieces_add(&run->work->pieces_next, start + at, end - at, -1));
+        at = end;
+    }
+    return RL_OK;
 }
 
 static bool character_matches(const struct pre_step *step, uint32_t code)
@@ -395,15 +434,29 @@ static rl_status metaspace_piece(struct pre_run *run, const struct tok_piece *pi
     return character_piece(run, out, start, out->bytes - start);
 }
 
-/* Cut with the step's regex (a leading space may be added first), then spell in bytes. */
+/* Pieces from `first` on, which lie in `text`, go into the next text, spelled in bytes. */
+static rl_status pieces_spell(struct pre_run *run, const struct tok_text *text, size_t first)
+{
+    struct tok_text *next = &run->work->text_next;
+    for (size_t i = first; i < run->work->pieces_next.count; i++) {
+        struct tok_piece *item = &run->work->pieces_next.items[i];
+        size_t start = next->bytes;
+        RL_TRY(run->raw ? tok_text_copy(next, text, item->start, item->bytes)
+                        : tok_bytes_spell(next, text, item->start, item->bytes));
+        item->start = start;
+        item->bytes = next->bytes - start;
+    }
+    return RL_OK;
+}
+
+/* Cut with the step's pattern (a leading space may be added first), then spell in bytes. */
 static rl_status byte_level_piece(struct pre_run *run, const struct tok_piece *piece)
 {
     struct tok_work *work = run->work;
-    struct tok_pieces *out = &work->pieces_next;
     const struct tok_text *text = &work->text;
     size_t start = piece->start;
     size_t bytes = piece->bytes;
-    size_t first = out->count;
+    size_t first = work->pieces_next.count;
     if (run->step->prefix_space && text->data[start] != ' ') {
         work->scratch.bytes = 0;
         RL_TRY(tok_text_append(&work->scratch, " ", 1, tok_text_mark(text, start)));
@@ -412,19 +465,12 @@ static rl_status byte_level_piece(struct pre_run *run, const struct tok_piece *p
         start = 0;
         bytes++;
     }
-    if (run->step->regex != NULL) {
-        RL_TRY(regex_piece(run, text, start, bytes));
+    if (run->step->scan != NULL) {
+        RL_TRY(scan_piece(run, text, start, bytes));
     } else {
-        RL_TRY(tok_pieces_add(out, start, bytes, -1));
+        RL_TRY(tok_pieces_add(&work->pieces_next, start, bytes, -1));
     }
-    for (size_t i = first; i < out->count; i++) {
-        struct tok_piece *item = &out->items[i];
-        size_t spelled = work->text_next.bytes;
-        RL_TRY(tok_bytes_spell(&work->text_next, text, item->start, item->bytes));
-        item->start = spelled;
-        item->bytes = work->text_next.bytes - spelled;
-    }
-    return RL_OK;
+    return run->respell ? pieces_spell(run, text, first) : RL_OK;
 }
 
 static rl_status step_piece(struct pre_run *run, const struct tok_piece *piece)
@@ -439,6 +485,9 @@ static rl_status step_piece(struct pre_run *run, const struct tok_piece *piece)
     case PRE_FIXED_LENGTH:
         return fixed_piece(run, piece);
     case PRE_SPLIT:
+        return run->step->scan != NULL
+                   ? scan_piece(run, &run->work->text, piece->start, piece->bytes)
+                   : regex_piece(run, &run->work->text, piece->start, piece->bytes);
     case PRE_WHITESPACE:
         return regex_piece(run, &run->work->text, piece->start, piece->bytes);
     default:
@@ -460,10 +509,12 @@ static rl_status step_pieces(struct pre_run *run)
     return RL_OK;
 }
 
-static rl_status step_run(const struct pre_step *step, struct tok_work *work)
+static rl_status step_run(const struct pre_step *step, bool raw, struct tok_work *work)
 {
     struct tok_matcher matcher;
-    struct pre_run run = {.step = step, .work = work};
+    struct pre_run run = {.step = step, .raw = raw, .work = work};
+    run.respell = step->kind == PRE_METASPACE ||
+                  (step->kind == PRE_BYTE_LEVEL && (!raw || step->prefix_space));
     run.splitter = (struct tok_splitter){.out = &work->pieces_next,
                                          .behavior = step->kind == PRE_METASPACE ? TOK_MERGED_NEXT
                                                                                  : step->behavior,
@@ -482,7 +533,7 @@ static rl_status step_run(const struct pre_step *step, struct tok_work *work)
     struct tok_pieces held = work->pieces;
     work->pieces = work->pieces_next;
     work->pieces_next = held;
-    if (step->kind == PRE_BYTE_LEVEL || step->kind == PRE_METASPACE) {
+    if (run.respell) {
         tok_text_swap(&work->text, &work->text_next);
     }
     return RL_OK;
@@ -491,7 +542,8 @@ static rl_status step_run(const struct pre_step *step, struct tok_work *work)
 rl_status tok_pretokenizer_run(const struct tok_pretokenizer *pretokenizer, struct tok_work *work)
 {
     for (size_t i = 0; pretokenizer != NULL && i < pretokenizer->count; i++) {
-        RL_TRY(step_run(&pretokenizer->steps[i], work));
+        bool last = i + 1 == pretokenizer->count;
+        RL_TRY(step_run(&pretokenizer->steps[i], last && tok_pretokenizer_raw(pretokenizer), work));
     }
     return RL_OK;
 }
