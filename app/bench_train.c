@@ -128,7 +128,7 @@ static double footprint(const struct train_bench *b)
     packed = packed / b->sequence * b->sequence;
     int32_t pages = model_packing_pages(packed, packed / b->sequence);
     return (double)learner_bytes(b->layout, &b->config) + (double)b->layout->image_bytes +
-           (double)model_workspace_bytes(b->layout, packed, true) +
+           (double)model_workspace_bytes(b->layout, packed, optimizer_keep(&b->config)) +
            (double)pages * (double)model_kv_page_bytes(b->layout);
 }
 

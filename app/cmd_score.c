@@ -90,7 +90,8 @@ static rl_status scorer_open(const struct score_options *options, struct scorer 
     scorer->dir = options->dir;
     scorer->inv_temperature = 1.0F / options->temperature;
     RL_TRY(app_model_open(options->dir, options->threads, options->max_length, &scorer->model));
-    return model_workspace_create(scorer->model.layout, PIECE_TOKENS, false, &scorer->workspace);
+    return model_workspace_create(scorer->model.layout, PIECE_TOKENS, MODEL_KEEP_NOTHING,
+                                  &scorer->workspace);
 }
 
 static void release_capacity(struct scorer *scorer)

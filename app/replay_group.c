@@ -158,7 +158,8 @@ static rl_status passes_open(struct replay *r, const struct trajectory_group *gr
     for (int64_t i = 0; i < p->max_tokens; i++) {
         p->pages[i] = (int32_t)i;
     }
-    RL_TRY(model_workspace_create(r->session.layout, p->max_tokens, false, &p->workspace));
+    RL_TRY(model_workspace_create(r->session.layout, p->max_tokens, MODEL_KEEP_NOTHING,
+                                  &p->workspace));
     return model_kv_create(r->session.layout,
                            (int32_t)((p->max_tokens + KERNEL_PAGE_TOKENS - 1) / KERNEL_PAGE_TOKENS),
                            &p->kv);

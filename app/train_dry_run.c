@@ -18,6 +18,19 @@ static double gib(size_t bytes)
     return (double)bytes / (1024.0 * 1024.0 * 1024.0);
 }
 
+/* Activations of the largest micro-batch that can come, and its keys and values. */
+static size_t activation_bytes(const struct rl_config *config, const struct model_layout *layout)
+{
+    int64_t longest = session_learner_length(config);
+    int64_t completions = config->rollout.prompts_per_step * config->rollout.samples_per_prompt;
+    int64_t tokens = config->optimizer.max_tokens_per_microbatch;
+    tokens = tokens < completions * longest ? tokens : completions * longest;
+    tokens = tokens > longest ? tokens : longest;
+    int64_t pages = model_packing_pages(tokens, completions < tokens ? completions : tokens);
+    return model_workspace_bytes(layout, tokens, optimizer_keep(config)) +
+           (size_t)pages * model_kv_page_bytes(layout);
+}
+
 static struct arithmetic compute_arithmetic(const struct rl_config *config,
                                             const struct session *session, uint64_t prompts,
                                             int ranks)
@@ -26,17 +39,16 @@ static struct arithmetic compute_arithmetic(const struct rl_config *config,
     bool together = ranks == 1;
     size_t image = session->layout->image_bytes;
     session_generator_options(config, (int32_t)config->rollout.prompts_per_step + 1, &options);
-    struct arithmetic a = {
-        .prompts = config->rollout.prompts_per_step,
-        .samples = config->rollout.samples_per_prompt,
-        .steps = config->run.steps,
-        .updates = config->run.steps * config->optimizer.updates_per_step,
-        .learners = together ? 1 : config->cluster.learners,
-        .learner_gib = gib(learner_bytes(session->layout, config)),
-        .arena_gib = gib((size_t)(together ? 2 : weight_window_slots(config)) * image),
-        .worker_gib = gib(rollout_generator_bytes(session->layout, &options)),
-        .activation_gib = gib(model_workspace_bytes(
-            session->layout, config->optimizer.max_tokens_per_microbatch, true))};
+    struct arithmetic a = {.prompts = config->rollout.prompts_per_step,
+                           .samples = config->rollout.samples_per_prompt,
+                           .steps = config->run.steps,
+                           .updates = config->run.steps * config->optimizer.updates_per_step,
+                           .learners = together ? 1 : config->cluster.learners,
+                           .learner_gib = gib(learner_bytes(session->layout, config)),
+                           .arena_gib =
+                               gib((size_t)(together ? 2 : weight_window_slots(config)) * image),
+                           .worker_gib = gib(rollout_generator_bytes(session->layout, &options)),
+                           .activation_gib = gib(activation_bytes(config, session->layout))};
     a.completions = a.prompts * a.samples;
     a.workers = together ? 1 : ranks - a.learners;
     a.epochs_milli = (int64_t)(1000.0 * (double)(a.prompts * a.steps) / (double)prompts);

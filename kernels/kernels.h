@@ -216,6 +216,15 @@ struct kernel_adamw_args {
     const float *grad;    /* [count] */
     int64_t count, step;
     float grad_scale, learning_rate, beta1, beta2, epsilon, weight_decay;
+    int32_t *nonfinite; /* set to 1 if a new parameter is not finite, else left alone; or NULL */
+};
+
+/* The same on a matrix [n, k], and linear_pack of its new values while they are in the cache: one
+ * pass over all arrays, to the same bits as one op after the other. adamw.count is n * k and
+ * pack.w is adamw.param. */
+struct kernel_adamw_pack_args {
+    struct kernel_adamw_args adamw;
+    struct kernel_linear_pack_args pack;
 };
 
 #define KERNEL_OP(name, args, tolerance) void (*name)(const struct args *a, struct rl_pool *pool);

@@ -1,6 +1,6 @@
-/* Backward pass of the decoder. Owns the order of gradient kernels. Norm outputs, rotated queries
- * and the product of the feed-forward's halves are computed again from what forward kept, which
- * costs little time and saves much memory. Invariant: gradients are only ever added to `grad`. */
+/* Backward pass of the decoder. Owns the order of gradient kernels. What forward did not
+ * keep (enum model_keep) is computed again, by the same kernels on the same numbers. Invariant:
+ * gradients are only ever added to `grad`. */
 #include "model/workspace.h"
 
 #include <assert.h>
@@ -43,16 +43,39 @@ static void norm_backward(const struct model_pass *pass, const struct norm_gradi
     pass->kernels->rmsnorm_backward(&args, pass->context->pool);
 }
 
+/* Before anything of the layer: what is cheap, from what is not; or all of it from its input,
+ * except that the last layer's arrays are still those of its forward. */
+static void recompute_layer(const struct model_pass *pass, int32_t layer)
+{
+    const struct model_layer_state *state = &pass->workspace->layers[layer];
+    const struct model_architecture *a = &pass->layout->arch;
+    int64_t n = pass->batch->token_count;
+    if (pass->workspace->keep == MODEL_KEEP_ALL) {
+        return;
+    }
+    if (pass->workspace->keep == MODEL_KEEP_INPUTS && layer + 1 < a->layers) {
+        model_layer_again(pass, layer);
+        return;
+    }
+    model_norm_forward(pass, &(struct model_norm){MODEL_PARAM_POST_NORM, layer, state->middle,
+                                                  state->norm_middle, NULL, n, a->width});
+    model_glu_forward(pass, layer);
+    if (a->qk_norm) {
+        model_norm_forward(pass, &(struct model_norm){MODEL_PARAM_Q_NORM, layer, state->q_raw,
+                                                      state->q, NULL, n * a->heads, a->head_dim});
+        model_rope_forward(pass, state->q, a->heads);
+    }
+}
+
 static void feed_forward_backward(const struct model_pass *pass, int32_t layer)
 {
     struct model_workspace *ws = pass->workspace;
     struct model_layer_state *state = &ws->layers[layer];
     const struct model_architecture *a = &pass->layout->arch;
     int64_t n = pass->batch->token_count;
-    model_glu_forward(pass, layer);
     linear_backward(pass,
-                    &(struct model_linear){MODEL_PARAM_DOWN, MODEL_PARAM_DOWN_BIAS, layer, ws->act,
-                                           ws->dx, false},
+                    &(struct model_linear){MODEL_PARAM_DOWN, MODEL_PARAM_DOWN_BIAS, layer,
+                                           state->act, ws->dx, false},
                     ws->dact);
     struct kernel_glu_args glu = {
         .gate = state->gate,
@@ -64,18 +87,16 @@ static void feed_forward_backward(const struct model_pass *pass, int32_t layer)
         .activation = a->activation,
     };
     pass->kernels->glu_backward(&glu, pass->context->pool);
-    struct model_norm norm = {
-        MODEL_PARAM_POST_NORM, layer, state->middle, ws->norm, NULL, n, a->width};
-    model_norm_forward(pass, &norm);
     linear_backward(pass,
-                    &(struct model_linear){MODEL_PARAM_GATE, MODEL_PARAM_GATE_BIAS, layer, ws->norm,
-                                           state->gate, false},
+                    &(struct model_linear){MODEL_PARAM_GATE, MODEL_PARAM_GATE_BIAS, layer,
+                                           state->norm_middle, state->gate, false},
                     ws->dnorm);
     linear_backward(pass,
-                    &(struct model_linear){MODEL_PARAM_UP, MODEL_PARAM_UP_BIAS, layer, ws->norm,
-                                           state->up, true},
+                    &(struct model_linear){MODEL_PARAM_UP, MODEL_PARAM_UP_BIAS, layer,
+                                           state->norm_middle, state->up, true},
                     ws->dnorm);
-    norm.inv_rms = state->inv_middle;
+    struct model_norm norm = {MODEL_PARAM_POST_NORM, layer, state->middle, NULL,
+                              state->inv_middle,     n,     a->width};
     norm_backward(pass, &(struct norm_gradient){norm, ws->dnorm, ws->dx, true});
 }
 
@@ -91,21 +112,6 @@ static void rope_backward(const struct model_pass *pass, float *dx, int64_t head
         .d = pass->layout->arch.head_dim,
     };
     pass->kernels->rope_backward(&args, pass->context->pool);
-}
-
-/* Queries as attention saw them. */
-static const float *recompute_queries(const struct model_pass *pass, int32_t layer)
-{
-    const struct model_layer_state *state = &pass->workspace->layers[layer];
-    const struct model_architecture *a = &pass->layout->arch;
-    if (!a->qk_norm) {
-        return state->q_raw;
-    }
-    model_norm_forward(
-        pass, &(struct model_norm){MODEL_PARAM_Q_NORM, layer, state->q_raw, pass->workspace->q,
-                                   NULL, pass->batch->token_count * a->heads, a->head_dim});
-    model_rope_forward(pass, pass->workspace->q, a->heads);
-    return pass->workspace->q;
 }
 
 /* From gradients of rotated heads to gradients of the projections' outputs, in place. */
@@ -137,30 +143,29 @@ static void attention_backward(const struct model_pass *pass, int32_t layer)
                     &(struct model_linear){MODEL_PARAM_O, MODEL_PARAM_O_BIAS, layer,
                                            state->attention, ws->dx, false},
                     ws->dattention);
-    struct kernel_attention_args attention =
-        model_attention_args(pass, layer, recompute_queries(pass, layer));
+    struct kernel_attention_args attention = model_attention_args(pass, layer);
     attention.dout = ws->dattention;
     attention.dq = ws->dq;
     attention.dk = ws->dk;
     attention.dv = ws->dv;
     pass->kernels->attention_backward(&attention, pass->context->pool);
     heads_backward(pass, layer);
-    struct model_norm norm = {MODEL_PARAM_INPUT_NORM,  layer, state->input, ws->norm, NULL, n,
-                              pass->layout->arch.width};
-    model_norm_forward(pass, &norm);
+    struct model_norm norm = {
+        MODEL_PARAM_INPUT_NORM,  layer, state->input, state->norm_input, state->inv_input, n,
+        pass->layout->arch.width};
+    if (ws->keep != MODEL_KEEP_ALL) { /* the second half has used the array since */
+        model_norm_forward(pass, &norm);
+    }
+    float *x = state->norm_input;
     linear_backward(
-        pass,
-        &(struct model_linear){MODEL_PARAM_Q, MODEL_PARAM_Q_BIAS, layer, ws->norm, ws->dq, false},
+        pass, &(struct model_linear){MODEL_PARAM_Q, MODEL_PARAM_Q_BIAS, layer, x, ws->dq, false},
         ws->dnorm);
     linear_backward(
-        pass,
-        &(struct model_linear){MODEL_PARAM_K, MODEL_PARAM_K_BIAS, layer, ws->norm, ws->dk, true},
+        pass, &(struct model_linear){MODEL_PARAM_K, MODEL_PARAM_K_BIAS, layer, x, ws->dk, true},
         ws->dnorm);
     linear_backward(
-        pass,
-        &(struct model_linear){MODEL_PARAM_V, MODEL_PARAM_V_BIAS, layer, ws->norm, ws->dv, true},
+        pass, &(struct model_linear){MODEL_PARAM_V, MODEL_PARAM_V_BIAS, layer, x, ws->dv, true},
         ws->dnorm);
-    norm.inv_rms = state->inv_input;
     norm_backward(pass, &(struct norm_gradient){norm, ws->dnorm, ws->dx, true});
 }
 
@@ -211,7 +216,8 @@ void model_backward(const struct model_context *context, const void *image, stru
                     const struct model_batch *batch, struct model_workspace *workspace,
                     const struct model_backward_args *args)
 {
-    assert(workspace->training && (args->g_entropy == NULL || workspace->has_entropy));
+    assert(workspace->keep != MODEL_KEEP_NOTHING &&
+           (args->g_entropy == NULL || workspace->has_entropy));
     const struct model_layout *layout = context->layout;
     struct model_pass pass = {context, layout, context->kernels, image,
                               kv,      batch,  workspace,        args->grad};
@@ -220,6 +226,7 @@ void model_backward(const struct model_context *context, const void *image, stru
     }
     head_backward(&pass, args->g_logprob, args->g_entropy);
     for (int32_t layer = layout->arch.layers - 1; layer >= 0; layer--) {
+        recompute_layer(&pass, layer);
         feed_forward_backward(&pass, layer);
         attention_backward(&pass, layer);
     }

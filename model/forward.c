@@ -88,21 +88,20 @@ void model_glu_forward(const struct model_pass *pass, int32_t layer)
     struct kernel_glu_args args = {
         .gate = state->gate,
         .up = state->up,
-        .y = pass->workspace->act,
+        .y = state->act,
         .count = pass->batch->token_count * pass->layout->arch.ffn,
         .activation = pass->layout->arch.activation,
     };
     pass->kernels->glu_forward(&args, pass->context->pool);
 }
 
-struct kernel_attention_args model_attention_args(const struct model_pass *pass, int32_t layer,
-                                                  const float *q)
+struct kernel_attention_args model_attention_args(const struct model_pass *pass, int32_t layer)
 {
     const struct model_architecture *a = &pass->layout->arch;
     const struct model_layer_state *state = &pass->workspace->layers[layer];
     return (struct kernel_attention_args){
         .segments = pass->batch->segments,
-        .q = q,
+        .q = state->q,
         .k_pages = pass->kv->k + layer * pass->kv->layer_stride,
         .v_pages = pass->kv->v + layer * pass->kv->layer_stride,
         .out = state->attention,
@@ -139,36 +138,37 @@ static void embed_tokens(const struct model_pass *pass)
     pass->kernels->embedding_forward(&args, pass->context->pool);
 }
 
-static void project_qkv(const struct model_pass *pass, int32_t layer, float *q, float *k)
+static void project_qkv(const struct model_pass *pass, int32_t layer, float *k)
 {
     struct model_workspace *ws = pass->workspace;
+    const struct model_layer_state *state = &ws->layers[layer];
+    float *x = state->norm_input;
+    linear_forward(pass, &(struct model_linear){MODEL_PARAM_Q, MODEL_PARAM_Q_BIAS, layer, x,
+                                                state->q_raw, false});
+    linear_forward(pass,
+                   &(struct model_linear){MODEL_PARAM_K, MODEL_PARAM_K_BIAS, layer, x, k, false});
     linear_forward(
-        pass, &(struct model_linear){MODEL_PARAM_Q, MODEL_PARAM_Q_BIAS, layer, ws->norm, q, false});
-    linear_forward(
-        pass, &(struct model_linear){MODEL_PARAM_K, MODEL_PARAM_K_BIAS, layer, ws->norm, k, false});
-    linear_forward(pass, &(struct model_linear){MODEL_PARAM_V, MODEL_PARAM_V_BIAS, layer, ws->norm,
-                                                ws->v, false});
+        pass, &(struct model_linear){MODEL_PARAM_V, MODEL_PARAM_V_BIAS, layer, x, ws->v, false});
 }
 
-/* Queries and keys of the layer, normed and rotated. Returns the queries. */
-static const float *prepare_heads(const struct model_pass *pass, int32_t layer)
+/* Queries and keys of the layer, normed and rotated. */
+static void prepare_heads(const struct model_pass *pass, int32_t layer)
 {
     struct model_workspace *ws = pass->workspace;
     const struct model_architecture *a = &pass->layout->arch;
     const struct model_layer_state *state = &ws->layers[layer];
     int64_t n = pass->batch->token_count;
-    float *q = a->qk_norm ? ws->q : state->q_raw;
-    project_qkv(pass, layer, state->q_raw, a->qk_norm ? state->k_raw : ws->k);
+    project_qkv(pass, layer, a->qk_norm ? state->k_raw : ws->k);
     if (a->qk_norm) {
-        model_norm_forward(pass, &(struct model_norm){MODEL_PARAM_Q_NORM, layer, state->q_raw, q,
-                                                      state->inv_q, n * a->heads, a->head_dim});
+        model_norm_forward(pass,
+                           &(struct model_norm){MODEL_PARAM_Q_NORM, layer, state->q_raw, state->q,
+                                                state->inv_q, n * a->heads, a->head_dim});
         model_norm_forward(pass,
                            &(struct model_norm){MODEL_PARAM_K_NORM, layer, state->k_raw, ws->k,
                                                 state->inv_k, n * a->kv_heads, a->head_dim});
     }
-    model_rope_forward(pass, q, a->heads);
+    model_rope_forward(pass, state->q, a->heads);
     model_rope_forward(pass, ws->k, a->kv_heads);
-    return q;
 }
 
 static void attend(const struct model_pass *pass, int32_t layer)
@@ -177,9 +177,10 @@ static void attend(const struct model_pass *pass, int32_t layer)
     const struct model_layer_state *state = &ws->layers[layer];
     const struct model_architecture *a = &pass->layout->arch;
     int64_t n = pass->batch->token_count;
-    model_norm_forward(pass, &(struct model_norm){MODEL_PARAM_INPUT_NORM, layer, state->input,
-                                                  ws->norm, state->inv_input, n, a->width});
-    const float *q = prepare_heads(pass, layer);
+    model_norm_forward(pass,
+                       &(struct model_norm){MODEL_PARAM_INPUT_NORM, layer, state->input,
+                                            state->norm_input, state->inv_input, n, a->width});
+    prepare_heads(pass, layer);
     struct kernel_kv_args store = {
         .segments = pass->batch->segments,
         .k = ws->k,
@@ -190,29 +191,42 @@ static void attend(const struct model_pass *pass, int32_t layer)
         .d = a->head_dim,
     };
     pass->kernels->kv_write(&store, pass->context->pool);
-    struct kernel_attention_args attention = model_attention_args(pass, layer, q);
+    struct kernel_attention_args attention = model_attention_args(pass, layer);
     pass->kernels->attention_forward(&attention, pass->context->pool);
     carry_residual(pass, state->middle, state->input);
     linear_forward(pass, &(struct model_linear){MODEL_PARAM_O, MODEL_PARAM_O_BIAS, layer,
                                                 state->attention, state->middle, true});
 }
 
+/* The feed-forward's first maps. */
+static void project_gate_up(const struct model_pass *pass, int32_t layer)
+{
+    const struct model_layer_state *state = &pass->workspace->layers[layer];
+    model_norm_forward(pass,
+                       &(struct model_norm){MODEL_PARAM_POST_NORM, layer, state->middle,
+                                            state->norm_middle, state->inv_middle,
+                                            pass->batch->token_count, pass->layout->arch.width});
+    linear_forward(pass, &(struct model_linear){MODEL_PARAM_GATE, MODEL_PARAM_GATE_BIAS, layer,
+                                                state->norm_middle, state->gate, false});
+    linear_forward(pass, &(struct model_linear){MODEL_PARAM_UP, MODEL_PARAM_UP_BIAS, layer,
+                                                state->norm_middle, state->up, false});
+}
+
 static void feed_forward(const struct model_pass *pass, int32_t layer, float *output)
 {
-    struct model_workspace *ws = pass->workspace;
-    const struct model_layer_state *state = &ws->layers[layer];
-    model_norm_forward(pass,
-                       &(struct model_norm){MODEL_PARAM_POST_NORM, layer, state->middle, ws->norm,
-                                            state->inv_middle, pass->batch->token_count,
-                                            pass->layout->arch.width});
-    linear_forward(pass, &(struct model_linear){MODEL_PARAM_GATE, MODEL_PARAM_GATE_BIAS, layer,
-                                                ws->norm, state->gate, false});
-    linear_forward(pass, &(struct model_linear){MODEL_PARAM_UP, MODEL_PARAM_UP_BIAS, layer,
-                                                ws->norm, state->up, false});
+    const struct model_layer_state *state = &pass->workspace->layers[layer];
+    project_gate_up(pass, layer);
     model_glu_forward(pass, layer);
     carry_residual(pass, output, state->middle);
     linear_forward(pass, &(struct model_linear){MODEL_PARAM_DOWN, MODEL_PARAM_DOWN_BIAS, layer,
-                                                ws->act, output, true});
+                                                state->act, output, true});
+}
+
+void model_layer_again(const struct model_pass *pass, int32_t layer)
+{
+    attend(pass, layer);
+    project_gate_up(pass, layer);
+    model_glu_forward(pass, layer);
 }
 
 void model_forward(const struct model_context *context, const void *image, struct model_kv *kv,
@@ -287,7 +301,7 @@ void model_head_forward(const struct model_context *context, const void *image,
 void model_head_decode(const struct model_context *context, const void *image,
                        struct model_workspace *workspace, const struct model_decode_args *args)
 {
-    assert(!workspace->training && args->m <= workspace->max_tokens);
+    assert(workspace->keep == MODEL_KEEP_NOTHING && args->m <= workspace->max_tokens);
     const struct model_layout *layout = context->layout;
     gather_rows(workspace, layout->arch.width, args->hidden_rows, args->m);
     /* In turns: a row's result does not depend on its company, and the logits stay small. */

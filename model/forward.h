@@ -42,12 +42,25 @@ struct model_batch {
     const struct kernel_segments *segments;
 };
 
-/* Working memory for passes of at most `max_tokens`. `training` keeps what backward needs. */
+/* What a forward pass keeps of each layer. Backward computes the rest again with the same kernels
+ * on the same numbers, so gradients have the same bits whatever is kept. Floats a token and layer,
+ * with widths C, q = heads * D, k = kv_heads * D, F: */
+enum model_keep {
+    MODEL_KEEP_NOTHING, /* no backward */
+    /* 2 C + 2 q (+ k with a per-head norm) + 2 F: not the norms' outputs, the normed queries and
+     * the product of the feed-forward's halves, which cost little time */
+    MODEL_KEEP_COSTLY,
+    MODEL_KEEP_INPUTS, /* C: backward runs each layer but its last product once more */
+    MODEL_KEEP_ALL     /* 2 C + F (+ q) more than MODEL_KEEP_COSTLY: nothing is computed again */
+};
+
+/* Working memory for passes of at most `max_tokens`. */
 struct model_workspace;
 rl_status model_workspace_create(const struct model_layout *layout, int64_t max_tokens,
-                                 bool training, struct model_workspace **out);
+                                 enum model_keep keep, struct model_workspace **out);
 void model_workspace_destroy(struct model_workspace *workspace);
-size_t model_workspace_bytes(const struct model_layout *layout, int64_t max_tokens, bool training);
+size_t model_workspace_bytes(const struct model_layout *layout, int64_t max_tokens,
+                             enum model_keep keep);
 
 /* Final hidden states (after the last norm) of every token: *hidden [N, C], borrowed from the
  * workspace until the next pass. Writes the tokens' keys and values into `kv`. N <= max_tokens. */
@@ -77,7 +90,7 @@ struct model_backward_args {
 };
 
 /* Back-propagate through head and body of the last model_forward and model_head_forward on this
- * workspace (created with training = true). `kv` must still hold that forward's pages. Uses the
+ * workspace (which must keep something). `kv` must still hold that forward's pages. Uses the
  * saved activations up: once per forward. */
 void model_backward(const struct model_context *context, const void *image, struct model_kv *kv,
                     const struct model_batch *batch, struct model_workspace *workspace,

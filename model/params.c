@@ -262,44 +262,59 @@ static void mark_bytes(const unsigned char *now, const unsigned char *before, si
     }
 }
 
-/* Padding too, so that equal weights mean equal images, byte for byte. */
-static size_t publish_vector(const struct model_tensor *tensor, const float *values,
-                             unsigned char *place)
+/* Image offsets are multiples of 64 bytes, so every tensor's bits start in a byte of their own. */
+static uint8_t *changed_bits(const struct model_layout *layout, const struct model_tensor *tensor,
+                             const struct model_image_diff *diff)
 {
-    size_t bytes = (size_t)tensor->cols * sizeof(float);
-    size_t padded = (size_t)align_up((int64_t)bytes, IMAGE_ALIGN_BYTES);
-    memcpy(place, values, bytes);
-    memset(place + bytes, 0, padded - bytes);
-    return padded;
+    return diff->changed + tensor->image_offset / model_image_element_bytes(layout) / 8;
 }
 
-/* Image offsets are multiples of 64 bytes, so every tensor's bits start in a byte of their own. */
+struct kernel_linear_pack_args model_params_pack_args(const struct model_layout *layout,
+                                                      const struct model_tensor *tensor,
+                                                      const float *master, void *image,
+                                                      const struct model_image_diff *diff)
+{
+    struct kernel_linear_pack_args pack = {.w = master + tensor->offset,
+                                           .packed = (unsigned char *)image + tensor->image_offset,
+                                           .dtype = layout->dtype,
+                                           .n = tensor->rows,
+                                           .k = tensor->cols};
+    if (diff != NULL) {
+        pack.previous = (const unsigned char *)diff->previous + tensor->image_offset;
+        pack.changed = changed_bits(layout, tensor, diff);
+    }
+    return pack;
+}
+
+/* Padding too, so that equal weights mean equal images, byte for byte. */
+void model_params_publish_vector(const struct model_layout *layout,
+                                 const struct model_tensor *tensor, const float *master,
+                                 void *image, const struct model_image_diff *diff)
+{
+    unsigned char *place = (unsigned char *)image + tensor->image_offset;
+    size_t bytes = (size_t)tensor->cols * sizeof(float);
+    size_t padded = (size_t)align_up((int64_t)bytes, IMAGE_ALIGN_BYTES);
+    memcpy(place, master + tensor->offset, bytes);
+    memset(place + bytes, 0, padded - bytes);
+    if (diff != NULL) {
+        const unsigned char *previous = (const unsigned char *)diff->previous;
+        mark_bytes(place, previous + tensor->image_offset, padded,
+                   model_image_element_bytes(layout), changed_bits(layout, tensor, diff));
+    }
+}
+
 void model_params_publish_diff(const struct model_layout *layout,
                                const struct kernel_table *kernels, const float *master, void *image,
                                const struct model_image_diff *diff, struct rl_pool *pool)
 {
-    size_t width = model_image_element_bytes(layout);
     for (int32_t i = 0; i < layout->tensor_count; i++) {
         const struct model_tensor *tensor = &layout->tensors[i];
-        unsigned char *place = (unsigned char *)image + tensor->image_offset;
-        const float *values = master + tensor->offset;
-        const unsigned char *previous =
-            diff != NULL ? (const unsigned char *)diff->previous + tensor->image_offset : NULL;
-        uint8_t *bits = diff != NULL ? diff->changed + tensor->image_offset / width / 8 : NULL;
         if (tensor->matrix) {
-            struct kernel_linear_pack_args pack = {.w = values,
-                                                   .packed = place,
-                                                   .dtype = layout->dtype,
-                                                   .n = tensor->rows,
-                                                   .k = tensor->cols,
-                                                   .previous = previous,
-                                                   .changed = bits};
+            struct kernel_linear_pack_args pack =
+                model_params_pack_args(layout, tensor, master, image, diff);
             kernels->linear_pack(&pack, pool);
-            continue;
-        }
-        size_t bytes = publish_vector(tensor, values, place);
-        if (diff != NULL) {
-            mark_bytes(place, previous, bytes, width, bits);
+        } else {
+            model_params_publish_vector(layout, tensor, master, image, diff);
         }
     }
 }

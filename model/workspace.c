@@ -27,9 +27,10 @@ static void *carve(struct carver *carver, int64_t per_token)
     return carve_bytes(carver, carver->tokens * per_token * 4);
 }
 
-static void carve_layer(struct carver *carver, const struct model_architecture *a, bool training,
-                        struct model_layer_state *state)
+static void carve_layer(struct carver *carver, const struct model_architecture *a,
+                        enum model_keep keep, struct model_layer_state *state)
 {
+    bool training = keep != MODEL_KEEP_NOTHING;
     int64_t q_width = (int64_t)a->heads * a->head_dim;
     int64_t k_width = (int64_t)a->kv_heads * a->head_dim;
     state->input = carve(carver, a->width);
@@ -48,16 +49,42 @@ static void carve_layer(struct carver *carver, const struct model_architecture *
     state->up = carve(carver, a->ffn);
 }
 
-static void carve_layers(struct carver *carver, const struct model_architecture *a,
-                         struct model_workspace *workspace)
+/* What backward can do without; see struct model_layer_state. */
+static void carve_cheap(struct carver *carver, const struct model_architecture *a,
+                        enum model_keep keep, struct model_layer_state *state)
 {
+    state->norm_input = carve(carver, a->width);
+    /* shared, they are never needed at the same time */
+    state->norm_middle = keep == MODEL_KEEP_ALL ? carve(carver, a->width) : state->norm_input;
+    state->q = a->qk_norm ? carve(carver, (int64_t)a->heads * a->head_dim) : state->q_raw;
+    state->act = carve(carver, a->ffn);
+}
+
+/* Layers after the first have arrays of their own as far as they are kept. Returns the first. */
+static struct model_layer_state carve_layers(struct carver *carver,
+                                             const struct model_architecture *a,
+                                             struct model_workspace *workspace)
+{
+    enum model_keep keep = workspace->keep;
+    struct model_layer_state first = {0};
+    carve_layer(carver, a, keep, &first);
+    carve_cheap(carver, a, keep, &first);
     for (int32_t layer = 0; layer < a->layers; layer++) {
-        if (workspace->training || layer == 0) {
-            carve_layer(carver, a, workspace->training, &workspace->layers[layer]);
-        } else {
-            workspace->layers[layer] = workspace->layers[0];
+        struct model_layer_state state = first;
+        if (layer > 0 && (keep == MODEL_KEEP_COSTLY || keep == MODEL_KEEP_ALL)) {
+            carve_layer(carver, a, keep, &state);
+            state.q = a->qk_norm ? first.q : state.q_raw;
+        } else if (layer > 0 && keep == MODEL_KEEP_INPUTS) {
+            state.input = carve(carver, a->width);
+        }
+        if (layer > 0 && keep == MODEL_KEEP_ALL) {
+            carve_cheap(carver, a, keep, &state);
+        }
+        if (workspace->layers != NULL) {
+            workspace->layers[layer] = state;
         }
     }
+    return first;
 }
 
 static void carve_head(struct carver *carver, const struct model_architecture *a,
@@ -69,7 +96,7 @@ static void carve_head(struct carver *carver, const struct model_architecture *a
     workspace->rows = carve(carver, 1);
     workspace->targets = carve(carver, 1);
     workspace->head_scratch = carve(carver, KERNEL_HEAD_CHUNK);
-    if (!workspace->training) {
+    if (workspace->keep == MODEL_KEEP_NOTHING) {
         int64_t rows = carver->tokens < MODEL_DECODE_ROWS ? carver->tokens : MODEL_DECODE_ROWS;
         int64_t padded = ((int64_t)a->vocab + 31) / 32 * 32;
         workspace->logits = carve_bytes(carver, rows * padded * 4);
@@ -82,17 +109,17 @@ static void carve_all(struct carver *carver, const struct model_architecture *a,
 {
     int64_t q_width = (int64_t)a->heads * a->head_dim;
     int64_t k_width = (int64_t)a->kv_heads * a->head_dim;
-    carve_layers(carver, a, workspace);
-    workspace->output = workspace->training ? carve(carver, a->width) : workspace->layers[0].input;
+    bool training = workspace->keep != MODEL_KEEP_NOTHING;
+    struct model_layer_state first = carve_layers(carver, a, workspace);
+    workspace->output = training ? carve(carver, a->width) : first.input;
     workspace->inv_final = carve(carver, 1);
     workspace->hidden = carve(carver, a->width);
-    workspace->norm = carve(carver, a->width);
-    workspace->q = a->qk_norm ? carve(carver, q_width) : NULL;
+    workspace->norm =
+        workspace->keep == MODEL_KEEP_ALL ? carve(carver, a->width) : first.norm_input;
     workspace->k = carve(carver, k_width);
     workspace->v = carve(carver, k_width);
-    workspace->act = carve(carver, a->ffn);
     carve_head(carver, a, workspace);
-    if (workspace->training) {
+    if (training) {
         workspace->dx = carve(carver, a->width);
         workspace->dnorm = carve(carver, a->width);
         workspace->dq = carve(carver, q_width);
@@ -113,8 +140,9 @@ static rl_status workspace_allocate(const struct model_layout *layout,
     }
     struct carver carver = {NULL, 0, workspace->max_tokens};
     carve_all(&carver, &layout->arch, workspace);
-    RL_TRY(device_alloc(carver.used, workspace->training ? "training workspace" : "workspace",
-                        &workspace->slab));
+    bool training = workspace->keep != MODEL_KEEP_NOTHING;
+    RL_TRY(
+        device_alloc(carver.used, training ? "training workspace" : "workspace", &workspace->slab));
     carver.base = workspace->slab;
     carver.used = 0;
     carve_all(&carver, &layout->arch, workspace);
@@ -122,7 +150,7 @@ static rl_status workspace_allocate(const struct model_layout *layout,
 }
 
 rl_status model_workspace_create(const struct model_layout *layout, int64_t max_tokens,
-                                 bool training, struct model_workspace **out)
+                                 enum model_keep keep, struct model_workspace **out)
 {
     if (max_tokens < 1 || max_tokens > (INT64_C(1) << 24)) {
         return rl_fail(RL_INVALID, "a workspace for %lld tokens is out of range",
@@ -132,7 +160,7 @@ rl_status model_workspace_create(const struct model_layout *layout, int64_t max_
     if (workspace == NULL) {
         return rl_fail(RL_NO_MEMORY, "no memory for a workspace");
     }
-    workspace->training = training;
+    workspace->keep = keep;
     workspace->max_tokens = max_tokens;
     rl_status status = workspace_allocate(layout, workspace);
     if (status != RL_OK) {
@@ -153,18 +181,11 @@ void model_workspace_destroy(struct model_workspace *workspace)
     free(workspace);
 }
 
-size_t model_workspace_bytes(const struct model_layout *layout, int64_t max_tokens, bool training)
+size_t model_workspace_bytes(const struct model_layout *layout, int64_t max_tokens,
+                             enum model_keep keep)
 {
-    struct model_layer_state first = {0};
     struct carver carver = {NULL, 0, max_tokens};
-    struct model_workspace workspace = {.training = training, .max_tokens = max_tokens};
-    carve_layer(&carver, &layout->arch, training, &first);
-    size_t layer_bytes = carver.used;
-    /* The rest is carved as for a model of one layer. */
-    struct model_architecture one = layout->arch;
-    one.layers = 1;
-    workspace.layers = &first;
-    carver.used = 0;
-    carve_all(&carver, &one, &workspace);
-    return carver.used + (training ? layer_bytes * (size_t)(layout->arch.layers - 1) : 0);
+    struct model_workspace workspace = {.keep = keep, .max_tokens = max_tokens};
+    carve_all(&carver, &layout->arch, &workspace);
+    return carver.used;
 }

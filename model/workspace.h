@@ -8,8 +8,8 @@
 /* Rows of logits that decode holds at a time; more rows are taken in turns. */
 enum { MODEL_DECODE_ROWS = 64 };
 
-/* What a layer leaves for backward. Without training all layers share one set, and `middle` is
- * `input`. */
+/* What a layer leaves for backward. What is not kept is one array that all layers write in turn,
+ * and without training `middle` is `input`. */
 struct model_layer_state {
     float *input;      /* [N, C] residual stream as it enters */
     float *middle;     /* [N, C] after attention */
@@ -22,10 +22,16 @@ struct model_layer_state {
     float *attention;  /* [N, H * D] */
     float *lse;        /* [N, H]; NULL without training */
     float *gate, *up;  /* [N, F]; backward overwrites them with their gradients */
+
+    /* of the layer with MODEL_KEEP_ALL, else shared */
+    float *norm_input;  /* [N, C] what the first and the second half's linear maps read */
+    float *norm_middle; /* [N, C] */
+    float *q;           /* [N, H * D] after norm and RoPE; q_raw without a per-head norm */
+    float *act;         /* [N, F] product of the feed-forward's halves */
 };
 
 struct model_workspace {
-    bool training;
+    enum model_keep keep;
     int64_t max_tokens;
     void *slab;                       /* all arrays below */
     struct model_layer_state *layers; /* [L] */
@@ -33,10 +39,8 @@ struct model_workspace {
     float *inv_final;                 /* [N] */
     float *hidden;                    /* [N, C] after the last norm */
 
-    float *norm;  /* [N, C] input of the linear maps */
-    float *q;     /* [N, H * D] after norm and RoPE */
+    float *norm;  /* [N, C] scratch of the head's backward; norm_input, norm_middle if shared */
     float *k, *v; /* [N, K * D] */
-    float *act;   /* [N, F] */
 
     int64_t head_rows; /* M of the last model_head_forward */
     float inv_temperature;
@@ -91,8 +95,7 @@ struct kernel_linear_args model_linear_args(const struct model_pass *pass,
                                             const struct model_linear *map);
 
 /* What the layer's attention is called with, forward fields only. */
-struct kernel_attention_args model_attention_args(const struct model_pass *pass, int32_t layer,
-                                                  const float *q);
+struct kernel_attention_args model_attention_args(const struct model_pass *pass, int32_t layer);
 
 /* y = RMSNorm of x by a parameter; `inv_rms` may be NULL; m rows of c. */
 struct model_norm {
@@ -109,5 +112,8 @@ void model_rope_forward(const struct model_pass *pass, float *x, int64_t heads);
 
 /* act = activation(gate) * up of a layer. */
 void model_glu_forward(const struct model_pass *pass, int32_t layer);
+
+/* Once more everything that backward of the layer reads, from the layer's input. */
+void model_layer_again(const struct model_pass *pass, int32_t layer);
 
 #endif

@@ -526,9 +526,10 @@ static void case_sum_squares(struct call *c)
     }
 }
 
-static void case_adamw(struct call *c)
+/* An update of `count` parameters. */
+static struct kernel_adamw_args adamw_make(struct call *c, int64_t count)
 {
-    struct kernel_adamw_args a = {.count = call_size(c, 1, 900, 256 * 1024),
+    struct kernel_adamw_args a = {.count = count,
                                   .step = call_size(c, 1, 50, 10),
                                   .grad_scale = 0.7f,
                                   .learning_rate = 1e-3f,
@@ -547,8 +548,29 @@ static void case_adamw(struct call *c)
     }
     a.grad = memory_floats(&c->memory, a.count, 0.1);
     c->flops = 12.0 * (double)a.count;
+    return a;
+}
+
+static void case_adamw(struct call *c)
+{
+    struct kernel_adamw_args a = adamw_make(c, call_size(c, 1, 900, 256 * 1024));
     while (call_again(c)) {
         c->table->adamw(&a, c->pool);
+    }
+}
+
+/* Packing is compared with the parameters' tolerance, so in fp32; that it packs the very same
+ * numbers, in bf16 too, test_trainer_optimizer says. */
+static void case_adamw_pack(struct call *c)
+{
+    int64_t n = call_size(c, 1, 100, 512);
+    int64_t k = call_size(c, 1, 600, 512);
+    struct kernel_adamw_pack_args a = {.adamw = adamw_make(c, n * k),
+                                       .pack = {.n = n, .k = k, .dtype = KERNEL_FP32}};
+    a.pack.w = a.adamw.param;
+    a.pack.packed = memory_output(&c->memory, (n + 31) / 32 * 32 * k, 0.0);
+    while (call_again(c)) {
+        c->table->adamw_pack(&a, c->pool);
     }
 }
 

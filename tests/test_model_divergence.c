@@ -145,7 +145,8 @@ static void problem_create(struct problem *p, int architecture, const struct mod
     ck_assert_int_eq(model_packing_create(TOKENS, 2, &p->packing), RL_OK);
     ck_assert_int_eq(model_kv_create(p->student.layout, model_packing_pages(TOKENS, 2), &p->kv),
                      RL_OK);
-    ck_assert_int_eq(model_workspace_create(p->student.layout, TOKENS, true, &p->workspace), RL_OK);
+    ck_assert_int_eq(
+        model_workspace_create(p->student.layout, TOKENS, MODEL_KEEP_COSTLY, &p->workspace), RL_OK);
     for (int i = 0; i < TOKENS; i++) {
         tokens[i] = (int32_t)rl_rng_next_below(&rng, (uint64_t)arch.vocab);
     }

@@ -89,8 +89,9 @@ static void golden_open(struct golden *g, int which, enum kernel_isa isa)
     ck_assert_int_eq(safetensors_open(path, &g->expected), RL_OK);
     pack_sequences(g);
     ck_assert_int_eq(model_kv_create(g->f.layout, g->packing->page_count, &g->kv), RL_OK);
-    ck_assert_int_eq(
-        model_workspace_create(g->f.layout, g->packing->max_tokens, true, &g->workspace), RL_OK);
+    ck_assert_int_eq(model_workspace_create(g->f.layout, g->packing->max_tokens, MODEL_KEEP_COSTLY,
+                                            &g->workspace),
+                     RL_OK);
     g->rows = expected_ints(g, "rows", &g->m);
     g->targets = expected_ints(g, "targets", &g->m);
     g->g_logprob = expected_floats(g, "weight", &count);

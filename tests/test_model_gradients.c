@@ -15,6 +15,7 @@
 enum { SEQUENCES = 3, ROWS = 40, ARCHITECTURES = 3 };
 
 static const double step_size = 1e-2;
+static const struct fixture_options plain = {KERNEL_ISA_REF, KERNEL_FP32, 1};
 
 struct problem {
     struct model_fixture f;
@@ -26,13 +27,12 @@ struct problem {
     float *grad;
 };
 
-static void problem_create(struct problem *p, int which)
+static void problem_create(struct problem *p, int which, const struct fixture_options *options)
 {
     static const int64_t lengths[SEQUENCES] = {23, 9, 34};
     struct model_architecture arch = fixture_architecture(which);
-    struct fixture_options options = {KERNEL_ISA_REF, KERNEL_FP32, 1};
     struct rl_rng rng = rl_rng_make(11, (uint64_t)which);
-    fixture_create(&p->f, &arch, &options);
+    fixture_create(&p->f, &arch, options);
     fixture_randomise(&p->f, 3 + (uint64_t)which);
     ck_assert_int_eq(model_packing_create(66, SEQUENCES, &p->packing), RL_OK);
     for (int s = 0; s < SEQUENCES; s++) {
@@ -44,7 +44,8 @@ static void problem_create(struct problem *p, int which)
         ck_assert_int_eq(model_packing_add(p->packing, tokens, lengths[s], &row), RL_OK);
     }
     ck_assert_int_eq(model_kv_create(p->f.layout, p->packing->page_count, &p->kv), RL_OK);
-    ck_assert_int_eq(model_workspace_create(p->f.layout, 66, true, &p->workspace), RL_OK);
+    ck_assert_int_eq(model_workspace_create(p->f.layout, 66, MODEL_KEEP_COSTLY, &p->workspace),
+                     RL_OK);
     p->logprob = fixture_floats(ROWS);
     p->entropy = fixture_floats(ROWS);
     p->g_logprob = fixture_floats(ROWS);
@@ -139,7 +140,7 @@ START_TEST(gradients_match_finite_differences)
 {
     struct problem p;
     memset(&p, 0, sizeof p);
-    problem_create(&p, _i);
+    problem_create(&p, _i, &plain);
     problem_loss(&p);
     model_backward(&p.f.context, p.f.image, &p.kv, &p.packing->batch, p.workspace,
                    &(struct model_backward_args){p.g_logprob, p.g_entropy, p.grad});
@@ -165,7 +166,7 @@ START_TEST(gradients_accumulate)
 {
     struct problem p;
     memset(&p, 0, sizeof p);
-    problem_create(&p, _i);
+    problem_create(&p, _i, &plain);
     int64_t count = p.f.layout->master_count;
     float *twice = fixture_floats(count);
     problem_loss(&p);
@@ -189,12 +190,59 @@ START_TEST(gradients_accumulate)
 }
 END_TEST
 
+/* What forward keeps changes the memory, and not a bit of the gradients. */
+START_TEST(recomputing_changes_no_bit)
+{
+    struct fixture_options options = {kernel_isa_best(), _i % 2 == 0 ? KERNEL_FP32 : KERNEL_BF16,
+                                      2};
+    struct problem p;
+    memset(&p, 0, sizeof p);
+    problem_create(&p, _i, &options);
+    size_t bytes = (size_t)p.f.layout->master_count * sizeof(float);
+    float *first = fixture_floats(p.f.layout->master_count);
+    for (int keep = MODEL_KEEP_COSTLY; keep <= MODEL_KEEP_ALL; keep++) {
+        model_workspace_destroy(p.workspace);
+        ck_assert_int_eq(
+            model_workspace_create(p.f.layout, 66, (enum model_keep)keep, &p.workspace), RL_OK);
+        memset(p.grad, 0, bytes);
+        problem_loss(&p);
+        model_backward(&p.f.context, p.f.image, &p.kv, &p.packing->batch, p.workspace,
+                       &(struct model_backward_args){p.g_logprob, p.g_entropy, p.grad});
+        if (keep == MODEL_KEEP_COSTLY) {
+            memcpy(first, p.grad, bytes);
+        }
+        ck_assert_mem_eq(first, p.grad, bytes);
+    }
+    device_free(first);
+    problem_destroy(&p);
+}
+END_TEST
+
+START_TEST(less_kept_is_less_memory)
+{
+    struct model_architecture arch = fixture_architecture(_i);
+    struct model_layout *layout = NULL;
+    arch.layers = 5;
+    ck_assert_int_eq(model_layout_create(&arch, KERNEL_FP32, 64, &layout), RL_OK);
+    size_t nothing = model_workspace_bytes(layout, 64, MODEL_KEEP_NOTHING);
+    size_t inputs = model_workspace_bytes(layout, 64, MODEL_KEEP_INPUTS);
+    size_t costly = model_workspace_bytes(layout, 64, MODEL_KEEP_COSTLY);
+    size_t all = model_workspace_bytes(layout, 64, MODEL_KEEP_ALL);
+    ck_assert_uint_lt(nothing, inputs);
+    ck_assert_uint_lt(inputs, costly);
+    ck_assert_uint_lt(costly, all);
+    model_layout_destroy(layout);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("model_gradients");
     TCase *tcase = tcase_create("whole tiny models");
     tcase_add_loop_test(tcase, gradients_match_finite_differences, 0, ARCHITECTURES);
     tcase_add_loop_test(tcase, gradients_accumulate, 0, ARCHITECTURES);
+    tcase_add_loop_test(tcase, recomputing_changes_no_bit, 0, ARCHITECTURES);
+    tcase_add_loop_test(tcase, less_kept_is_less_memory, 0, ARCHITECTURES);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);

@@ -88,7 +88,8 @@ static void engine_create(struct engine *e, const struct model_architecture *arc
     fixture_randomise(&e->f, 17);
     ck_assert_int_eq(model_kv_create(e->f.layout, PAGES, &e->kv), RL_OK);
     ck_assert_int_eq(model_pages_create(PAGES, &e->pages), RL_OK);
-    ck_assert_int_eq(model_workspace_create(e->f.layout, TOKENS_MAX, false, &e->workspace), RL_OK);
+    ck_assert_int_eq(
+        model_workspace_create(e->f.layout, TOKENS_MAX, MODEL_KEEP_NOTHING, &e->workspace), RL_OK);
 }
 
 static void engine_destroy(struct engine *e)
@@ -277,7 +278,8 @@ static void train_forward(struct engine *e)
         }
     }
     ck_assert_int_eq(model_kv_create(e->f.layout, packing->page_count, &kv), RL_OK);
-    ck_assert_int_eq(model_workspace_create(e->f.layout, TOKENS_MAX, true, &workspace), RL_OK);
+    ck_assert_int_eq(model_workspace_create(e->f.layout, TOKENS_MAX, MODEL_KEEP_COSTLY, &workspace),
+                     RL_OK);
     model_forward(&e->f.context, e->f.image, &kv, &packing->batch, workspace, &hidden);
     model_head_forward(
         &e->f.context, e->f.image, workspace,

@@ -318,7 +318,8 @@ static void fresh_logprobs(struct bench *b, const void *image, const struct traj
     int64_t first = 0;
     uint32_t total = sample->prompt_count + sample->completion_count;
     ck_assert_int_eq(model_packing_create(TOKENS, 1, &packing), RL_OK);
-    ck_assert_int_eq(model_workspace_create(b->f.layout, TOKENS, false, &workspace), RL_OK);
+    ck_assert_int_eq(model_workspace_create(b->f.layout, TOKENS, MODEL_KEEP_NOTHING, &workspace),
+                     RL_OK);
     ck_assert_int_eq(model_kv_create(b->f.layout, model_packing_pages(TOKENS, 1), &kv), RL_OK);
     ck_assert_int_eq(model_packing_add(packing, sample->tokens, total, &first), RL_OK);
     for (uint32_t i = 0; i < sample->completion_count; i++) {

@@ -194,7 +194,8 @@ static void pass_open(struct bench *b, struct pass *p)
     p->entropy = fixture_floats(room);
     p->g = fixture_floats(room);
     memset(p->grad, 0, slab_bytes(b));
-    ck_assert_int_eq(model_workspace_create(b->f.layout, room, true, &p->workspace), RL_OK);
+    ck_assert_int_eq(model_workspace_create(b->f.layout, room, MODEL_KEEP_COSTLY, &p->workspace),
+                     RL_OK);
     ck_assert_int_eq(model_packing_create(room, room, &p->packing), RL_OK);
     ck_assert_int_eq(model_kv_create(b->f.layout, model_packing_pages(room, room), &p->kv), RL_OK);
     /* The order of fine-tuning's first epoch, so that sums are the same to the last bit. */
@@ -259,7 +260,9 @@ static void update_by_objective(struct bench *b, const float *advantage, bool on
     double denominator = pass_run(b, &pass, advantage, on_policy);
     optimizer_options_from_config(&b->config, 1, &options);
     ck_assert_int_eq(optimizer_create(&options, b->f.layout, b->f.kernels, &optimizer), RL_OK);
-    optimizer_step(optimizer, b->f.master, pass.grad, 1.0 / denominator, NULL, &report);
+    struct optimizer_weights weights = {
+        .master = b->f.master, .grad = pass.grad, .image = b->f.image};
+    optimizer_step(optimizer, &weights, 1.0 / denominator, NULL, &report);
     ck_assert_int_eq(report.outcome, OPTIMIZER_UPDATED);
     memcpy(result, b->f.master, slab_bytes(b));
     optimizer_destroy(optimizer);

@@ -337,7 +337,8 @@ static void read_model(struct model_fixture *f, struct automaton *out)
     struct model_kv kv;
     const float *hidden = NULL;
     ck_assert_int_eq(model_packing_create(STATES * V, STATES * V, &packing), RL_OK);
-    ck_assert_int_eq(model_workspace_create(f->layout, STATES * V, false, &workspace), RL_OK);
+    ck_assert_int_eq(model_workspace_create(f->layout, STATES * V, MODEL_KEEP_NOTHING, &workspace),
+                     RL_OK);
     ck_assert_int_eq(model_kv_create(f->layout, model_packing_pages(STATES * V, STATES * V), &kv),
                      RL_OK);
     int32_t rows[STATES * V];
@@ -377,7 +378,8 @@ static void sample_corpus(struct model_fixture *f, int32_t *tokens)
     uint64_t counters[BATCH] = {0};
     struct rl_rng_key keys[BATCH];
     ck_assert_int_eq(model_packing_create(BATCH, BATCH, &packing), RL_OK);
-    ck_assert_int_eq(model_workspace_create(f->layout, BATCH, false, &workspace), RL_OK);
+    ck_assert_int_eq(model_workspace_create(f->layout, BATCH, MODEL_KEEP_NOTHING, &workspace),
+                     RL_OK);
     ck_assert_int_eq(model_kv_create(f->layout, model_packing_pages(BATCH, BATCH), &kv), RL_OK);
     for (int32_t first = 0; first < STATES * SAMPLES; first += BATCH) {
         model_packing_reset(packing);

@@ -112,26 +112,43 @@ size_t learner_bytes(const struct model_layout *layout, const struct rl_config *
 /* --- images
  * ----------------------------------------------------------------------------------------- */
 
-/* The masters have changed: make their image. The first time in a step the publishing rank takes a
- * free slot; until it is published nobody else reads it, so later updates rewrite it in place. */
-static rl_status refresh_image(struct learner *l, double *slot_wait_s)
+/* Where the next image goes. The first time in a step the publishing rank takes a free slot; until
+ * it is published nobody else reads it, so later updates rewrite it in place. */
+static rl_status begin_image(struct learner *l, void **image, double *slot_wait_s)
 {
-    void *image = l->own_image;
+    *image = l->own_image;
     *slot_wait_s = 0;
     if (l->args.arena != NULL) {
         struct rl_wait wait = rl_wait_begin(l->args.waits, "learner waits for a weight slot");
         rl_status status =
-            weight_arena_begin_write(l->args.arena, publish_timeout_s, &l->slot, &image);
+            weight_arena_begin_write(l->args.arena, publish_timeout_s, &l->slot, image);
         *slot_wait_s = rl_wait_end(&wait);
         RL_TRY(status);
     }
-    /* Against the version last published, also when this step has written the slot before. */
-    struct model_image_diff diff = {.previous = l->published};
-    if (l->args.history != NULL && l->published != NULL) {
-        diff.changed = weight_history_pending(l->args.history);
+    return RL_OK;
+}
+
+/* What images are compared with: the version last published, also when this step has written the
+ * slot before. NULL if there is nothing to compare with or to tell. */
+static const struct model_image_diff *image_diff(const struct learner *l,
+                                                 struct model_image_diff *diff)
+{
+    if (l->args.history == NULL || l->published == NULL) {
+        return NULL;
     }
+    diff->previous = l->published;
+    diff->changed = weight_history_pending(l->args.history);
+    return diff->changed != NULL ? diff : NULL;
+}
+
+/* The image of masters that did not come from an update. */
+static rl_status refresh_image(struct learner *l, double *slot_wait_s)
+{
+    void *image;
+    struct model_image_diff diff;
+    RL_TRY(begin_image(l, &image, slot_wait_s));
     model_params_publish_diff(l->args.layout, l->args.kernels, l->args.master, image,
-                              diff.changed != NULL ? &diff : NULL, l->args.pool);
+                              image_diff(l, &diff), l->args.pool);
     l->image = image;
     return RL_OK;
 }
@@ -216,12 +233,29 @@ static void skip(struct learner *l, enum guard_verdict verdict, uint32_t faults,
     optimizer_skip(l->optimizer, why);
 }
 
+/* New masters and their image, in one pass. */
+static rl_status apply(struct learner *l, const struct optimizer_report *would,
+                       struct learner_report *report)
+{
+    struct model_image_diff diff;
+    struct optimizer_weights weights = {.master = l->args.master, .grad = l->grad};
+    double wait_s;
+    RL_TRY(begin_image(l, &weights.image, &wait_s));
+    report->slot_wait_s += wait_s;
+    weights.diff = image_diff(l, &diff);
+    bool finite = optimizer_apply(l->optimizer, &weights, would, l->args.pool);
+    report->grad_norm += would->grad_norm;
+    report->updates++;
+    report->faults |= finite ? 0 : GUARD_WEIGHTS;
+    l->image = weights.image;
+    return RL_OK;
+}
+
 /* Every rank comes to the same verdict: all it is made of was reduced. */
 static rl_status update(struct learner *l, const struct objective_stats *stats, uint32_t faults,
                         struct learner_report *report)
 {
     struct optimizer_report would;
-    double wait_s;
     double denominator = objective_denominator(&l->objective, stats);
     optimizer_measure(l->optimizer, l->grad, denominator > 0 ? 1.0 / denominator : 0, l->args.pool,
                       &would);
@@ -238,16 +272,7 @@ static rl_status update(struct learner *l, const struct objective_stats *stats, 
         skip(l, verdict, faults, report);
         return RL_OK;
     }
-    optimizer_apply(l->optimizer, l->args.master, l->grad, &would, l->args.pool);
-    report->grad_norm += would.grad_norm;
-    report->updates++;
-    if (!optimizer_weights_finite(l->optimizer, l->args.master, l->args.pool)) {
-        report->faults |= GUARD_WEIGHTS;
-        return RL_OK;
-    }
-    RL_TRY(refresh_image(l, &wait_s));
-    report->slot_wait_s += wait_s;
-    return RL_OK;
+    return apply(l, &would, report);
 }
 
 static void add_losses(const struct learner *l, const struct objective_stats *stats,

@@ -49,7 +49,8 @@ rl_status learner_grow_activations(struct learner *l, const struct batcher_plan 
         model_workspace_destroy(l->workspace);
         l->workspace = NULL;
         l->workspace_tokens = 0;
-        RL_TRY(model_workspace_create(l->args.layout, tokens, true, &l->workspace));
+        RL_TRY(model_workspace_create(l->args.layout, tokens, optimizer_keep(l->args.config),
+                                      &l->workspace));
         l->workspace_tokens = tokens;
     }
     if (pages > l->kv_pages) {

@@ -44,6 +44,14 @@ void optimizer_options_from_config(const struct rl_config *config, int64_t total
     };
 }
 
+enum model_keep optimizer_keep(const struct rl_config *config)
+{
+    static const enum model_keep keeps[] = {[CONFIG_RECOMPUTE_SELECTIVE] = MODEL_KEEP_COSTLY,
+                                            [CONFIG_RECOMPUTE_FULL] = MODEL_KEEP_INPUTS,
+                                            [CONFIG_RECOMPUTE_OFF] = MODEL_KEEP_ALL};
+    return keeps[config->optimizer.recompute];
+}
+
 static rl_status optimizer_check(const struct optimizer_options *options)
 {
     if (!(options->epsilon > 0) || !((float)options->epsilon > 0)) {
@@ -125,17 +133,27 @@ static double optimizer_norm(struct optimizer *optimizer, const float *slab, dou
     return sqrt(squares) * factor;
 }
 
+/* A tensor's update and its part of the image, in one pass over its elements. */
 static void optimizer_update_tensor(struct optimizer *optimizer, const struct model_tensor *tensor,
+                                    const struct optimizer_weights *weights,
                                     const struct kernel_adamw_args *common, struct rl_pool *pool)
 {
-    struct kernel_adamw_args args = *common;
-    args.param += tensor->offset;
-    args.grad += tensor->offset;
-    args.m += tensor->offset;
-    args.v += tensor->offset;
-    args.count = tensor->rows * tensor->cols;
-    args.weight_decay = tensor->matrix ? (float)optimizer->options.weight_decay : 0.0f;
-    optimizer->kernels->adamw(&args, pool);
+    const struct model_layout *layout = optimizer->layout;
+    struct kernel_adamw_pack_args args = {.adamw = *common};
+    args.adamw.param += tensor->offset;
+    args.adamw.grad += tensor->offset;
+    args.adamw.m += tensor->offset;
+    args.adamw.v += tensor->offset;
+    args.adamw.count = tensor->rows * tensor->cols;
+    if (tensor->matrix) {
+        args.adamw.weight_decay = (float)optimizer->options.weight_decay;
+        args.pack =
+            model_params_pack_args(layout, tensor, weights->master, weights->image, weights->diff);
+        optimizer->kernels->adamw_pack(&args, pool);
+    } else {
+        optimizer->kernels->adamw(&args.adamw, pool);
+        model_params_publish_vector(layout, tensor, weights->master, weights->image, weights->diff);
+    }
 }
 
 /* The second moment squares the clipped gradient: beyond float it would be inf and stay so. */
@@ -167,29 +185,32 @@ void optimizer_measure(struct optimizer *optimizer, const float *grad, double in
                                   .grad_scale = scale};
 }
 
-void optimizer_apply(struct optimizer *optimizer, float *master, const float *grad,
+bool optimizer_apply(struct optimizer *optimizer, const struct optimizer_weights *weights,
                      const struct optimizer_report *report, struct rl_pool *pool)
 {
     const struct optimizer_options *options = &optimizer->options;
     struct optimizer_state *state = &optimizer->state;
+    int32_t nonfinite = 0;
     assert(report->outcome == OPTIMIZER_UPDATED);
     state->skipped_run = 0;
     state->step++;
     struct kernel_adamw_args common = {
-        .param = master,
+        .param = weights->master,
         .m = state->m,
         .v = state->v,
-        .grad = grad,
+        .grad = weights->grad,
         .step = state->step,
         .grad_scale = (float)report->grad_scale,
         .learning_rate = (float)report->learning_rate,
         .beta1 = (float)options->beta1,
         .beta2 = (float)options->beta2,
         .epsilon = (float)options->epsilon,
+        .nonfinite = &nonfinite,
     };
     for (int32_t i = 0; i < optimizer->layout->tensor_count; i++) {
-        optimizer_update_tensor(optimizer, &optimizer->layout->tensors[i], &common, pool);
+        optimizer_update_tensor(optimizer, &optimizer->layout->tensors[i], weights, &common, pool);
     }
+    return nonfinite == 0;
 }
 
 void optimizer_skip(struct optimizer *optimizer, const char *why)
@@ -200,12 +221,12 @@ void optimizer_skip(struct optimizer *optimizer, const char *why)
     rl_log(RL_LOG_WARN, "update after %" PRId64 " skipped: %s", state->step, why);
 }
 
-void optimizer_step(struct optimizer *optimizer, float *master, const float *grad,
+void optimizer_step(struct optimizer *optimizer, const struct optimizer_weights *weights,
                     double inv_denominator, struct rl_pool *pool, struct optimizer_report *report)
 {
-    optimizer_measure(optimizer, grad, inv_denominator, pool, report);
+    optimizer_measure(optimizer, weights->grad, inv_denominator, pool, report);
     if (report->outcome == OPTIMIZER_UPDATED) {
-        optimizer_apply(optimizer, master, grad, report, pool);
+        (void)optimizer_apply(optimizer, weights, report, pool);
     } else if (report->outcome == OPTIMIZER_SKIPPED_NONFINITE) {
         optimizer_skip(optimizer, "the gradient is not finite");
     }

@@ -4,7 +4,7 @@
 #ifndef FORESIGHT_TRAINER_OPTIMIZER_H
 #define FORESIGHT_TRAINER_OPTIMIZER_H
 
-#include "model/params.h"
+#include "model/forward.h"
 #include "trainer/schedule.h"
 
 #include <stdbool.h>
@@ -42,9 +42,20 @@ struct optimizer_state {
 
 struct optimizer;
 
+/* What an update works on; all borrowed for the call. */
+struct optimizer_weights {
+    float *master;                       /* [master_count] */
+    const float *grad;                   /* [master_count], only read */
+    void *image;                         /* [image_bytes]: becomes the image of the new masters */
+    const struct model_image_diff *diff; /* of the image against another; may be NULL */
+};
+
 /* Options from optimizer.*; total_updates: updates of the whole run. */
 void optimizer_options_from_config(const struct rl_config *config, int64_t total_updates,
                                    struct optimizer_options *out);
+
+/* What the workspace of training keeps of a forward pass, from optimizer.recompute. */
+enum model_keep optimizer_keep(const struct rl_config *config);
 
 /* Zero moments. `layout` and `kernels` are borrowed for life. Caller owns *out.
  * Errors: RL_NO_MEMORY, RL_INVALID (epsilon not > 0, a rate or beta out of range). */
@@ -55,17 +66,18 @@ rl_status optimizer_create(const struct optimizer_options *options,
 /* Takes NULL. */
 void optimizer_destroy(struct optimizer *optimizer);
 
-/* One update: master -= AdamW(grad * inv_denominator). master and grad [master_count]; grad is only
- * read. A skipped update changes neither weights nor moments nor the step. */
-void optimizer_step(struct optimizer *optimizer, float *master, const float *grad,
+/* One update: master -= AdamW(grad * inv_denominator), and its image. A skipped update changes
+ * neither weights nor image nor moments nor the step. */
+void optimizer_step(struct optimizer *optimizer, const struct optimizer_weights *weights,
                     double inv_denominator, struct rl_pool *pool, struct optimizer_report *report);
 
 /* The same in parts, for a caller with reasons of its own to skip: what the update would be,
- * changing nothing; making it (report->outcome must be OPTIMIZER_UPDATED); counting that it was not
- * made because something was not finite, and saying so. */
+ * changing nothing; making it (report->outcome must be OPTIMIZER_UPDATED), which returns whether
+ * every new weight is finite; counting that it was not made because something was not finite, and
+ * saying so. */
 void optimizer_measure(struct optimizer *optimizer, const float *grad, double inv_denominator,
                        struct rl_pool *pool, struct optimizer_report *report);
-void optimizer_apply(struct optimizer *optimizer, float *master, const float *grad,
+bool optimizer_apply(struct optimizer *optimizer, const struct optimizer_weights *weights,
                      const struct optimizer_report *report, struct rl_pool *pool);
 void optimizer_skip(struct optimizer *optimizer, const char *why);
 

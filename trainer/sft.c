@@ -95,7 +95,8 @@ static rl_status allocate(struct sft *s, uint32_t longest)
     RL_TRY(device_alloc((size_t)layout->master_count * sizeof(float), "gradients", &memory));
     s->grad = memory;
     RL_TRY(device_alloc(layout->image_bytes, "weight image", &s->image));
-    RL_TRY(model_workspace_create(layout, s->budget, true, &s->workspace));
+    RL_TRY(
+        model_workspace_create(layout, s->budget, optimizer_keep(s->args->config), &s->workspace));
     RL_TRY(model_packing_create(s->budget, s->budget, &s->packing));
     RL_TRY(model_kv_create(layout, model_packing_pages(s->budget, s->budget), &s->kv));
     size_t rows = (size_t)s->budget;
@@ -268,11 +269,9 @@ static rl_status run_update(struct sft *s, struct optimizer_report *report)
     RL_TRY(collective_sum_float(s->collective, s->grad, layout->master_count));
     RL_TRY(collective_sum_double(s->collective, s->sums, SFT_SUMS));
     start = rl_clock_now_s(NULL);
-    optimizer_step(s->optimizer, s->args->master, s->grad, 1.0 / s->sums[SFT_TOKENS], s->args->pool,
-                   report);
-    if (report->outcome == OPTIMIZER_UPDATED) {
-        model_params_publish(layout, s->args->kernels, s->args->master, s->image, s->args->pool);
-    }
+    struct optimizer_weights weights = {
+        .master = s->args->master, .grad = s->grad, .image = s->image};
+    optimizer_step(s->optimizer, &weights, 1.0 / s->sums[SFT_TOKENS], s->args->pool, report);
     s->progress.busy_s += rl_clock_now_s(NULL) - start;
     s->state.tokens += s->progress.update_tokens;
     s->state.update++;

@@ -1,4 +1,4 @@
-/* Gated units, addition, sum of squares, AdamW on avx2: pointwise_simd.inc with the vectors of
+/* Gated units, addition, sum of squares on avx2: pointwise_simd.inc with the vectors of
  * simd_avx2.h. */
 #include "kernels/cpu/ops_cpu.h"
 

@@ -1,4 +1,4 @@
-/* Gated units, addition, sum of squares, AdamW on avx512: pointwise_simd.inc with the vectors of
+/* Gated units, addition, sum of squares on avx512: pointwise_simd.inc with the vectors of
  * simd_avx512.h. */
 #include "kernels/cpu/ops_cpu.h"
 

@@ -44,5 +44,14 @@ void adamw_ref(const struct kernel_adamw_args *a, struct rl_pool *pool)
         a->v[i] = (float)(beta2 * (double)a->v[i] + (1.0 - beta2) * g * g);
         double root = sqrt((double)a->v[i]) / correct2 + (double)a->epsilon;
         a->param[i] = (float)((double)a->param[i] * decay - step * (double)a->m[i] / root);
+        if (a->nonfinite != NULL && !isfinite(a->param[i])) {
+            *a->nonfinite = 1;
+        }
     }
+}
+
+void adamw_pack_ref(const struct kernel_adamw_pack_args *a, struct rl_pool *pool)
+{
+    adamw_ref(&a->adamw, pool);
+    linear_pack_ref(&a->pack, pool);
 }
