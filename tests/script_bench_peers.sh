@@ -44,6 +44,9 @@ PY
 peers llmc --llmc "$work/train_gpt2" || fail "again: $(cat "$work/err")"
 [ "$(grep -c '"peer"' "$work/results.json")" = 1 ] || fail "the same case stands there twice"
 
+peers alone --models m1 --dtypes bf16 --batch 2 --docs "$work/page.md" || fail "alone: $(cat "$work/err")"
+grep -q "^| m1 | bf16 | batch 2 | .* of " "$work/page.md" || fail "no own row: $(cat "$work/page.md")"
+
 peers llama llmc --llama "$work/none" --llmc "$work/none/train_gpt2"
 [ $? -eq 1 ] || fail "no peer at all, exit code"
 grep -q "llama left out: llama-batched-bench is not there" "$work/err" || fail "llama: $(cat "$work/err")"
@@ -53,7 +56,7 @@ chmod +x "$work/python"
 peers pytorch trl tokenizers --python "$work/python" && fail "a Python without peers"
 [ "$(grep -c 'left out: .*pip install' "$work/err")" = 3 ] || fail "$(cat "$work/err")"
 peers lama && fail "unknown peer"
-grep -q "lama: peers are llama, pytorch" "$work/err" || fail "unknown: $(cat "$work/err")"
+grep -q "lama: peers are alone, llama, pytorch" "$work/err" || fail "unknown: $(cat "$work/err")"
 peers llmc --foresight "$work/none" && fail "no program"
 grep -q "build it, or give --foresight" "$work/err" || fail "program: $(cat "$work/err")"
 exit $failed

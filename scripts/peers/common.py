@@ -109,6 +109,20 @@ def take_turns(rounds, ours, theirs):
     return found
 
 
+def own_row(args, what, line, case):
+    """A row of ours alone, from a line of `foresight bench`."""
+    row = {"what": what, "model": line["model"], "dtype": line["dtype"], "case": case, "peer": "-",
+           "unit": "tokens/s", "ours": line["tokens_per_second"],
+           "ours_best": line["best_tokens_per_second"], "rounds": line["runs"],
+           "threads": args.threads, "date": time.strftime("%Y-%m-%d"), "cpu": args.cpu,
+           "order": line["batch"], "fma_share": line["fma_share"],
+           "memory_ratio": line["memory_ratio"]}
+    if what == "decode":
+        row["read_share"] = line["read_share"]
+    say("{what} {model} {dtype} {case}: {ours:.1f} {unit}".format(**row))
+    return row
+
+
 def result(args, key, ours, theirs, **more):
     """One row: lists of rates of both, higher is better."""
     row = dict(key, ours=statistics.median(ours), theirs=statistics.median(theirs),

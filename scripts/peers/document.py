@@ -3,9 +3,9 @@ from common import parameters, shapes
 
 SECTIONS = [
     ("decode", "Decode", "A prompt of 64 tokens, then 128 new ones of each sequence, sampled from the"
-     " whole vocabulary with log-probs; the peer computes logits and samples nothing."
-     " Tokens a second of all sequences."),
-    ("prefill", "Prefill", "The same runs' prompts: short ones of 64 tokens."),
+     " whole vocabulary with log-probs; a peer computes logits and samples nothing."
+     " Tokens a second of all sequences; rows without a peer are our own figures alone."),
+    ("prefill", "Prefill", "Prompts: of the same runs, and longer ones alone."),
     ("train", "Training", "Forward, backward, clipping, AdamW and (ours) the publish cast."),
     ("GRPO step", "One GRPO step", "Generate, score, one update, on the same work: what is the same"
      " and what is not stands in `scripts/peers/trl_step.py`."),
@@ -26,6 +26,8 @@ def limit(row):
 
 
 def rate(value):
+    if value is None:
+        return "-"
     return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
 
 
@@ -48,8 +50,8 @@ def table(rows):
     for row in sorted(rows, key=order):
         memory = f"{row['memory_ratio']:.2f}" if row.get("memory_ratio") else "-"
         lines.append(f"| {row['model']} | {row['dtype']} | {row['case']} | {rate(row['ours'])} |"
-                     f" {row['peer']} | {rate(row['theirs'])} | {row['unit']} |"
-                     f" {row['ratio']:.2f} | {bar(row)} | {limit(row)} | {memory} |")
+                     f" {row['peer']} | {rate(row.get('theirs'))} | {row['unit']} |"
+                     f" {rate(row.get('ratio'))} | {bar(row)} | {limit(row)} | {memory} |")
     return head + "\n".join(lines) + "\n"
 
 
