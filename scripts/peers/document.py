@@ -62,7 +62,7 @@ def verdict(rows):
                     key=lambda row: row["ratio"] / row["bar"])
     if not barred:
         return ""
-    text = f"{len(barred) - len(missed)} of {len(barred)} wanted ratios are kept."
+    text = f"{len(barred) - len(missed)} of {len(barred)} wanted ratios that were measured are kept."
     if missed:
         text += " Farthest off: " + "; ".join(
             f"{row['model']} {row['dtype']}, {row['case']}: {row['ratio']:.2f} of {row['bar']:g} x"
@@ -93,18 +93,27 @@ def shape_table():
     return "\n".join(lines) + "\n"
 
 
-def page(rows):
+def not_measured(rows):
+    """Peers without a row, so that nobody takes silence for a result."""
+    names = ("llama.cpp", "PyTorch", "TRL", "tokenizers", "llm.c")
+    absent = [name for name in names if not any(row["peer"].startswith(name) for row in rows)]
+    return f"Not measured on this machine: {', '.join(absent)}. " if absent else ""
+
+
+def page(rows, note):
     dates = sorted({row["date"] for row in rows})
+    when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     machines = sorted({f"{row['cpu']}, {row['threads']} threads" for row in rows})
     parts = [f"""# Performance
 
 Written by `scripts/bench_peers --docs docs/performance.md` from measurements of
-{dates[0] if len(dates) == 1 else dates[0] + ' to ' + dates[-1]} on: {'; '.join(machines)}. Both sides
-take turns on the same machine with the same number of threads; every figure is a median of the turns,
-every ratio one of medians; peers have the better of their settings. Limits are measured by
-`foresight bench` in the same process as the figure: fused multiply-adds on registers, and reads of the
-very weights, by all threads at once. Memory is the peak of the process over weights + KV cache (decode)
-or over the printed footprint (training); on the smallest models the program itself is most of it.
+{when} on: {'; '.join(machines)}.
+Both sides take turns on the same machine with the same number of threads; every figure is a median of
+the turns, every ratio one of medians; peers run as their packages install them, with the better of
+their settings. Limits are measured by `foresight bench` in the same process as the figure: fused
+multiply-adds on registers, and reads of the very weights, by all threads at once. Memory is the peak of the
+process over weights + KV cache (decode) or over the printed footprint (training); on the smallest
+models the program itself is most of it. {note}
 
 Own figures alone: `foresight bench decode|prefill|train|kernels|tokenizer` (`foresight bench --help`).
 
@@ -113,13 +122,13 @@ Qwen2's architecture: biases on q, k and v, tied head, random weights.
 
 ## In short
 
-{verdict(rows)} {limits_in_words(rows)}
+{verdict(rows)} {not_measured(rows)}{limits_in_words(rows)}
 """]
     for what, title, text in SECTIONS:
         chosen = [row for row in rows if row["what"] == what]
         if chosen:
             settings = sorted({f"{row['peer']} ({row['model']}): {row['setting']}" for row in chosen
                                if row.get("setting")})
-            parts.append(f"## {title}\n\n{text}\n\n{table(chosen)}\n" +
-                         f"Settings of the peers: {'; '.join(settings)}.\n")
+            parts.append(f"## {title}\n\n{text}\n\n{table(chosen)}" +
+                         (f"\nSettings of the peers: {'; '.join(settings)}.\n" if settings else ""))
     return "\n".join(parts)

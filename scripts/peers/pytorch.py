@@ -1,7 +1,7 @@
 """A training step against PyTorch: the same shape, batch and number of threads."""
 from common import Worker, foresight, needs_module, result, shapes, take_turns
 
-TOKENS, SEQUENCE = 4096, 256
+TOKENS, SEQUENCE, CHOICES = 4096, 256, 2
 BARS = {"m1": 5.0, "m10": 2.0, "m100": 1.2}
 
 
@@ -19,7 +19,7 @@ def faster_worker(args, model):
         worker = Worker(args, "pytorch_worker.py",
                         {"shape": shapes()[model], "tokens": TOKENS, "sequence": SEQUENCE,
                          "steps": args.steps, "threads": int(args.threads), "compile": compiled})
-        rate = worker.turn()["tokens_per_second"]
+        rate = max(worker.turn()["tokens_per_second"] for _ in range(CHOICES))
         if best is None or rate > best[0]:
             if best is not None:
                 best[1].close()
