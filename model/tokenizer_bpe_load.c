@@ -113,6 +113,30 @@ static rl_status merge_resolve(struct tok_bpe *bpe, const struct tok_where *wher
     return RL_OK;
 }
 
+static bool starts_marked(struct tok_view text)
+{
+    return text.bytes >= TOK_SPACE_MARK_BYTES &&
+           memcmp(text.data, TOK_SPACE_MARK, TOK_SPACE_MARK_BYTES) == 0;
+}
+
+static bool all_marks(struct tok_view text)
+{
+    while (starts_marked(text)) {
+        text.data += TOK_SPACE_MARK_BYTES;
+        text.bytes -= TOK_SPACE_MARK_BYTES;
+    }
+    return text.bytes == 0;
+}
+
+/* Where nothing is ever joined over the start of a space mark, a text merges part by part. Every
+ * character must leave a symbol that keeps its neighbours apart, hence the conditions. */
+static bool marks_cut(const struct tok_bpe *bpe)
+{
+    int32_t mark = tok_vocab_find(&bpe->vocab, TOK_SPACE_MARK, TOK_SPACE_MARK_BYTES);
+    bool plain = bpe->prefix.bytes == 0 && bpe->suffix.bytes == 0 && !bpe->ignore_merges;
+    return plain && !bpe->mark_joined && mark >= 0 && bpe->unk_id >= 0 && !all_marks(bpe->unk);
+}
+
 static rl_status merges_read(struct tok_bpe *bpe, const json_t *list, const struct tok_where *where)
 {
     size_t index;
@@ -135,6 +159,8 @@ static rl_status merges_read(struct tok_bpe *bpe, const json_t *list, const stru
                              "one kind throughout");
         }
         RL_TRY(merge_resolve(bpe, where, index, rank, &source));
+        bpe->mark_joined =
+            bpe->mark_joined || (starts_marked(source.right) && !all_marks(source.left));
         rank++;
     }
     return RL_OK;
@@ -226,5 +252,7 @@ rl_status tok_bpe_init(struct tok_bpe *bpe, const json_t *json, const struct tok
     }
     RL_TRY(tok_vocab_init(&bpe->vocab, vocab, &here));
     RL_TRY(tables_init(bpe, where));
-    return merges_init(bpe, json, where);
+    RL_TRY(merges_init(bpe, json, where));
+    bpe->mark_cuts = marks_cut(bpe);
+    return RL_OK;
 }

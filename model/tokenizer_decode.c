@@ -227,18 +227,21 @@ rl_status tok_decoder_create(const json_t *json, const struct tok_where *where, 
 
 static rl_status byte_level_token(struct tok_view token, struct tok_text *bytes)
 {
-    size_t before = bytes->bytes;
-    for (size_t at = 0; at < token.bytes;) {
-        size_t length;
-        int value = tok_bytes_value(tok_utf8_get(token.data + at, &length));
+    RL_TRY(tok_text_reserve(bytes, token.bytes));
+    char *to = bytes->data + bytes->bytes;
+    for (size_t at = 0; at < token.bytes; to++) {
+        size_t length = 1;
+        int value = (unsigned char)token.data[at];
+        if (value <= ' ' || value >= 0x7F) {
+            value = tok_bytes_value(tok_utf8_get(token.data + at, &length));
+        }
         if (value < 0) { /* not of the alphabet: the token stands for its own bytes */
-            bytes->bytes = before;
             return tok_text_append(bytes, token.data, token.bytes, 0);
         }
-        char byte = (char)value;
-        RL_TRY(tok_text_append(bytes, &byte, 1, 0));
+        *to = (char)value;
         at += length;
     }
+    bytes->bytes = (size_t)(to - bytes->data);
     return RL_OK;
 }
 

@@ -384,7 +384,13 @@ struct tok_bpe {
     bool fuse_unk;
     bool byte_fallback;
     bool ignore_merges;
+    bool mark_joined; /* a merge joins what is not all U+2581 with U+2581 behind it */
+    bool mark_cuts;   /* so that words may be cut before each U+2581 behind another character */
 };
+
+/* U+2581, which stands for a space in many vocabularies. */
+#define TOK_SPACE_MARK "\xE2\x96\x81"
+enum { TOK_SPACE_MARK_BYTES = sizeof(TOK_SPACE_MARK) - 1 };
 
 struct tok_symbol {
     int32_t id;
@@ -429,7 +435,7 @@ rl_status tok_buffer_push(struct token_buffer *buffer, int32_t id);
 enum {
     TOK_WORD_BYTES = 31,      /* longest word that is remembered */
     TOK_WORD_IDS = 7,         /* most ids that are */
-    TOK_WORD_SLOTS = 1 << 14, /* words remembered at most */
+    TOK_WORD_SLOTS = 1 << 15, /* words remembered at most */
     TOK_WORD_SLACK = 32       /* bytes behind a word that may be read */
 };
 

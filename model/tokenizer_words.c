@@ -8,7 +8,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { WORD_ENTRY_BYTES = sizeof(struct tok_word_entry) };
+enum {
+    WORD_ENTRY_BYTES = sizeof(struct tok_word_entry),
+    LAST_BYTE_SHIFT = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? 56 : 0
+};
 
 rl_status tok_words_init(struct tok_words *words, const struct tok_bpe *bpe, bool raw)
 {
@@ -51,11 +54,8 @@ static struct word_key key_make(struct tok_view word)
     for (int i = 0; i < 4; i++) {
         key.parts[i] &= mask.parts[i];
     }
-    /* the last byte is free: words are shorter than a key */
-    unsigned char last[8];
-    memcpy(last, &key.parts[3], 8);
-    last[7] = (unsigned char)word.bytes;
-    memcpy(&key.parts[3], last, 8);
+    key.parts[3] |= (uint64_t)word.bytes
+                    << LAST_BYTE_SHIFT; /* free: words are shorter than a key */
     return key;
 }
 
@@ -122,9 +122,38 @@ static rl_status word_encode(struct tok_words *words, struct tok_view word,
     return RL_OK;
 }
 
+/* Bytes up to the next space mark behind another character, all if there is none. */
+static size_t marked_part(struct tok_view text)
+{
+    size_t at = 0;
+    while (text.bytes - at >= TOK_SPACE_MARK_BYTES &&
+           memcmp(text.data + at, TOK_SPACE_MARK, TOK_SPACE_MARK_BYTES) == 0) {
+        at += TOK_SPACE_MARK_BYTES;
+    }
+    while (at < text.bytes) {
+        const char *mark = memchr(text.data + at, TOK_SPACE_MARK[0], text.bytes - at);
+        if (mark == NULL) {
+            break;
+        }
+        at = (size_t)(mark - text.data);
+        if (text.bytes - at >= TOK_SPACE_MARK_BYTES &&
+            memcmp(mark, TOK_SPACE_MARK, TOK_SPACE_MARK_BYTES) == 0) {
+            return at;
+        }
+        at++;
+    }
+    return text.bytes;
+}
+
 rl_status tok_words_encode(struct tok_words *words, struct tok_view word, struct token_buffer *out)
 {
-    return word_encode(words, word, out);
+    while (words->bpe->mark_cuts && word.bytes > 0) {
+        size_t part = marked_part(word);
+        RL_TRY(word_encode(words, (struct tok_view){word.data, part}, out));
+        word.data += part;
+        word.bytes -= part;
+    }
+    return word.bytes > 0 ? word_encode(words, word, out) : RL_OK;
 }
 
 rl_status tok_words_scan(struct tok_words *words, tok_scan_fn scan, struct tok_view text,

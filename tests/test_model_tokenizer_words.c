@@ -100,6 +100,21 @@ END_TEST
 
 /* ---- whole tokenizers ---- */
 
+/* Load a tokenizer.json, which is released. */
+static struct tokenizer *load_json(json_t *json)
+{
+    char dir[64];
+    struct tokenizer *tokenizer;
+    char *file = json_dumps(json, 0);
+    scratch_create(dir);
+    scratch_write(dir, "tokenizer.json", file, strlen(file));
+    ck_assert_int_eq(tokenizer_load(dir, &tokenizer), RL_OK);
+    scratch_remove(dir);
+    free(file);
+    json_decref(json);
+    return tokenizer;
+}
+
 struct steps {
     const char *behavior;
     bool invert;
@@ -112,9 +127,7 @@ struct steps {
 static struct tokenizer *load_steps(const struct steps *steps, const char *pattern, bool grouped)
 {
     char text[400];
-    char dir[64];
     json_error_t error;
-    struct tokenizer *tokenizer;
     snprintf(text, sizeof(text), grouped ? "(?:%s)" : "%s", pattern);
     json_t *json = json_load_file(DATA_DIR "/byte_level/tokenizer.json", JSON_ALLOW_NUL, &error);
     json_t *list = json_pack("[{s:s,s:{s:s},s:b,s:s},{s:s,s:b,s:b,s:b}]", "type", "Split",
@@ -123,14 +136,7 @@ static struct tokenizer *load_steps(const struct steps *steps, const char *patte
                              steps->prefix_space, "trim_offsets", 1, "use_regex", steps->use_regex);
     json_object_set_new(json, "pre_tokenizer",
                         json_pack("{s:s,s:o}", "type", "Sequence", "pretokenizers", list));
-    char *file = json_dumps(json, 0);
-    scratch_create(dir);
-    scratch_write(dir, "tokenizer.json", file, strlen(file));
-    ck_assert_int_eq(tokenizer_load(dir, &tokenizer), RL_OK);
-    scratch_remove(dir);
-    free(file);
-    json_decref(json);
-    return tokenizer;
+    return load_json(json);
 }
 
 static void check_same(const struct tokenizer *a, const struct tokenizer *b, struct tok_view text)
@@ -180,18 +186,18 @@ START_TEST(hostile_texts_give_the_same_ids)
 {
     static const char *const units[] = {"a",  " ",   "\n ", " \n", "'", "1", "\xFF",
                                         "\0", "\t9", "!\r", "'s",  "=", "z "};
-    size_t bytes = 1 << 20;
-    char *text = malloc(bytes);
+    char *text = malloc(1 << 20);
     struct tokenizer *fast = load_steps(&step_kinds[0], patterns[1], false);
     struct tokenizer *plain = load_steps(&step_kinds[0], patterns[1], true);
     for (size_t u = 0; u < sizeof(units) / sizeof(units[0]); u++) {
         size_t unit = units[u][0] == '\0' ? 1 : strlen(units[u]);
+        size_t bytes = u < 2 ? 1 << 20 : 1 << 17;
         for (size_t i = 0; i < bytes; i++) {
             text[i] = units[u][i % unit];
         }
         text[bytes - 1] = 'b';
         /* the engine itself takes quadratic time over long runs of white space */
-        check_same(fast, plain, (struct tok_view){text, u < 4 ? 3000 : bytes / 8});
+        check_same(fast, plain, (struct tok_view){text, u < 4 ? 3000 : bytes});
         struct token_buffer ids = {0};
         ck_assert_int_eq(tokenizer_encode(fast, text, bytes, 0, &ids), RL_OK);
         token_buffer_fini(&ids);
@@ -245,6 +251,57 @@ START_TEST(words_are_the_same_remembered_or_not)
     tokenizer_destroy(tokenizer);
     token_buffer_fini(&found);
     token_buffer_fini(&expected);
+}
+END_TEST
+
+/* ---- texts without a pre-tokenizer, cut where no merge reaches over ---- */
+
+/* The small tokenizer with space marks, with or without the merges that reach over their start. */
+static struct tokenizer *load_marks(bool reaching)
+{
+    json_error_t error;
+    json_t *json = json_load_file(DATA_DIR "/metaspace/tokenizer.json", JSON_ALLOW_NUL, &error);
+    json_t *model = json_object_get(json, "model");
+    json_t *kept = json_array();
+    size_t index;
+    json_t *merge;
+    json_array_foreach(json_object_get(model, "merges"), index, merge)
+    {
+        const char *left = json_string_value(json_array_get(merge, 0));
+        const char *right = json_string_value(json_array_get(merge, 1));
+        bool reaches = strncmp(right, TOK_SPACE_MARK, TOK_SPACE_MARK_BYTES) == 0 &&
+                       strspn(left, TOK_SPACE_MARK) < strlen(left);
+        if (reaching || !reaches) {
+            json_array_append(kept, merge);
+        }
+    }
+    json_object_set_new(model, "merges", kept);
+    return load_json(json);
+}
+
+START_TEST(cuts_at_space_marks_change_no_id)
+{
+    static const uint32_t letters[] = {' ', ' ', 0x2581, 0x2581, 't', 'h', 'e',   'a',
+                                       'n', 's', '\n',   '.',    'i', 'r', 0x4ECA};
+    struct rl_rng rng = rl_rng_make(15, 0);
+    struct tok_text text = {0};
+    struct tokenizer *cut = load_marks(false);
+    struct tokenizer *whole = load_marks(false);
+    struct tokenizer *reaching = load_marks(true);
+    ck_assert(cut->bpe.mark_cuts && !reaching->bpe.mark_cuts);
+    whole->bpe.mark_cuts = false;
+    for (int i = 0; i < 400; i++) {
+        text.bytes = 0;
+        for (uint64_t k = rl_rng_next_below(&rng, 80); k > 0; k--) {
+            bool any = rl_rng_next_below(&rng, 20) == 0;
+            put(&text, any ? random_character(&rng) : letters[rl_rng_next_below(&rng, 15)]);
+        }
+        check_same(cut, whole, (struct tok_view){text.data, text.bytes});
+    }
+    tok_text_fini(&text);
+    tokenizer_destroy(cut);
+    tokenizer_destroy(whole);
+    tokenizer_destroy(reaching);
 }
 END_TEST
 
@@ -318,6 +375,7 @@ int main(void)
     tcase_add_test(tests, recognised_patterns_change_no_id);
     tcase_add_test(tests, hostile_texts_give_the_same_ids);
     tcase_add_test(tests, words_are_the_same_remembered_or_not);
+    tcase_add_test(tests, cuts_at_space_marks_change_no_id);
     tcase_add_test(tests, threads_share_a_tokenizer);
     suite_add_tcase(suite, tests);
     SRunner *runner = srunner_create(suite);
