@@ -41,7 +41,8 @@ void app_command_help(const struct app_command *command)
         printf("\n%s", command->details);
     }
     if (strncmp(command->usage, "CONFIG.yaml", 11) == 0) {
-        printf("\nOptions, with their defaults: foresight help config [SECTION]\n");
+        printf("\n--threads N  compute threads of each rank (run.threads)\n"
+               "Options, with their defaults: foresight help config [SECTION]\n");
     }
 }
 
@@ -94,24 +95,38 @@ rl_status app_take_value(int *argc, char **argv, const char *flag, const char **
     return RL_OK;
 }
 
-rl_status app_config_from_args(int argc, char **argv, struct rl_config *config)
+/* --threads N is run.threads=N, said last. */
+static rl_status apply_threads(const char *threads, struct rl_config *config)
 {
+    char assignment[64];
+    if (threads == NULL) {
+        return RL_OK;
+    }
+    snprintf(assignment, sizeof(assignment), "run.threads=%s", threads);
+    return rl_config_override(config, assignment);
+}
+
+rl_status app_config_from_args(int *argc, char **argv, struct rl_config *config)
+{
+    const char *threads = NULL;
     RL_TRY(rl_config_init(config));
+    RL_TRY(app_take_value(argc, argv, "--threads", &threads));
     int first = 1;
-    if (argc > 1 && strchr(argv[1], '=') == NULL) {
+    if (*argc > 1 && strchr(argv[1], '=') == NULL) {
         if (argv[1][0] == '-') {
             return rl_fail(RL_INVALID, "unknown option %s of command %s", argv[1], argv[0]);
         }
         RL_TRY(rl_config_load(config, argv[1]));
         first = 2;
     }
-    for (int i = first; i < argc; i++) {
+    for (int i = first; i < *argc; i++) {
         if (strchr(argv[i], '=') == NULL) {
             return rl_fail(RL_INVALID, "argument '%s' of command %s: expected section.name=value",
                            argv[i], argv[0]);
         }
         RL_TRY(rl_config_override(config, argv[i]));
     }
+    RL_TRY(apply_threads(threads, config));
     RL_TRY(rl_config_validate(config));
     rl_config_resolve(config);
     return RL_OK;

@@ -29,9 +29,10 @@ bool app_take_flag(int *argc, char **argv, const char *flag);
  * Errors: RL_INVALID if the value is missing. */
 rl_status app_take_value(int *argc, char **argv, const char *flag, const char **value);
 
-/* Defaults, then argv[1] as YAML file if it has no '=', then every section.name=value; validated.
- * Release with rl_config_fini (also after an error). */
-rl_status app_config_from_args(int argc, char **argv, struct rl_config *config);
+/* Defaults, then argv[1] as YAML file if it has no '=', then every section.name=value, then
+ * --threads (which is removed from argv); validated. Release with rl_config_fini (also after an
+ * error). */
+rl_status app_config_from_args(int *argc, char **argv, struct rl_config *config);
 
 /* Without run.name take the configuration file's base name. Errors: RL_INVALID (there is neither).
  */

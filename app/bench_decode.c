@@ -219,7 +219,8 @@ static rl_status run_all(const struct decode_bench *b, struct decode_figures *f)
 
 static rl_status measure(struct decode_bench *b, struct decode_figures *f)
 {
-    struct model_context context = {b->layout, b->machine.table, b->machine.pool};
+    struct model_context context = {
+        .layout = b->layout, .kernels = b->machine.table, .pool = b->machine.pool};
     struct rollout_generator_options options;
     options_of(b, &options);
     bench_memory_reset_peak();

@@ -492,7 +492,7 @@ int bench_distill(int argc, char **argv)
                 status, done);
     RL_TRY_GOTO(take_count(&argc, argv, "--prompts", INT32_MAX, &b->prompt_limit), status, done);
     exit_code = APP_FAILED;
-    RL_TRY_GOTO(app_config_from_args(argc, argv, &b->config), status, done);
+    RL_TRY_GOTO(app_config_from_args(&argc, argv, &b->config), status, done);
     RL_TRY_GOTO(open_bench(b), status, done);
     RL_TRY_GOTO(run_rounds(b), status, done);
     RL_TRY_GOTO(print_results(b), status, done);

@@ -111,7 +111,7 @@ rl_status bench_model_master(const struct bench_model_choice *choice,
     if (shape_index(choice->name) >= 0) {
         model_params_init(layout, BENCH_WEIGHT_SEED, memory);
     } else {
-        status = model_params_load(layout, choice->name, memory);
+        status = model_params_load(layout, choice->name, memory, NULL);
     }
     if (status != RL_OK) {
         device_free(memory);

@@ -312,7 +312,7 @@ int cmd_check(int argc, char **argv)
     struct rl_config config = {0};
     bool json = app_take_flag(&argc, argv, "--json");
     bool ok = true;
-    if (app_config_from_args(argc, argv, &config) != RL_OK) {
+    if (app_config_from_args(&argc, argv, &config) != RL_OK) {
         rl_config_fini(&config);
         return APP_USAGE;
     }

@@ -385,7 +385,7 @@ int cmd_distill(int argc, char **argv)
     struct command command = {0};
     command.dry_run = app_take_flag(&argc, argv, "--dry-run");
     command.json = app_take_flag(&argc, argv, "--json");
-    rl_status status = app_config_from_args(argc, argv, &command.config);
+    rl_status status = app_config_from_args(&argc, argv, &command.config);
     if (status == RL_OK) {
         rl_log_set_level((enum rl_log_level)command.config.run.log_level);
         status = app_name_run(&command.config, argc, argv);

@@ -276,7 +276,7 @@ int cmd_eval(int argc, char **argv)
         app_take_value(&argc, argv, "--label", &output.label) != RL_OK) {
         return APP_USAGE;
     }
-    rl_status status = app_config_from_args(argc, argv, &config);
+    rl_status status = app_config_from_args(&argc, argv, &config);
     if (status == RL_OK) {
         rl_log_set_level((enum rl_log_level)config.run.log_level);
         status = run_eval(&config, &output);

@@ -99,7 +99,7 @@ static rl_status export_weights(const struct export_options *options,
     if (options->random) {
         model_params_init(layout, options->seed, master);
     } else {
-        status = model_params_load(layout, options->from, master);
+        status = model_params_load(layout, options->from, master, NULL);
     }
     if (status == RL_OK) {
         status = prepare_folder(options);

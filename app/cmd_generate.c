@@ -142,7 +142,7 @@ int cmd_generate(int argc, char **argv)
         return APP_USAGE;
     }
     request.samples = (uint32_t)samples;
-    rl_status status = app_config_from_args(argc, argv, &config);
+    rl_status status = app_config_from_args(&argc, argv, &config);
     if (status == RL_OK) {
         const char *paths = config.data.eval[0] != '\0' ? config.data.eval : config.data.train;
         rl_log_set_level((enum rl_log_level)config.run.log_level);

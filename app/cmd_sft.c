@@ -245,7 +245,7 @@ static rl_status dry_run(const struct rl_config *config)
 
 static rl_status prepare(struct command *command, int argc, char **argv)
 {
-    RL_TRY(app_config_from_args(argc, argv, &command->config));
+    RL_TRY(app_config_from_args(&argc, argv, &command->config));
     rl_log_set_level((enum rl_log_level)command->config.run.log_level);
     if (command->config.sft.data[0] == '\0') {
         return rl_fail(RL_INVALID, "sft.data is not set: the demonstrations");

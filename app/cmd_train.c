@@ -74,7 +74,7 @@ int cmd_train(int argc, char **argv)
     struct world *world = NULL;
     bool dry_run = app_take_flag(&argc, argv, "--dry-run");
     bool json = app_take_flag(&argc, argv, "--json");
-    rl_status status = app_config_from_args(argc, argv, &config);
+    rl_status status = app_config_from_args(&argc, argv, &config);
     if (status == RL_OK) {
         rl_log_set_level((enum rl_log_level)config.run.log_level);
         status = app_name_run(&config, argc, argv);

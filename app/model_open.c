@@ -1,5 +1,4 @@
-/* A model folder opened for reading. Owns layout, pool and image; the fp32 master copy lives only
- * while the image is made. */
+/* A model folder opened for reading. Owns layout, pool and image. */
 #include "app/model_open.h"
 
 #include "core/pool.h"
@@ -8,22 +7,6 @@
 #include <string.h>
 
 enum { LENGTH_DEFAULT_MAX = 32768 };
-
-static rl_status make_image(const char *dir, struct app_model *model)
-{
-    void *master = NULL;
-    size_t bytes = (size_t)model->layout->master_count * sizeof(float);
-    RL_TRY(device_alloc(bytes, "model weights", &master));
-    rl_status status = model_params_load(model->layout, dir, master);
-    if (status == RL_OK) {
-        status = device_alloc(model->layout->image_bytes, "model image", &model->image);
-    }
-    if (status == RL_OK) {
-        model_params_publish(model->layout, model->kernels, master, model->image, model->pool);
-    }
-    device_free(master);
-    return status;
-}
 
 rl_status app_model_open(const char *dir, int threads, int32_t max_length, struct app_model *out)
 {
@@ -37,8 +20,10 @@ rl_status app_model_open(const char *dir, int threads, int32_t max_length, struc
     RL_TRY(model_layout_create(&arch, KERNEL_FP32, max_length, &out->layout));
     RL_TRY(kernel_table_get(kernel_isa_best(), &out->kernels));
     RL_TRY(rl_pool_create(threads, &out->pool));
-    out->context = (struct model_context){out->layout, out->kernels, out->pool};
-    return make_image(dir, out);
+    out->context =
+        (struct model_context){.layout = out->layout, .kernels = out->kernels, .pool = out->pool};
+    RL_TRY(device_alloc(out->layout->image_bytes, "model image", &out->image));
+    return model_image_load(out->layout, out->kernels, dir, out->image, out->pool);
 }
 
 void app_model_close(struct app_model *model)

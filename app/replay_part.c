@@ -138,15 +138,11 @@ static rl_status open_engine(struct replay *r)
 static rl_status open_reference(struct replay *r)
 {
     const char *path = r->config.model.reference;
-    float *master = NULL;
     if (!objective_needs_reference(&r->config)) {
         return RL_OK;
     }
-    RL_TRY(
-        session_load_master(&r->session, path[0] != '\0' ? path : r->config.model.path, &master));
-    rl_status status = session_make_image(&r->session, master, &r->reference_image);
-    device_free(master);
-    return status;
+    return session_load_image(&r->session, path[0] != '\0' ? path : r->config.model.path,
+                              &r->reference_image);
 }
 
 /* Masters, moments and guard are copied into the new learner. */
@@ -202,7 +198,8 @@ static rl_status load_checkpoint(struct replay *r, uint64_t step, struct replay_
 rl_status replay_slabs_model(struct replay *r, struct replay_slabs *out)
 {
     RL_TRY(slabs_alloc(r->session.layout, out));
-    RL_TRY(model_params_load(r->session.layout, r->config.model.path, out->master));
+    RL_TRY(
+        model_params_load(r->session.layout, r->config.model.path, out->master, r->session.pool));
     memset(out->m, 0, out->bytes);
     memset(out->v, 0, out->bytes);
     guard_init(&out->guard);

@@ -76,11 +76,7 @@ static rl_status generate(const struct sample_set_args *args, const void *image,
 
 rl_status sample_set_load(const struct session *session, void **image)
 {
-    float *master = NULL;
-    RL_TRY(session_load_master(session, session->config->model.path, &master));
-    rl_status status = session_make_image(session, master, image);
-    device_free(master);
-    return status;
+    return session_load_image(session, session->config->model.path, image);
 }
 
 rl_status sample_set_run(const struct sample_set_args *args, const void *image,

@@ -56,6 +56,22 @@ static rl_status open_model(const struct rl_config *config, int64_t max_length,
     return model_layout_create(&arch, dtype, (int32_t)max_length, &session->layout);
 }
 
+/* The run's threads, on cores of their own where there are enough. */
+static rl_status start_threads(const struct rl_config *config, struct session *session)
+{
+    int threads = (int)config->run.threads;
+    int cores = threads > 1 ? rl_cores_allowed() : 1;
+    if (threads > cores) {
+        rl_log(RL_LOG_WARN,
+               "run.threads is %d, but this process may use %d core%s: they will take turns "
+               "(mpirun binds ranks to cores unless told --bind-to none)",
+               threads, cores, cores == 1 ? "" : "s");
+    }
+    RL_TRY(rl_pool_create(threads, &session->pool));
+    return config->run.pin == CONFIG_PIN_OFF ? RL_OK
+                                             : rl_cores_bind(session->pool, &session->cores);
+}
+
 rl_status session_open(const struct rl_config *config, int64_t max_length, struct session *session)
 {
     *session = (struct session){.config = config};
@@ -71,7 +87,7 @@ rl_status session_open(const struct rl_config *config, int64_t max_length, struc
     RL_TRY(tokenizer_load(tokenizer, &session->tokenizer));
     RL_TRY(chat_template_create(session->tokenizer, config->data.chat_template, &session->chat));
     RL_TRY(open_model(config, max_length, session));
-    RL_TRY(rl_pool_create((int)config->run.threads, &session->pool));
+    RL_TRY(start_threads(config, session));
     session->context = (struct model_context){
         .layout = session->layout, .kernels = session->kernels, .pool = session->pool};
     return RL_OK;
@@ -80,6 +96,7 @@ rl_status session_open(const struct rl_config *config, int64_t max_length, struc
 void session_close(struct session *session)
 {
     rl_pool_destroy(session->pool);
+    rl_cores_release(session->cores);
     model_layout_destroy(session->layout);
     chat_template_destroy(session->chat);
     tokenizer_destroy(session->tokenizer);
@@ -91,12 +108,26 @@ rl_status session_load_master(const struct session *session, const char *dir, fl
     void *memory = NULL;
     size_t bytes = (size_t)session->layout->master_count * sizeof(float);
     RL_TRY(device_alloc(bytes, "master weights", &memory));
-    rl_status status = model_params_load(session->layout, dir, memory);
+    rl_status status = model_params_load(session->layout, dir, memory, session->pool);
     if (status != RL_OK) {
         device_free(memory);
         return status;
     }
     *master = memory;
+    return RL_OK;
+}
+
+rl_status session_load_image(const struct session *session, const char *dir, void **image)
+{
+    void *memory = NULL;
+    RL_TRY(device_alloc(session->layout->image_bytes, "weight image", &memory));
+    rl_status status =
+        model_image_load(session->layout, session->kernels, dir, memory, session->pool);
+    if (status != RL_OK) {
+        device_free(memory);
+        return status;
+    }
+    *image = memory;
     return RL_OK;
 }
 

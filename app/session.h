@@ -4,6 +4,7 @@
 #define FORESIGHT_APP_SESSION_H
 
 #include "core/config.h"
+#include "core/cores.h"
 #include "core/pool.h"
 #include "model/chat.h"
 #include "model/forward.h"
@@ -19,6 +20,7 @@ struct session {
     struct model_layout *layout;
     const struct kernel_table *kernels;
     struct rl_pool *pool;
+    struct rl_cores *cores; /* claimed for the pool, or NULL */
     struct model_context context;
 };
 
@@ -36,6 +38,10 @@ int64_t session_learner_length(const struct rl_config *config);
 
 /* Load weights of the folder `dir` into a new master slab. Caller frees with device_free. */
 rl_status session_load_master(const struct session *session, const char *dir, float **master);
+
+/* The image of the weights in the folder `dir`, without a master slab. Caller frees with
+ * device_free. */
+rl_status session_load_image(const struct session *session, const char *dir, void **image);
 
 /* A new image of a master slab. Caller frees with device_free. */
 rl_status session_make_image(const struct session *session, const float *master, void **image);

@@ -168,14 +168,10 @@ static rl_status make_prompt(void *arg, const struct trajectory_group *group, ui
 static rl_status open_weights(struct teacher_prompts *teacher)
 {
     const struct rl_config *config = teacher->session->config;
-    float *master = NULL;
     if (config->teacher.policy != CONFIG_TEACHER_INITIAL) {
         return RL_OK;
     }
-    RL_TRY(session_load_master(teacher->session, config->model.path, &master));
-    rl_status status = session_make_image(teacher->session, master, &teacher->image);
-    device_free(master);
-    return status;
+    return session_load_image(teacher->session, config->model.path, &teacher->image);
 }
 
 rl_status teacher_prompts_create(const struct session *session, const struct prompts *prompts,

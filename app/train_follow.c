@@ -257,17 +257,13 @@ rl_status train_follow_run(const struct rl_config *config, struct session *sessi
                                 .pool = session->pool,
                                 .collective = collective,
                                 .waits = waits};
-    float *reference = NULL;
     void *image = NULL;
     struct prompts *prompts = NULL;
     struct teacher_prompts *teacher = NULL;
     const char *path = config->model.reference;
     rl_status status = RL_OK;
     if (objective_needs_reference(config)) {
-        RL_TRY(
-            session_load_master(session, path[0] != '\0' ? path : config->model.path, &reference));
-        status = session_make_image(session, reference, &image);
-        device_free(reference);
+        RL_TRY(session_load_image(session, path[0] != '\0' ? path : config->model.path, &image));
         args.reference_image = image;
     }
     if (status == RL_OK && config->teacher.loss != CONFIG_TEACHER_NONE) {

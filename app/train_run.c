@@ -81,15 +81,11 @@ static rl_status open_tickets(struct train_run *run)
 static rl_status open_reference(struct train_run *run)
 {
     const char *path = run->config->model.reference;
-    float *master = NULL;
     if (!objective_needs_reference(run->config)) {
         return RL_OK;
     }
-    RL_TRY(session_load_master(run->session, path[0] != '\0' ? path : run->config->model.path,
-                               &master));
-    rl_status status = session_make_image(run->session, master, &run->reference_image);
-    device_free(master);
-    return status;
+    return session_load_image(run->session, path[0] != '\0' ? path : run->config->model.path,
+                              &run->reference_image);
 }
 
 static rl_status open_learner(struct train_run *run, const struct train_run_args *args,

@@ -16,6 +16,7 @@ foresight_pkg(dep_pcre2 libpcre2-8)
 foresight_pkg(dep_utf8proc libutf8proc)
 foresight_pkg(dep_gmp gmp)
 foresight_pkg(dep_hdf5 hdf5)
+foresight_pkg(dep_hwloc hwloc)
 
 find_package(MPI REQUIRED COMPONENTS C)
 add_library(dep_mpi INTERFACE)

@@ -36,6 +36,7 @@ enum config_kl_type {
     CONFIG_KL_K3_UNBIASED,
     CONFIG_KL_COUNT
 };
+enum config_pin { CONFIG_PIN_AUTO, CONFIG_PIN_OFF };
 enum config_kl_in { CONFIG_KL_IN_LOSS, CONFIG_KL_IN_REWARD };
 enum config_old_logprob { CONFIG_OLD_BEHAVIOUR, CONFIG_OLD_RECOMPUTE, CONFIG_OLD_LOGLINEAR };
 enum config_advantage {

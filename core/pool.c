@@ -199,6 +199,11 @@ int rl_pool_threads(const struct rl_pool *pool)
     return pool != NULL ? pool->threads : 1;
 }
 
+pthread_t rl_pool_helper(const struct rl_pool *pool, int index)
+{
+    return pool->helpers[index];
+}
+
 static void pool_publish(struct rl_pool *pool, int count, rl_pool_fn task, void *arg)
 {
     uint32_t job = pool_job(atomic_load(&pool->ticket)) + 1;

@@ -6,6 +6,8 @@
 
 #include "core/status.h"
 
+#include <pthread.h>
+
 struct rl_pool;
 
 typedef void (*rl_pool_fn)(void *arg, int index);
@@ -19,6 +21,9 @@ void rl_pool_destroy(struct rl_pool *pool);
 
 /* Threads that take part, the caller included; 1 for NULL. */
 int rl_pool_threads(const struct rl_pool *pool);
+
+/* Helper `index` of the pool, 0 .. threads - 2. */
+pthread_t rl_pool_helper(const struct rl_pool *pool, int index);
 
 /* Run all indices, return when all are done. A NULL pool runs them in order on the caller.
  * Waits spin briefly and then sleep: machines steal time, spinning barriers collapse. */

@@ -14,6 +14,8 @@
 
 enum { DEVICE_ALIGN = 64, DEVICE_HUGE = 2 * 1024 * 1024, DEVICE_NAME_MAX = 128 };
 
+enum { DEVICE_CACHE_GUESS = 16 * 1024 * 1024 };
+
 struct block {
     void *base;    /* of the mapping */
     size_t mapped; /* bytes of the mapping */
@@ -100,6 +102,12 @@ const char *device_cpu_name(void)
         (void)snprintf(name, sizeof name, "unknown CPU");
     }
     return name;
+}
+
+size_t device_cache_bytes(void)
+{
+    long bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
+    return bytes > 0 ? (size_t)bytes : DEVICE_CACHE_GUESS;
 }
 
 int device_cpu_count(void)

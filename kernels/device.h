@@ -22,6 +22,9 @@ void device_memory(size_t *now_bytes, size_t *peak_bytes);
  */
 const char *device_cpu_name(void);
 
+/* Bytes of the last-level cache, or a guess where the system does not say. */
+size_t device_cache_bytes(void);
+
 /* Logical processors online, at least 1. */
 int device_cpu_count(void);
 

@@ -305,7 +305,7 @@ void model_head_decode(const struct model_context *context, const void *image,
     const struct model_layout *layout = context->layout;
     gather_rows(workspace, layout->arch.width, args->hidden_rows, args->m);
     /* In turns: a row's result does not depend on its company, and the logits stay small. */
-    for (int64_t row = 0; row < args->m; row += MODEL_DECODE_ROWS) {
+    for (int64_t row = 0; row < args->m; row += workspace->decode_rows) {
         int64_t left = args->m - row;
         struct kernel_decode_args decode = {
             .x = workspace->gathered + row * layout->arch.width,
@@ -319,7 +319,7 @@ void model_head_decode(const struct model_context *context, const void *image,
             .logprob = args->logprob + row,
             .logits = workspace->logits,
             .order = workspace->order,
-            .m = left < MODEL_DECODE_ROWS ? left : MODEL_DECODE_ROWS,
+            .m = left < workspace->decode_rows ? left : workspace->decode_rows,
             .v = layout->arch.vocab,
             .c = layout->arch.width,
         };

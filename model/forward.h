@@ -27,11 +27,19 @@ size_t model_kv_page_bytes(const struct model_layout *layout);
 void model_kv_copy_page(const struct model_layout *layout, struct model_kv *kv, int32_t from,
                         int32_t to);
 
+/* How threads share a generation pass; the bits are the same. */
+enum model_split {
+    MODEL_SPLIT_AUTO,     /* whichever of the others is expected to be faster */
+    MODEL_SPLIT_OUTPUTS,  /* each kernel call by itself: every weight is read once */
+    MODEL_SPLIT_SEQUENCES /* a thread takes its segments through all layers: one meeting a pass */
+};
+
 /* What a pass runs with. All borrowed. */
 struct model_context {
     const struct model_layout *layout;
     const struct kernel_table *kernels;
     struct rl_pool *pool; /* may be NULL */
+    enum model_split split;
 };
 
 /* Packed tokens. For training every segment starts at position 0. */
@@ -109,6 +117,18 @@ struct model_decode_args {
 };
 void model_head_decode(const struct model_context *context, const void *image,
                        struct model_workspace *workspace, const struct model_decode_args *args);
+
+/* Let passes on this workspace (MODEL_KEEP_NOTHING) be split by segments over up to `threads`
+ * threads: model_generate does so where it pays. Once, before the first pass. Errors: RL_NO_MEMORY.
+ */
+rl_status model_workspace_share(struct model_workspace *workspace,
+                                const struct model_layout *layout, int threads);
+
+/* A generation pass: model_forward, then model_head_decode. hidden_rows ascend. No two segments of
+ * the batch belong to one sequence. Returns the head's part of the time, 0 .. 1. */
+double model_generate(const struct model_context *context, const void *image, struct model_kv *kv,
+                      const struct model_batch *batch, struct model_workspace *workspace,
+                      const struct model_decode_args *decode);
 
 /* Whole sequences packed for training: one segment each, from position 0, with pages of its own.
  * Filled again and again without allocation. `batch` may be read at any time. */

@@ -62,8 +62,14 @@ void model_params_init(const struct model_layout *layout, uint64_t seed, float *
 
 /* Read DIR/model.safetensors or the sharded index into a master slab [master_count]; F32, F16,
  * BF16. Wrong, missing or left-over tensors are errors that name them (lm_head.weight may be
- * present in tied models; it is ignored if equal, refused otherwise). */
-rl_status model_params_load(const struct model_layout *layout, const char *dir, float *master);
+ * present in tied models; it is ignored if equal, refused otherwise). `pool` may be NULL. */
+rl_status model_params_load(const struct model_layout *layout, const char *dir, float *master,
+                            struct rl_pool *pool);
+
+/* The image of what model_params_load would read, without a master slab between. The same errors.
+ */
+rl_status model_image_load(const struct model_layout *layout, const struct kernel_table *kernels,
+                           const char *dir, void *image, struct rl_pool *pool);
 
 /* Write a Hugging Face model folder: config.json, generation_config.json, model.safetensors in fp32
  * or bf16. Atomic per file. The folder must exist. */

@@ -8,12 +8,14 @@
 #include "model/safetensors.h"
 #include "transport/atomic_file.h"
 
+#include <limits.h>
 #include <math.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { CAST_CHUNK = 1 << 16 };
+enum { CAST_CHUNK = 1 << 16, LOAD_BLOCK_FLOATS = 1 << 18 };
 
 static rl_status check_shape(const char *dir, const struct model_tensor *tensor,
                              const struct safetensors_entry *entry)
@@ -38,49 +40,49 @@ static rl_status check_shape(const char *dir, const struct model_tensor *tensor,
                    tensor->name, found, (long long)tensor->cols);
 }
 
-static rl_status load_tensor(const char *dir, const struct safetensors *file,
-                             const struct model_tensor *tensor, float *values)
+/* The tensor's entry, which has its shape. */
+static rl_status find_entry(const char *dir, const struct safetensors *file,
+                            const struct model_tensor *tensor, const struct safetensors_entry **out)
 {
     const struct safetensors_entry *entry = safetensors_find(file, tensor->name);
     if (entry == NULL) {
         return rl_fail(RL_INVALID, "%s: tensor %s is missing", dir, tensor->name);
     }
     RL_TRY(check_shape(dir, tensor, entry));
-    RL_TRY(safetensors_to_fp32(entry, values));
-    int64_t count = tensor->rows * tensor->cols;
-    for (int64_t i = 0; i < count; i++) {
-        if (!isfinite(values[i])) {
-            return rl_fail(RL_NONFINITE, "%s: tensor %s: element %lld is not finite", dir,
-                           tensor->name, (long long)i);
-        }
-    }
+    RL_TRY(safetensors_check_dtype(entry));
+    *out = entry;
     return RL_OK;
 }
 
 /* Some tied checkpoints carry the head as well; it must then say the same as the embedding. */
 static rl_status check_tied_head(const char *dir, const struct model_layout *layout,
-                                 const struct safetensors_entry *entry, const float *master)
+                                 const struct safetensors *file,
+                                 const struct safetensors_entry *head)
 {
-    const struct model_tensor *embedding = model_layout_tensor(layout, MODEL_PARAM_HEAD, -1);
-    RL_TRY(check_shape(dir, embedding, entry));
-    size_t bytes = (size_t)(embedding->rows * embedding->cols) * sizeof(float);
-    float *head = malloc(bytes);
-    if (head == NULL) {
+    const struct safetensors_entry *embedding = NULL;
+    const struct model_tensor *tensor = model_layout_tensor(layout, MODEL_PARAM_HEAD, -1);
+    static const char *const text = "tie_word_embeddings is true but lm_head.weight differs from "
+                                    "the embedding";
+    RL_TRY(find_entry(dir, file, tensor, &embedding));
+    RL_TRY(check_shape(dir, tensor, head));
+    RL_TRY(safetensors_check_dtype(head));
+    float *rows = malloc((size_t)tensor->cols * 2 * sizeof(float));
+    if (rows == NULL) {
         return rl_fail(RL_NO_MEMORY, "%s: no memory to compare lm_head.weight", dir);
     }
-    rl_status status = safetensors_to_fp32(entry, head);
-    if (status == RL_OK && memcmp(head, master + embedding->offset, bytes) != 0) {
-        status = rl_fail(RL_INVALID,
-                         "%s: tie_word_embeddings is true but lm_head.weight differs from the "
-                         "embedding",
-                         dir);
+    bool same = true;
+    for (int64_t row = 0; row < tensor->rows && same; row++) {
+        safetensors_to_fp32(embedding, row * tensor->cols, tensor->cols, rows);
+        safetensors_to_fp32(head, row * tensor->cols, tensor->cols, rows + tensor->cols);
+        same = memcmp(rows, rows + tensor->cols, (size_t)tensor->cols * sizeof(float)) == 0;
     }
-    free(head);
-    return status;
+    free(rows);
+    return same ? RL_OK : rl_fail(RL_INVALID, "%s: %s", dir, text);
 }
 
 static rl_status check_left_over(const char *dir, const struct model_layout *layout,
-                                 const struct safetensors_entry *entry, const float *master)
+                                 const struct safetensors *file,
+                                 const struct safetensors_entry *entry)
 {
     static const char buffer[] = ".rotary_emb.inv_freq"; /* written by old versions; not a weight */
     size_t length = strlen(entry->name);
@@ -90,33 +92,199 @@ static rl_status check_left_over(const char *dir, const struct model_layout *lay
         return RL_OK;
     }
     if (layout->arch.tied && strcmp(entry->name, "lm_head.weight") == 0) {
-        return check_tied_head(dir, layout, entry, master);
+        return check_tied_head(dir, layout, file, entry);
     }
     return rl_fail(RL_INVALID, "%s: tensor %.200s does not belong to %s with this config.json", dir,
                    entry->name, layout->arch.name);
 }
 
-static rl_status load_all(const char *dir, const struct model_layout *layout,
-                          const struct safetensors *file, float *master)
+/* --- loading, in blocks of rows that threads take
+ * ------------------------------------------------------------------------------------ */
+
+/* Rows of one tensor: whole panels of the packed image. */
+struct load_block {
+    const struct model_tensor *tensor;
+    const struct safetensors_entry *entry;
+    int64_t first, rows;
+};
+
+struct load_job {
+    const struct model_layout *layout;
+    const struct kernel_table *kernels; /* of an image; NULL: a master slab */
+    float *master;
+    unsigned char *image;
+    struct load_block *blocks; /* [count] */
+    int count;
+    atomic_int bad;        /* lowest block that has a number that is not finite; count: none */
+    atomic_bool no_memory; /* for a block's rows in fp32 */
+};
+
+/* By bits, so that it is done for many numbers at once. */
+static bool all_finite(const float *values, int64_t count)
 {
-    for (int32_t i = 0; i < layout->tensor_count; i++) {
-        const struct model_tensor *tensor = &layout->tensors[i];
-        RL_TRY(load_tensor(dir, file, tensor, master + tensor->offset));
+    uint32_t bad = 0;
+    for (int64_t i = 0; i < count; i++) {
+        uint32_t bits;
+        memcpy(&bits, &values[i], sizeof bits);
+        bad |= (uint32_t)((bits & 0x7f800000U) == 0x7f800000U);
     }
-    for (int64_t i = 0; i < safetensors_count(file); i++) {
-        RL_TRY(check_left_over(dir, layout, safetensors_at(file, i), master));
+    return bad == 0;
+}
+
+/* A vector and the padding behind it. */
+static void place_vector(const struct load_job *job, const struct model_tensor *tensor,
+                         const float *values)
+{
+    const struct model_layout *layout = job->layout;
+    bool last = tensor + 1 == layout->tensors + layout->tensor_count;
+    size_t end = last ? layout->image_bytes : tensor[1].image_offset;
+    size_t bytes = (size_t)tensor->cols * sizeof(float);
+    memcpy(job->image + tensor->image_offset, values, bytes);
+    memset(job->image + tensor->image_offset + bytes, 0, end - tensor->image_offset - bytes);
+}
+
+static void pack_rows(const struct load_job *job, const struct load_block *block, float *values)
+{
+    const struct model_tensor *tensor = block->tensor;
+    unsigned char *place = job->image + tensor->image_offset;
+    if (!tensor->matrix) {
+        place_vector(job, tensor, values);
+        return;
+    }
+    struct kernel_linear_pack_args pack = {
+        .w = values,
+        .packed = place + kernel_packed_bytes(block->first, tensor->cols, job->layout->dtype),
+        .dtype = job->layout->dtype,
+        .n = block->rows,
+        .k = tensor->cols};
+    job->kernels->linear_pack(&pack, NULL);
+}
+
+static void note_bad_block(struct load_job *job, int index)
+{
+    int known = atomic_load(&job->bad);
+    while (index < known && !atomic_compare_exchange_weak(&job->bad, &known, index)) {
+    }
+}
+
+static void load_item(void *arg, int index)
+{
+    struct load_job *job = arg;
+    const struct load_block *block = &job->blocks[index];
+    const int64_t cols = block->tensor->cols;
+    const int64_t count = block->rows * cols;
+    float *values = job->kernels == NULL ? job->master + block->tensor->offset + block->first * cols
+                                         : malloc((size_t)count * sizeof(float));
+    if (values == NULL) {
+        atomic_store(&job->no_memory, true);
+        return;
+    }
+    safetensors_to_fp32(block->entry, block->first * cols, count, values);
+    if (!all_finite(values, count)) {
+        note_bad_block(job, index);
+    } else if (job->kernels != NULL) {
+        pack_rows(job, block, values);
+    }
+    if (job->kernels != NULL) {
+        free(values);
+    }
+}
+
+static int64_t rows_per_block(const struct model_tensor *tensor)
+{
+    int64_t rows = LOAD_BLOCK_FLOATS / tensor->cols / KERNEL_PANEL * KERNEL_PANEL;
+    return tensor->matrix ? (rows > KERNEL_PANEL ? rows : KERNEL_PANEL) : 1;
+}
+
+static int64_t count_blocks(const struct model_layout *layout)
+{
+    int64_t count = 0;
+    for (int32_t i = 0; i < layout->tensor_count; i++) {
+        int64_t each = rows_per_block(&layout->tensors[i]);
+        count += (layout->tensors[i].rows + each - 1) / each;
+    }
+    return count;
+}
+
+static rl_status cut_blocks(const char *dir, const struct safetensors *file, struct load_job *job)
+{
+    for (int32_t i = 0; i < job->layout->tensor_count; i++) {
+        const struct model_tensor *tensor = &job->layout->tensors[i];
+        const struct safetensors_entry *entry = NULL;
+        int64_t each = rows_per_block(tensor);
+        RL_TRY(find_entry(dir, file, tensor, &entry));
+        for (int64_t row = 0; row < tensor->rows; row += each) {
+            int64_t left = tensor->rows - row;
+            job->blocks[job->count++] = (struct load_block){
+                .tensor = tensor, .entry = entry, .first = row, .rows = left < each ? left : each};
+        }
     }
     return RL_OK;
 }
 
-rl_status model_params_load(const struct model_layout *layout, const char *dir, float *master)
+/* The block's first number that is not finite. */
+static rl_status fail_not_finite(const char *dir, const struct load_block *block)
+{
+    int64_t at = block->first * block->tensor->cols;
+    float value = 0;
+    do {
+        safetensors_to_fp32(block->entry, at++, 1, &value);
+    } while (isfinite(value));
+    return rl_fail(RL_NONFINITE, "%s: tensor %s: element %lld is not finite", dir,
+                   block->tensor->name, (long long)(at - 1));
+}
+
+static rl_status load_blocks(const char *dir, const struct safetensors *file, struct load_job *job,
+                             struct rl_pool *pool)
+{
+    RL_TRY(cut_blocks(dir, file, job));
+    atomic_init(&job->bad, job->count);
+    atomic_init(&job->no_memory, false);
+    rl_pool_run(pool, job->count, load_item, job);
+    if (atomic_load(&job->no_memory)) {
+        return rl_fail(RL_NO_MEMORY, "%s: no memory to read it", dir);
+    }
+    if (atomic_load(&job->bad) < job->count) {
+        return fail_not_finite(dir, &job->blocks[atomic_load(&job->bad)]);
+    }
+    for (int64_t i = 0; i < safetensors_count(file); i++) {
+        RL_TRY(check_left_over(dir, job->layout, file, safetensors_at(file, i)));
+    }
+    return RL_OK;
+}
+
+static rl_status load_folder(const char *dir, struct load_job *job, struct rl_pool *pool)
 {
     struct safetensors *file = NULL;
+    int64_t count = count_blocks(job->layout);
     RL_TRY(safetensors_open_folder(dir, &file));
-    memset(master, 0, (size_t)layout->master_count * sizeof(float));
-    rl_status status = load_all(dir, layout, file, master);
+    job->blocks = malloc((size_t)count * sizeof(*job->blocks));
+    rl_status status = job->blocks != NULL && count <= INT_MAX
+                           ? load_blocks(dir, file, job, pool)
+                           : rl_fail(RL_NO_MEMORY, "%s: no memory to read it", dir);
+    free(job->blocks);
     safetensors_close(file);
     return status;
+}
+
+rl_status model_params_load(const struct model_layout *layout, const char *dir, float *master,
+                            struct rl_pool *pool)
+{
+    struct load_job job = {.layout = layout, .master = master};
+    for (int32_t i = 0; i < layout->tensor_count; i++) { /* what lies between tensors is 0 */
+        const struct model_tensor *tensor = &layout->tensors[i];
+        int64_t end = tensor->offset + tensor->rows * tensor->cols;
+        int64_t next = i + 1 < layout->tensor_count ? tensor[1].offset : layout->master_count;
+        memset(master + end, 0, (size_t)(next - end) * sizeof(float));
+    }
+    return load_folder(dir, &job, pool);
+}
+
+rl_status model_image_load(const struct model_layout *layout, const struct kernel_table *kernels,
+                           const char *dir, void *image, struct rl_pool *pool)
+{
+    struct load_job job = {.layout = layout, .kernels = kernels, .image = image};
+    return load_folder(dir, &job, pool);
 }
 
 static rl_status write_bf16(struct atomic_file *file, const float *values, int64_t count,

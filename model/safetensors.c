@@ -390,30 +390,45 @@ static float half_to_float(uint16_t half)
     return value;
 }
 
-rl_status safetensors_to_fp32(const struct safetensors_entry *entry, float *out)
+rl_status safetensors_check_dtype(const struct safetensors_entry *entry)
 {
-    int64_t count = safetensors_elements(entry);
-    const unsigned char *data = entry->data;
-    if (strcmp(entry->dtype, "F32") == 0) {
-        memcpy(out, data, (size_t)count * sizeof(float));
+    if (strcmp(entry->dtype, "F32") == 0 || strcmp(entry->dtype, "F16") == 0 ||
+        strcmp(entry->dtype, "BF16") == 0) {
         return RL_OK;
     }
-    bool half = strcmp(entry->dtype, "F16") == 0;
-    if (!half && strcmp(entry->dtype, "BF16") != 0) {
-        return rl_fail(RL_UNSUPPORTED,
-                       "tensor %.200s: dtype %s is not supported (F32, F16 and BF16 "
-                       "are)",
-                       entry->name, entry->dtype);
-    }
+    return rl_fail(RL_UNSUPPORTED,
+                   "tensor %.200s: dtype %s is not supported (F32, F16 and BF16 are)", entry->name,
+                   entry->dtype);
+}
+
+static void convert_bf16(const unsigned char *data, int64_t count, float *out)
+{
     for (int64_t i = 0; i < count; i++) {
         uint16_t word;
         memcpy(&word, data + i * 2, sizeof word);
         uint32_t bits = (uint32_t)word << 16;
-        if (half) {
-            out[i] = half_to_float(word);
-        } else {
-            memcpy(&out[i], &bits, sizeof bits);
-        }
+        memcpy(&out[i], &bits, sizeof bits);
     }
-    return RL_OK;
+}
+
+static void convert_half(const unsigned char *data, int64_t count, float *out)
+{
+    for (int64_t i = 0; i < count; i++) {
+        uint16_t word;
+        memcpy(&word, data + i * 2, sizeof word);
+        out[i] = half_to_float(word);
+    }
+}
+
+void safetensors_to_fp32(const struct safetensors_entry *entry, int64_t first, int64_t count,
+                         float *out)
+{
+    const unsigned char *data = entry->data;
+    if (strcmp(entry->dtype, "F32") == 0) {
+        memcpy(out, data + first * 4, (size_t)count * sizeof(float));
+    } else if (strcmp(entry->dtype, "F16") == 0) {
+        convert_half(data + first * 2, count, out);
+    } else {
+        convert_bf16(data + first * 2, count, out);
+    }
 }

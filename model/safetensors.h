@@ -44,8 +44,12 @@ const struct safetensors_entry *safetensors_find(const struct safetensors *file,
 /* Value of a metadata key of the (first) file, NULL if there is none. Borrowed. */
 const char *safetensors_metadata(const struct safetensors *file, const char *key);
 
-/* Convert an F32, F16 or BF16 entry to fp32 [elements]. Errors: RL_UNSUPPORTED (dtype named). */
-rl_status safetensors_to_fp32(const struct safetensors_entry *entry, float *out);
+/* Can safetensors_to_fp32 convert it? Errors: RL_UNSUPPORTED (dtype named). */
+rl_status safetensors_check_dtype(const struct safetensors_entry *entry);
+
+/* Convert elements first .. first + count - 1 of an F32, F16 or BF16 entry to fp32 [count]. */
+void safetensors_to_fp32(const struct safetensors_entry *entry, int64_t first, int64_t count,
+                         float *out);
 
 /* Elements of an entry: the product of its shape. */
 int64_t safetensors_elements(const struct safetensors_entry *entry);

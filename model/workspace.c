@@ -12,19 +12,21 @@ struct carver {
     unsigned char *base;
     size_t used;
     int64_t tokens;
+    struct model_view from; /* skip so many rows of every array */
 };
 
-static void *carve_bytes(struct carver *carver, int64_t bytes)
+/* `rows` rows of `per_row` four-byte elements each, from row `first` on. */
+static void *carve_rows(struct carver *carver, int64_t rows, int64_t per_row, int64_t first)
 {
-    void *place = carver->base == NULL ? NULL : carver->base + carver->used;
-    carver->used += ((size_t)bytes + 63) / 64 * 64;
+    void *place = carver->base == NULL ? NULL : carver->base + carver->used + first * per_row * 4;
+    carver->used += ((size_t)(rows * per_row * 4) + 63) / 64 * 64;
     return place;
 }
 
-/* Four-byte elements, `per_token` for each token. */
+/* Elements, `per_token` for each token. */
 static void *carve(struct carver *carver, int64_t per_token)
 {
-    return carve_bytes(carver, carver->tokens * per_token * 4);
+    return carve_rows(carver, carver->tokens, per_token, carver->from.token);
 }
 
 static void carve_layer(struct carver *carver, const struct model_architecture *a,
@@ -99,8 +101,9 @@ static void carve_head(struct carver *carver, const struct model_architecture *a
     if (workspace->keep == MODEL_KEEP_NOTHING) {
         int64_t rows = carver->tokens < MODEL_DECODE_ROWS ? carver->tokens : MODEL_DECODE_ROWS;
         int64_t padded = ((int64_t)a->vocab + 31) / 32 * 32;
-        workspace->logits = carve_bytes(carver, rows * padded * 4);
-        workspace->order = carve_bytes(carver, rows * a->vocab * 4);
+        workspace->decode_rows = rows;
+        workspace->logits = carve_rows(carver, rows, padded, carver->from.decode_row);
+        workspace->order = carve_rows(carver, rows, a->vocab, carver->from.decode_row);
     }
 }
 
@@ -138,7 +141,7 @@ static rl_status workspace_allocate(const struct model_layout *layout,
     if (workspace->layers == NULL) {
         return rl_fail(RL_NO_MEMORY, "no memory for a workspace of %zu layers", layers);
     }
-    struct carver carver = {NULL, 0, workspace->max_tokens};
+    struct carver carver = {.tokens = workspace->max_tokens};
     carve_all(&carver, &layout->arch, workspace);
     bool training = workspace->keep != MODEL_KEEP_NOTHING;
     RL_TRY(
@@ -147,6 +150,20 @@ static rl_status workspace_allocate(const struct model_layout *layout,
     carver.used = 0;
     carve_all(&carver, &layout->arch, workspace);
     return RL_OK;
+}
+
+void model_workspace_view(const struct model_workspace *workspace,
+                          const struct model_layout *layout, const struct model_view *place,
+                          struct model_workspace *view)
+{
+    struct model_layer_state *layers = view->layers;
+    struct carver carver = {
+        .base = workspace->slab, .tokens = workspace->max_tokens, .from = *place};
+    *view = (struct model_workspace){.keep = MODEL_KEEP_NOTHING,
+                                     .max_tokens = workspace->max_tokens - place->token,
+                                     .layers = layers};
+    carve_all(&carver, &layout->arch, view);
+    view->decode_rows = place->decode_rows;
 }
 
 rl_status model_workspace_create(const struct model_layout *layout, int64_t max_tokens,
@@ -176,6 +193,7 @@ void model_workspace_destroy(struct model_workspace *workspace)
     if (workspace == NULL) {
         return;
     }
+    model_shares_destroy(workspace->shares);
     device_free(workspace->slab);
     free(workspace->layers);
     free(workspace);
@@ -184,7 +202,7 @@ void model_workspace_destroy(struct model_workspace *workspace)
 size_t model_workspace_bytes(const struct model_layout *layout, int64_t max_tokens,
                              enum model_keep keep)
 {
-    struct carver carver = {NULL, 0, max_tokens};
+    struct carver carver = {.tokens = max_tokens};
     struct model_workspace workspace = {.keep = keep, .max_tokens = max_tokens};
     carve_all(&carver, &layout->arch, &workspace);
     return carver.used;

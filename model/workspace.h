@@ -33,6 +33,7 @@ struct model_layer_state {
 struct model_workspace {
     enum model_keep keep;
     int64_t max_tokens;
+    struct model_shares *shares;      /* of generate.c; NULL: passes are not split by segments */
     void *slab;                       /* all arrays below */
     struct model_layer_state *layers; /* [L] */
     float *output;                    /* [N, C] residual stream after the last layer */
@@ -54,6 +55,7 @@ struct model_workspace {
     int32_t *rows;       /* [N] */
     int32_t *targets;    /* [N] */
     float *head_scratch; /* [N, KERNEL_HEAD_CHUNK] */
+    int64_t decode_rows; /* rows of logits and order */
     float *logits;       /* [decode rows, V rounded up to 32]; NULL when training */
     int32_t *order;      /* [decode rows, V] */
 
@@ -63,6 +65,21 @@ struct model_workspace {
     float *dk, *dv;         /* [N, K * D] */
     float *dact;            /* [N, F] */
 };
+
+/* Rows of a workspace from `token` on as a workspace of their own, with rows `decode_row` ..
+ * `decode_row` + `decode_rows` - 1 of the logits. */
+struct model_view {
+    int64_t token;
+    int64_t decode_row, decode_rows;
+};
+
+/* Point *view, whose `layers` [L] are the caller's, into `workspace` (not for training). */
+void model_workspace_view(const struct model_workspace *workspace,
+                          const struct model_layout *layout, const struct model_view *place,
+                          struct model_workspace *view);
+
+/* Takes NULL. */
+void model_shares_destroy(struct model_shares *shares);
 
 /* One forward or backward pass; all borrowed. */
 struct model_pass {

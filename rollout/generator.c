@@ -69,6 +69,7 @@ static rl_status build(struct rollout_generator *g)
     RL_TRY(model_kv_create(layout, rollout_scheduler_page_count(g->scheduler), &g->kv));
     RL_TRY(model_workspace_create(layout, pass_tokens(&g->options), MODEL_KEEP_NOTHING,
                                   &g->workspace));
+    RL_TRY(model_workspace_share(g->workspace, layout, rl_pool_threads(g->context.pool)));
     if (!allocate_sequences(g)) {
         return rl_fail(RL_NO_MEMORY, "rollout: out of memory for %d sequences of %d tokens",
                        g->options.max_running, g->max_length);

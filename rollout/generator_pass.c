@@ -59,15 +59,17 @@ static int32_t fill_pass(struct rollout_generator *g, const struct rollout_plan 
     return rows;
 }
 
-static void count_pass(struct rollout_generator *g, const struct rollout_plan *plan, double pass_s)
+static void count_pass(struct rollout_generator *g, const struct rollout_plan *plan, double pass_s,
+                       double head)
 {
     int32_t decoded = 0;
     for (int32_t s = 0; s < plan->segment_count; s++) {
         decoded += plan->segments[s].sample && plan->segments[s].count == 1;
     }
     double share = (double)decoded / (double)plan->token_count;
-    g->counters.decode_s += share * pass_s;
-    g->counters.prefill_s += (1 - share) * pass_s;
+    g->counters.decode_s += share * (1 - head) * pass_s;
+    g->counters.prefill_s += (1 - share) * (1 - head) * pass_s;
+    g->counters.sample_s += head * pass_s;
 }
 
 /* A pass starts: was the time since the one before a pause for new weights? */
@@ -79,12 +81,6 @@ static void count_gap(struct rollout_generator *g, uint32_t version, double star
         g->counters.times.switch_gap_max_s = fmax(gap, g->counters.times.switch_gap_max_s);
     }
     g->newest_passed = version > g->newest_passed ? version : g->newest_passed;
-}
-
-static void end_pass(struct rollout_generator *g, double start_s)
-{
-    g->pass_end_s = rl_clock_now_s(NULL);
-    rl_histogram_add(g->counters.times.pass_us, g->pass_end_s - start_s);
 }
 
 static void run_model(struct rollout_generator *g, const struct rollout_plan *plan, int32_t rows)
@@ -99,16 +95,6 @@ static void run_model(struct rollout_generator *g, const struct rollout_plan *pl
                                 .positions = pass->positions,
                                 .segments = &segments};
     const void *image = generator_image(g, plan->version);
-    const float *hidden = NULL;
-    double start = rl_clock_now_s(NULL);
-    count_gap(g, plan->version, start);
-    model_forward(&g->context, image, &g->kv, &batch, g->workspace, &hidden);
-    double forwarded = rl_clock_now_s(NULL);
-    count_pass(g, plan, forwarded - start);
-    if (rows == 0) {
-        end_pass(g, start);
-        return;
-    }
     struct model_decode_args decode = {.hidden_rows = pass->hidden_rows,
                                        .sampling = &g->options.sampling,
                                        .keys = pass->keys,
@@ -116,9 +102,12 @@ static void run_model(struct rollout_generator *g, const struct rollout_plan *pl
                                        .m = rows,
                                        .ids = pass->ids,
                                        .logprob = pass->logprob};
-    model_head_decode(&g->context, image, g->workspace, &decode);
-    end_pass(g, start);
-    g->counters.sample_s += g->pass_end_s - forwarded;
+    double start = rl_clock_now_s(NULL);
+    count_gap(g, plan->version, start);
+    double head = model_generate(&g->context, image, &g->kv, &batch, g->workspace, &decode);
+    g->pass_end_s = rl_clock_now_s(NULL);
+    rl_histogram_add(g->counters.times.pass_us, g->pass_end_s - start);
+    count_pass(g, plan, g->pass_end_s - start, head);
 }
 
 /* Move a finished sequence's tokens into its trajectory. */

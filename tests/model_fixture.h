@@ -53,7 +53,8 @@ static inline void fixture_create(struct model_fixture *f, const struct model_ar
     ck_assert_int_eq(device_alloc(bytes, "weights", &data), RL_OK);
     f->master = data;
     ck_assert_int_eq(device_alloc(f->layout->image_bytes, "image", &f->image), RL_OK);
-    f->context = (struct model_context){f->layout, f->kernels, f->pool};
+    f->context =
+        (struct model_context){.layout = f->layout, .kernels = f->kernels, .pool = f->pool};
 }
 
 static inline void fixture_destroy(struct model_fixture *f)

@@ -1,4 +1,5 @@
 /* Every index runs exactly once, whatever the number of threads and however short the work. */
+#include "core/cores.h"
 #include "core/pool.h"
 
 #include <check.h>
@@ -82,6 +83,38 @@ START_TEST(sleeping_helpers_wake)
 }
 END_TEST
 
+/* Helpers may be bound, the caller never is; a second pool does not get cores that are claimed. */
+START_TEST(threads_on_cores)
+{
+    int cores = rl_cores_allowed();
+    ck_assert_int_ge(cores, 1);
+    cpu_set_t before, after;
+    struct rl_pool *pool = NULL;
+    struct rl_cores *first = NULL;
+    struct rl_cores *second = NULL;
+    ck_assert_int_eq(pthread_getaffinity_np(pthread_self(), sizeof before, &before), 0);
+    ck_assert_int_eq(rl_pool_create(cores + 1, &pool), RL_OK);
+    ck_assert_int_eq(rl_cores_bind(pool, &first), RL_OK);
+    ck_assert_ptr_null(first); /* more threads than cores */
+    rl_pool_destroy(pool);
+    ck_assert_int_eq(rl_pool_create(2, &pool), RL_OK);
+    ck_assert_int_eq(rl_cores_bind(pool, &first), RL_OK);
+    if (first != NULL) {
+        cpu_set_t set;
+        ck_assert_int_eq(pthread_getaffinity_np(rl_pool_helper(pool, 0), sizeof set, &set), 0);
+        CPU_AND(&after, &set, &before);
+        ck_assert(CPU_EQUAL(&after, &set));
+        ck_assert_int_eq(rl_cores_bind(pool, &second), RL_OK);
+        ck_assert(second == NULL || cores >= 4);
+    }
+    ck_assert_int_eq(pthread_getaffinity_np(pthread_self(), sizeof after, &after), 0);
+    ck_assert(CPU_EQUAL(&before, &after));
+    rl_cores_release(second);
+    rl_cores_release(first);
+    rl_pool_destroy(pool);
+}
+END_TEST
+
 START_TEST(no_pool_and_bad_arguments)
 {
     static struct tally tally;
@@ -100,6 +133,7 @@ int main(void)
     tcase_add_test(tcase, every_index_once);
     tcase_add_test(tcase, short_jobs_do_not_mix);
     tcase_add_test(tcase, sleeping_helpers_wake);
+    tcase_add_test(tcase, threads_on_cores);
     tcase_add_test(tcase, no_pool_and_bad_arguments);
     Suite *suite = suite_create("core pool");
     suite_add_tcase(suite, tcase);

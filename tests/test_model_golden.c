@@ -42,7 +42,8 @@ static float *expected_floats(const struct golden *g, const char *name, int64_t 
     const struct safetensors_entry *entry = expected_entry(g, name);
     *count = safetensors_elements(entry);
     float *values = fixture_floats(*count);
-    ck_assert_int_eq(safetensors_to_fp32(entry, values), RL_OK);
+    ck_assert_int_eq(safetensors_check_dtype(entry), RL_OK);
+    safetensors_to_fp32(entry, 0, *count, values);
     return values;
 }
 
@@ -83,7 +84,7 @@ static void golden_open(struct golden *g, int which, enum kernel_isa isa)
     ck_assert_int_eq(model_architecture_load(path, &arch), RL_OK);
     struct fixture_options options = {isa, KERNEL_FP32, 2};
     fixture_create(&g->f, &arch, &options);
-    ck_assert_int_eq(model_params_load(g->f.layout, path, g->f.master), RL_OK);
+    ck_assert_int_eq(model_params_load(g->f.layout, path, g->f.master, NULL), RL_OK);
     fixture_publish(&g->f);
     golden_path(path, sizeof path, which, "/expected.safetensors");
     ck_assert_int_eq(safetensors_open(path, &g->expected), RL_OK);
@@ -340,7 +341,7 @@ START_TEST(save_and_load_give_the_same_bits)
     ck_assert_int_eq(model_architecture_load(dir, &arch), RL_OK);
     check_same_architecture(&arch, &g.f.layout->arch);
     float *again = fixture_floats(g.f.layout->master_count);
-    ck_assert_int_eq(model_params_load(g.f.layout, dir, again), RL_OK);
+    ck_assert_int_eq(model_params_load(g.f.layout, dir, again, NULL), RL_OK);
     ck_assert_mem_eq(again, g.f.master, (size_t)g.f.layout->master_count * sizeof(float));
     remove_folder(dir);
     device_free(again);

@@ -55,7 +55,7 @@ static rl_status folder_load(const struct folder *folder, float *master)
     char path[128];
     snprintf(path, sizeof path, "%s/model.safetensors", folder->dir);
     ck_assert_int_eq(safetensors_write(path, folder->entries, folder->count), RL_OK);
-    return model_params_load(folder->f.layout, folder->dir, master);
+    return model_params_load(folder->f.layout, folder->dir, master, folder->f.pool);
 }
 
 static void expect_refusal(const struct folder *folder, rl_status expected, const char *words)
@@ -88,6 +88,31 @@ START_TEST(a_sound_file_is_loaded)
     ck_assert_int_eq(folder_load(&folder, master), RL_OK);
     ck_assert_mem_eq(master, folder.f.master, bytes);
     device_free(master);
+    folder_destroy(&folder);
+}
+END_TEST
+
+/* Without a master slab between, by any number of threads: the same bytes. */
+START_TEST(an_image_is_loaded)
+{
+    struct folder folder;
+    void *image = NULL;
+    struct rl_pool *pool = NULL;
+    folder_create(&folder, true);
+    size_t bytes = folder.f.layout->image_bytes;
+    ck_assert_int_eq(rl_pool_create(3, &pool), RL_OK);
+    ck_assert_int_eq(device_alloc(bytes, "image", &image), RL_OK);
+    ck_assert_int_eq(folder_load(&folder, folder.f.master), RL_OK);
+    fixture_publish(&folder.f);
+    for (int threads = 1; threads <= 3; threads += 2) {
+        memset(image, 0x7f, bytes);
+        ck_assert_int_eq(model_image_load(folder.f.layout, folder.f.kernels, folder.dir, image,
+                                          threads == 1 ? NULL : pool),
+                         RL_OK);
+        ck_assert_mem_eq(image, folder.f.image, bytes);
+    }
+    device_free(image);
+    rl_pool_destroy(pool);
     folder_destroy(&folder);
 }
 END_TEST
@@ -184,7 +209,7 @@ START_TEST(missing_weights_are_an_error)
 {
     struct folder folder;
     folder_create(&folder, true);
-    ck_assert_int_eq(model_params_load(folder.f.layout, folder.dir, folder.f.master), RL_IO);
+    ck_assert_int_eq(model_params_load(folder.f.layout, folder.dir, folder.f.master, NULL), RL_IO);
     ck_assert_ptr_nonnull(strstr(rl_log_last_error(), "model.safetensors.index.json"));
     folder_destroy(&folder);
 }
@@ -260,6 +285,7 @@ int main(void)
     Suite *suite = suite_create("model_params");
     TCase *tcase = tcase_create("folders");
     tcase_add_test(tcase, a_sound_file_is_loaded);
+    tcase_add_test(tcase, an_image_is_loaded);
     tcase_add_test(tcase, missing_tensors_are_named);
     tcase_add_test(tcase, wrong_shapes_are_named);
     tcase_add_test(tcase, left_over_tensors_are_named);

@@ -240,21 +240,24 @@ START_TEST(values_are_converted)
     for (size_t i = 0; i < sizeof halves / sizeof halves[0]; i++) {
         memcpy(odd + 1, &halves[i].half, 2); /* an odd address */
         entry.data = odd + 1;
-        ck_assert_int_eq(safetensors_to_fp32(&entry, &value), RL_OK);
+        ck_assert_int_eq(safetensors_check_dtype(&entry), RL_OK);
+        safetensors_to_fp32(&entry, 0, 1, &value);
         ck_assert_msg(memcmp(&value, &halves[i].value, 4) == 0, "half %04x gives %g",
                       halves[i].half, (double)value);
     }
     const float third = -1.0F / 3.0F;
     memcpy(odd + 1, (const unsigned char *)&third + 2, 2);
     entry.dtype = "BF16";
-    ck_assert_int_eq(safetensors_to_fp32(&entry, &value), RL_OK);
+    ck_assert_int_eq(safetensors_check_dtype(&entry), RL_OK);
+    safetensors_to_fp32(&entry, 0, 1, &value);
     ck_assert_float_eq_tol(value, third, 1e-2F);
     memcpy(odd + 1, &third, 4);
     entry.dtype = "F32";
-    ck_assert_int_eq(safetensors_to_fp32(&entry, &value), RL_OK);
+    ck_assert_int_eq(safetensors_check_dtype(&entry), RL_OK);
+    safetensors_to_fp32(&entry, 0, 1, &value);
     ck_assert(value == third);
     entry.dtype = "I64";
-    ck_assert_int_eq(safetensors_to_fp32(&entry, &value), RL_UNSUPPORTED);
+    ck_assert_int_eq(safetensors_check_dtype(&entry), RL_UNSUPPORTED);
 }
 END_TEST
 

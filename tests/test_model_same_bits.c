@@ -17,6 +17,7 @@ enum {
     PAGES = SEQUENCES * PAGES_EACH + 3,
     TOKENS_MAX = SEQUENCES * LENGTH_MAX,
     ARCHITECTURES = 4,
+    THREADS_MAX = 4,
     CONFIGURATIONS = 3 * 2 * ARCHITECTURES
 };
 
@@ -32,13 +33,23 @@ struct mode {
     int stagger; /* passes between the starts of two sequences of a batch */
     bool share;  /* samples of a prompt share its pages */
     bool forced; /* ids given, not drawn */
+    enum model_split split;
 };
 
 static const struct mode modes[] = {
-    {32, 64, 1, 0, false, false}, {1, 64, 1, 0, false, false}, {3, 64, 2, 0, false, true},
-    {8, 64, 2, 0, false, false},  {8, 7, 1, 0, false, true},   {32, 16, 2, 0, false, false},
-    {8, 64, 1, 0, true, false},   {32, 5, 2, 0, true, true},   {8, 9, 2, 2, false, false},
-    {32, 1, 1, 1, false, false},
+    {32, 64, 1, 0, false, false, MODEL_SPLIT_AUTO},
+    {1, 64, 1, 0, false, false, MODEL_SPLIT_AUTO},
+    {3, 64, 2, 0, false, true, MODEL_SPLIT_OUTPUTS},
+    {8, 64, 2, 0, false, false, MODEL_SPLIT_OUTPUTS},
+    {8, 7, 1, 0, false, true, MODEL_SPLIT_AUTO},
+    {32, 16, 4, 0, false, false, MODEL_SPLIT_OUTPUTS},
+    {8, 64, 1, 0, true, false, MODEL_SPLIT_AUTO},
+    {32, 5, 3, 0, true, true, MODEL_SPLIT_OUTPUTS},
+    {8, 9, 2, 2, false, false, MODEL_SPLIT_SEQUENCES},
+    {32, 1, 2, 1, false, false, MODEL_SPLIT_SEQUENCES},
+    {32, 16, 3, 0, true, false, MODEL_SPLIT_SEQUENCES},
+    {3, 64, 4, 1, false, true, MODEL_SPLIT_SEQUENCES},
+    {32, 64, 4, 0, false, false, MODEL_SPLIT_AUTO},
 };
 
 struct sequence {
@@ -52,6 +63,7 @@ struct sequence {
 
 struct engine {
     struct model_fixture f;
+    struct rl_pool *pools[THREADS_MAX + 1]; /* by threads, from 2 on */
     struct model_workspace *workspace;
     struct model_kv kv;
     struct model_pages *pages;
@@ -61,6 +73,10 @@ struct engine {
     int32_t segment_start[SEQUENCES + 1], first_position[SEQUENCES];
     const int32_t *page_table[SEQUENCES];
     int32_t rows[SEQUENCES], members[SEQUENCES];
+    struct rl_rng_key keys[SEQUENCES];
+    uint64_t counters[SEQUENCES];
+    int32_t given[SEQUENCES], ids[SEQUENCES];
+    float logprob[SEQUENCES];
     int count;   /* segments */
     int decodes; /* rows that draw a token */
 };
@@ -88,13 +104,17 @@ static void engine_create(struct engine *e, const struct model_architecture *arc
     fixture_randomise(&e->f, 17);
     ck_assert_int_eq(model_kv_create(e->f.layout, PAGES, &e->kv), RL_OK);
     ck_assert_int_eq(model_pages_create(PAGES, &e->pages), RL_OK);
-    ck_assert_int_eq(
-        model_workspace_create(e->f.layout, TOKENS_MAX, MODEL_KEEP_NOTHING, &e->workspace), RL_OK);
+    for (int threads = 2; threads <= THREADS_MAX; threads++) {
+        ck_assert_int_eq(rl_pool_create(threads, &e->pools[threads]), RL_OK);
+    }
 }
 
 static void engine_destroy(struct engine *e)
 {
-    model_workspace_destroy(e->workspace);
+    for (int threads = 2; threads <= THREADS_MAX; threads++) {
+        rl_pool_destroy(e->pools[threads]);
+    }
+    e->f.context.pool = NULL;
     model_pages_destroy(e->pages);
     model_kv_fini(&e->kv);
     fixture_destroy(&e->f);
@@ -153,27 +173,23 @@ static void share_prefix(struct engine *e, int leader)
     }
 }
 
-static void draw_tokens(struct engine *e, bool forced)
+/* What the pass is to draw: fills e->keys, e->counters, e->given. */
+static struct model_decode_args decode_args(struct engine *e, bool forced)
 {
-    struct rl_rng_key keys[SEQUENCES];
-    uint64_t counters[SEQUENCES];
-    int32_t given[SEQUENCES];
-    int32_t ids[SEQUENCES];
-    float logprob[SEQUENCES];
     for (int i = 0; i < e->decodes; i++) {
         const struct sequence *s = &e->sequences[e->members[i]];
-        keys[i] = rl_rng_key_make(99, 1, (uint64_t)e->members[i]);
-        counters[i] = (uint64_t)s->done;
-        given[i] = s->tokens[s->done];
+        e->keys[i] = rl_rng_key_make(99, 1, (uint64_t)e->members[i]);
+        e->counters[i] = (uint64_t)s->done;
+        e->given[i] = s->tokens[s->done];
     }
-    struct model_decode_args args = {e->rows,    &sampling, keys,   counters, forced ? given : NULL,
-                                     e->decodes, ids,       logprob};
-    model_head_decode(&e->f.context, e->f.image, e->workspace, &args);
-    for (int i = 0; i < e->decodes; i++) {
-        struct sequence *s = &e->sequences[e->members[i]];
-        s->tokens[s->done] = ids[i];
-        s->logprob[s->done] = logprob[i];
-    }
+    return (struct model_decode_args){.hidden_rows = e->rows,
+                                      .sampling = &sampling,
+                                      .keys = e->keys,
+                                      .counters = e->counters,
+                                      .forced = forced ? e->given : NULL,
+                                      .m = e->decodes,
+                                      .ids = e->ids,
+                                      .logprob = e->logprob};
 }
 
 static void run_pass(struct engine *e, bool forced)
@@ -181,9 +197,14 @@ static void run_pass(struct engine *e, bool forced)
     struct kernel_segments segments = {e->count, e->segment_start, e->first_position,
                                        e->page_table};
     struct model_batch batch = {e->segment_start[e->count], e->tokens, e->positions, &segments};
-    const float *hidden = NULL;
-    model_forward(&e->f.context, e->f.image, &e->kv, &batch, e->workspace, &hidden);
-    draw_tokens(e, forced);
+    struct model_decode_args decode = decode_args(e, forced);
+    double head = model_generate(&e->f.context, e->f.image, &e->kv, &batch, e->workspace, &decode);
+    ck_assert(head >= 0 && head <= 1);
+    for (int i = 0; i < e->decodes; i++) {
+        struct sequence *s = &e->sequences[e->members[i]];
+        s->tokens[s->done] = e->ids[i];
+        s->logprob[s->done] = e->logprob[i];
+    }
 }
 
 /* Sequences first .. first + count - 1 from nothing to their full length. */
@@ -221,11 +242,17 @@ static void run_batch(struct engine *e, const struct mode *mode, int first, int 
 static void run_mode(struct engine *e, const struct mode *mode, const struct sequence *from)
 {
     engine_reset(e, from);
+    e->f.context.pool = e->pools[mode->threads];
+    e->f.context.split = mode->split;
+    ck_assert_int_eq(
+        model_workspace_create(e->f.layout, TOKENS_MAX, MODEL_KEEP_NOTHING, &e->workspace), RL_OK);
+    ck_assert_int_eq(model_workspace_share(e->workspace, e->f.layout, mode->threads), RL_OK);
     for (int first = 0; first < SEQUENCES; first += mode->batch) {
         int left = SEQUENCES - first;
         run_batch(e, mode, first, left < mode->batch ? left : mode->batch);
     }
     ck_assert_int_eq(model_pages_free_count(e->pages), PAGES);
+    model_workspace_destroy(e->workspace);
 }
 
 static void compare(const struct engine *e, const struct sequence *expected, const char *what)
@@ -307,8 +334,6 @@ START_TEST(every_way_gives_the_same_bits)
     if (!fixture_has_isa(options.isa)) {
         return;
     }
-    struct rl_pool *two = NULL;
-    ck_assert_int_eq(rl_pool_create(2, &two), RL_OK);
     engine_create(&e, &arch, &options);
     make_prompts(expected, arch.vocab);
     run_mode(&e, &modes[0], expected);
@@ -316,18 +341,17 @@ START_TEST(every_way_gives_the_same_bits)
     for (size_t i = 0; i < sizeof modes / sizeof modes[0]; i++) {
         char what[32];
         snprintf(what, sizeof what, "mode %zu", i);
-        e.f.context.pool = modes[i].threads == 1 ? NULL : two;
         run_mode(&e, &modes[i], expected);
         compare(&e, expected, what);
     }
-    for (int threads = 1; threads <= 2; threads++) {
-        e.f.context.pool = threads == 1 ? NULL : two;
+    for (int threads = 1; threads <= THREADS_MAX; threads++) {
+        char what[32];
+        snprintf(what, sizeof what, "training, %d threads", threads);
+        e.f.context.pool = e.pools[threads];
         train_forward(&e);
-        compare(&e, expected, threads == 1 ? "training, 1 thread" : "training, 2 threads");
+        compare(&e, expected, what);
     }
-    e.f.context.pool = NULL;
     engine_destroy(&e);
-    rl_pool_destroy(two);
 }
 END_TEST
 

@@ -341,7 +341,7 @@ rl_status checkpoint_load(const char *path, const struct model_layout *layout, f
     RL_TRY(path_format(state_path, "%s/state.h5", path));
     RL_TRY(checkpoint_state_read(state_path, layout->master_count, adam_m, adam_v, &state));
     if (master != NULL) {
-        rl_status status = model_params_load(layout, path, master);
+        rl_status status = model_params_load(layout, path, master, NULL);
         if (status != RL_OK) {
             checkpoint_state_fini(&state);
             return status;
