@@ -14,9 +14,10 @@
 
 /* A nominal machine, to tell which split is faster; nothing else depends on it. */
 static const double thread_flops_s = 1.2e11;
-static const double cache_read_s = 7e10;    /* bytes, each thread */
-static const double memory_read_s = 2.5e10; /* bytes, all threads together */
-static const double run_s = 3e-6;           /* handing one kernel call to the pool */
+static const double cache_read_s = 7e10;  /* bytes, each thread */
+static const double memory_read_s = 1e11; /* bytes, all threads together */
+static const double run_s = 3e-6;         /* handing one kernel call to the pool */
+static const double meeting_share = 0.88; /* of time is left by waits for the slowest of a call */
 enum { RUNS_PER_LAYER = 8 };
 
 /* One thread's part of a pass. */
@@ -175,7 +176,8 @@ static bool segments_pay(const struct model_shares *shares, int layers, double t
     double threads = shares->count;
     double each = shares->cached ? bytes / cache_read_s : threads * bytes / memory_read_s;
     double once = shares->cached ? bytes / (threads * cache_read_s) : bytes / memory_read_s;
-    return largest / thread_flops_s + each < total / (threads * thread_flops_s) + once + runs;
+    return largest / thread_flops_s + each <
+           total / (threads * thread_flops_s * meeting_share) + once + runs;
 }
 
 static bool choose_segments(const struct model_context *context, struct model_shares *shares,
