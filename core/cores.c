@@ -25,6 +25,8 @@ static bool topology_open(hwloc_topology_t *topology, hwloc_cpuset_t *allowed)
         return false;
     }
     *allowed = hwloc_bitmap_alloc();
+    /* the x86 component would move this thread from core to core */
+    (void)hwloc_topology_set_components(*topology, HWLOC_TOPOLOGY_COMPONENTS_FLAG_BLACKLIST, "x86");
     hwloc_topology_set_all_types_filter(*topology, HWLOC_TYPE_FILTER_KEEP_NONE);
     hwloc_topology_set_type_filter(*topology, HWLOC_OBJ_CORE, HWLOC_TYPE_FILTER_KEEP_ALL);
     if (*allowed == NULL || hwloc_topology_load(*topology) != 0 ||
