@@ -231,7 +231,7 @@ static void bench_attention(struct bench *b, const struct bench_shape *s, struct
     for (int32_t i = 0; i < s->m * pages; i++) {
         b->pages[i] = i;
     }
-    b->segments = (struct kernel_segments){s->m, b->start, b->position, b->tables};
+    b->segments = (struct kernel_segments){s->m, b->start, b->position, b->tables, NULL};
     struct kernel_attention_args *a = (void *)bench_floats(b, (int64_t)sizeof *a);
     const int64_t tokens = s->m * s->k;
     *a = (struct kernel_attention_args){.segments = &b->segments,

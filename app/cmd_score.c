@@ -153,7 +153,7 @@ static void score_piece(struct scorer *scorer, int64_t first, int64_t count, int
     const int32_t segment_start[2] = {0, (int32_t)count};
     const int32_t first_position = (int32_t)first;
     const int32_t *page_table = scorer->pages;
-    struct kernel_segments segments = {1, segment_start, &first_position, &page_table};
+    struct kernel_segments segments = {1, segment_start, &first_position, &page_table, NULL};
     struct model_batch batch = {count, scorer->ids.ids + first, positions, &segments};
     const float *hidden = NULL;
     model_forward(&scorer->model.context, scorer->model.image, &scorer->kv, &batch,

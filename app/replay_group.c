@@ -185,7 +185,7 @@ static rl_status pass_run(struct passes *p, const struct trajectory *sample, uin
     int32_t from = first == 0 || p->recompute ? 0 : (int32_t)(sample->prompt_count + first - 1);
     int32_t segment[2] = {0, (int32_t)(sample->prompt_count + end - 1) - from};
     const int32_t *page_table = p->pages;
-    struct kernel_segments segments = {1, segment, &from, &page_table};
+    struct kernel_segments segments = {1, segment, &from, &page_table, NULL};
     struct model_batch batch = {segment[1], sample->tokens + from, p->positions, &segments};
     const float *hidden = NULL;
     if (image == NULL) {

@@ -118,6 +118,10 @@ struct kernel_segments {
     const int32_t *segment_start;     /* [S + 1] */
     const int32_t *first_position;    /* [S] */
     const int32_t *const *page_table; /* [S] -> page numbers */
+    /* [S] number of the segment whose tokens are all those before first_position (a multiple of
+     * 16), in pages with which this one's table begins; -1: none. A prefix starts at 0; those that
+     * share it follow it directly. Only backward reads this. NULL: no segment has one. */
+    const int32_t *prefix;
 };
 
 /* Store keys and values of the batch's tokens into their pages.
@@ -134,8 +138,8 @@ struct kernel_kv_args {
  * page from position 0 (or the first page inside the window), so decode, chunked prefill and
  * training give the same bits. window 0: unlimited; else only the last `window` positions count,
  * the token's own included. Unused slots of a page may hold anything, NaN included.
- * backward: every segment must start at position 0; needs out, lse and dout of the forward;
- * writes dq, dk, dv. */
+ * backward: every segment must start at position 0 or have a prefix, whose dk and dv its rows add
+ * to in order; needs out, lse and dout of the forward; writes dq, dk, dv. */
 struct kernel_attention_args {
     const struct kernel_segments *segments;
     const float *q; /* [N, heads, D] */

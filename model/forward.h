@@ -42,7 +42,7 @@ struct model_context {
     enum model_split split;
 };
 
-/* Packed tokens. For training every segment starts at position 0. */
+/* Packed tokens. For training every segment starts at position 0 or has a prefix. */
 struct model_batch {
     int64_t token_count;      /* N */
     const int32_t *tokens;    /* [N] */

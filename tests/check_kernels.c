@@ -379,9 +379,45 @@ static void case_attention_forward(struct call *c)
     }
 }
 
+/* Segments of which some are prefixes of one or more pages, each followed by those that share it.
+ */
+static struct sequences families_case(struct call *c)
+{
+    int64_t lengths[8] = {0};
+    int64_t first[8] = {0};
+    int32_t owner[8];
+    int64_t count = memory_pick(&c->memory, 2, 8);
+    int32_t latest = -1;
+    for (int64_t i = 0; i < count; i++) {
+        owner[i] = memory_pick(&c->memory, 0, 3) > 0 ? latest : -1;
+        lengths[i] = memory_pick(&c->memory, 0, 40);
+        if (owner[i] >= 0) {
+            first[i] = lengths[owner[i]];
+        } else if (call_flip(c)) {
+            lengths[i] = KERNEL_PAGE_TOKENS * memory_pick(&c->memory, 1, 9);
+            latest = (int32_t)i;
+        } else {
+            latest = -1;
+        }
+    }
+    lengths[0] += lengths[0] == 0;
+    struct sequences s = memory_sequences(&c->memory, count, lengths, first);
+    int32_t *prefix = memory_area(&c->memory, sizeof owner, false);
+    memcpy(prefix, owner, sizeof owner);
+    s.segments.prefix = prefix;
+    for (int64_t i = 0; i < count; i++) {
+        if (owner[i] >= 0) {
+            memcpy((int32_t *)(uintptr_t)s.segments.page_table[i], s.segments.page_table[owner[i]],
+                   (size_t)(first[i] / KERNEL_PAGE_TOKENS) * sizeof(int32_t));
+        }
+    }
+    return s;
+}
+
 static void case_attention_backward(struct call *c)
 {
-    struct sequences s = sequences_case(c, true);
+    bool shared = c->size == SIZE_ODD && call_flip(c);
+    struct sequences s = shared ? families_case(c) : sequences_case(c, true);
     struct kernel_attention_args a = attention_case(c, &s);
     const struct kernel_table *ref = support_ref();
     a.out = memory_area(&c->memory, (size_t)(s.tokens * a.heads * a.d) * sizeof(float), false);

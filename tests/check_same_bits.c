@@ -346,7 +346,7 @@ static void attention_call(struct attention_fixture *f, const int64_t *from, con
         position[s] = (int32_t)from[s];
         tables[s] = f->tables[s];
     }
-    struct kernel_segments segments = {SEQUENCES, start, position, tables};
+    struct kernel_segments segments = {SEQUENCES, start, position, tables, NULL};
     int64_t width = shape->heads * shape->d;
     int64_t kv_width = shape->kv_heads * shape->d;
     float *q = memory_floats(&m, start[SEQUENCES] * width, 1.0);

@@ -194,8 +194,8 @@ static struct model_decode_args decode_args(struct engine *e, bool forced)
 
 static void run_pass(struct engine *e, bool forced)
 {
-    struct kernel_segments segments = {e->count, e->segment_start, e->first_position,
-                                       e->page_table};
+    struct kernel_segments segments = {e->count, e->segment_start, e->first_position, e->page_table,
+                                       NULL};
     struct model_batch batch = {e->segment_start[e->count], e->tokens, e->positions, &segments};
     struct model_decode_args decode = decode_args(e, forced);
     double head = model_generate(&e->f.context, e->f.image, &e->kv, &batch, e->workspace, &decode);

@@ -8,6 +8,7 @@
 
 #include <inttypes.h>
 #include <stdlib.h>
+#include <string.h>
 
 #define BATCHER_RNG_TAG (UINT64_C(0xBA) << 56)
 
@@ -192,6 +193,30 @@ static void batcher_note_largest(struct batcher_plan *plan, const struct batcher
     }
 }
 
+/* Tokens of whole pages that both prompts begin with; each must have tokens of its own behind. */
+static uint32_t batcher_shared_tokens(const struct batcher_options *options,
+                                      const struct batcher_sequence *a,
+                                      const struct batcher_sequence *b)
+{
+    uint32_t prompt = a->sample->prompt_count;
+    uint32_t shared = prompt / KERNEL_PAGE_TOKENS * KERNEL_PAGE_TOKENS;
+    bool same = options->share_prompts && a->group == b->group && shared > 0 &&
+                b->sample->prompt_count == prompt && a->token_count > shared &&
+                b->token_count > shared &&
+                memcmp(a->sample->tokens, b->sample->tokens, shared * sizeof(int32_t)) == 0;
+    return same ? shared : 0;
+}
+
+/* The last sequence of the micro-batch becomes the first of a family. */
+static void batcher_found_family(struct batcher_microbatch *micro, struct batcher_sequence *first,
+                                 uint32_t shared)
+{
+    first->shared = shared;
+    first->leads = true;
+    micro->segment_count++;
+    micro->table_count += shared / KERNEL_PAGE_TOKENS;
+}
+
 /* Append one of this rank's sequences, to the last micro-batch if the budget allows it. */
 static void batcher_pack(struct batcher_build *build, struct batcher_minibatch *mini,
                          const struct batcher_sequence *sequence)
@@ -199,17 +224,27 @@ static void batcher_pack(struct batcher_build *build, struct batcher_minibatch *
     struct batcher_plan *plan = build->plan;
     struct batcher_microbatch *micro =
         mini->microbatch_count > 0 ? &plan->microbatches[plan->microbatch_count - 1] : NULL;
+    struct batcher_sequence *last =
+        micro != NULL ? &plan->sequences[plan->sequence_count - 1] : NULL;
     uint64_t budget = build->options->max_tokens_per_microbatch;
-    if (micro == NULL || (uint64_t)micro->token_count + sequence->token_count > budget) {
+    uint32_t shared = last != NULL ? batcher_shared_tokens(build->options, last, sequence) : 0;
+    if (micro == NULL || (uint64_t)micro->token_count + sequence->token_count - shared > budget) {
         micro = &plan->microbatches[plan->microbatch_count++];
         micro->first_sequence = plan->sequence_count;
         mini->microbatch_count++;
+        shared = 0;
+    }
+    if (shared > 0 && last->shared == 0) {
+        batcher_found_family(micro, last, shared);
     }
     micro->sequence_count++;
-    micro->token_count += sequence->token_count;
+    micro->segment_count++;
+    micro->token_count += sequence->token_count - shared;
     micro->row_count += sequence->sample->completion_count;
-    micro->page_count += batcher_pages(sequence->token_count);
-    plan->sequences[plan->sequence_count++] = *sequence;
+    micro->page_count += batcher_pages(sequence->token_count - shared);
+    micro->table_count += batcher_pages(sequence->token_count);
+    plan->sequences[plan->sequence_count] = *sequence;
+    plan->sequences[plan->sequence_count++].shared = shared;
     batcher_note_largest(plan, micro);
 }
 

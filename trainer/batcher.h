@@ -4,7 +4,11 @@
  * ranks that hold the same groups make the same plan.
  *
  * A sequence of p prompt and n completion tokens is fed as p + n - 1 tokens (the last one predicts
- * nothing); the hidden state of the token before predicts each completion token. */
+ * nothing); the hidden state of the token before predicts each completion token.
+ *
+ * Samples of a group that are neighbours in a micro-batch form a family: the whole pages of 16
+ * tokens of their prompt are fed once, as a segment of its own (see kernel_segments.prefix), and
+ * each sample's segment goes on from there. Log-probs have the same bits either way. */
 #ifndef FORESIGHT_TRAINER_BATCHER_H
 #define FORESIGHT_TRAINER_BATCHER_H
 
@@ -18,6 +22,7 @@ struct batcher_options {
     bool shuffle;                       /* deal groups in an order keyed by seed and step */
     uint64_t seed, step;
     bool mask_truncated; /* leave out completions that were cut at the length limit */
+    bool share_prompts;  /* form families */
 };
 
 struct batcher_sequence {
@@ -25,6 +30,8 @@ struct batcher_sequence {
     uint32_t group;                  /* index into the groups given */
     uint32_t index; /* of the sample among all samples, group by group: the advantage's index */
     uint32_t token_count; /* tokens fed: prompt + completion - 1 */
+    uint32_t shared;      /* the first so many of them are its family's; 0: it has none */
+    bool leads;           /* the first of its family: its segment follows the shared one */
 };
 
 struct batcher_microbatch {
@@ -32,6 +39,8 @@ struct batcher_microbatch {
     uint32_t token_count;                    /* N */
     uint32_t row_count;                      /* M: completion tokens */
     uint32_t page_count;                     /* KV pages of 16 tokens */
+    uint32_t segment_count;                  /* sequences and what families share */
+    uint32_t table_count;                    /* page numbers in the segments' tables */
 };
 
 struct batcher_minibatch {
@@ -66,17 +75,18 @@ void batcher_plan_destroy(struct batcher_plan *plan);
  * micro-batch to the next; grows when needed. */
 struct batcher_arrays {
     struct model_batch batch;        /* ready for model_forward; its arrays are the ones below */
-    struct kernel_segments segments; /* one a sequence, all from position 0, pages 0, 1, 2 ... */
+    struct kernel_segments segments; /* S: one a sequence, one more a family */
     int32_t *tokens, *positions;     /* [N] */
     int32_t *segment_start;          /* [S + 1] */
-    int32_t *first_position;         /* [S] zeros */
-    int32_t *pages;                  /* [page_count] */
-    const int32_t **page_table;      /* [S] into pages */
-    int32_t *row_start;              /* [S + 1] sequence s has rows row_start[s] .. [s+1]-1 */
+    int32_t *first_position;         /* [S] */
+    int32_t *prefix;                 /* [S] the family's segment, -1 */
+    int32_t *tables;                 /* [table_count] page numbers */
+    const int32_t **page_table;      /* [S] into tables */
+    int32_t *row_start;              /* [sequences + 1] sequence i has rows [i] .. [i + 1] - 1 */
     int32_t *hidden_rows, *targets;  /* [M] */
     int64_t token_count, row_count;  /* N, M */
-    int64_t sequence_count, page_count;
-    int64_t token_capacity, row_capacity, sequence_capacity, page_capacity;
+    int64_t sequence_count, segment_count, page_count, table_count;
+    int64_t token_capacity, row_capacity, segment_capacity, table_capacity;
 };
 
 /* Starts empty. Release with batcher_arrays_fini. */

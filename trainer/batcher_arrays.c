@@ -18,7 +18,8 @@ void batcher_arrays_fini(struct batcher_arrays *arrays)
     free(arrays->hidden_rows);
     free(arrays->row_start);
     free(arrays->page_table);
-    free(arrays->pages);
+    free(arrays->tables);
+    free(arrays->prefix);
     free(arrays->first_position);
     free(arrays->segment_start);
     free(arrays->positions);
@@ -50,43 +51,72 @@ static bool batcher_grow(struct batcher_arrays *a, const struct batcher_microbat
         ok = batcher_renew(&a->hidden_rows, micro->row_count, sizeof(*a->hidden_rows)) && ok;
         ok = batcher_renew(&a->targets, micro->row_count, sizeof(*a->targets)) && ok;
     }
-    if (micro->sequence_count > a->sequence_capacity) {
-        uint32_t count = micro->sequence_count;
-        a->sequence_capacity = count;
+    if (micro->segment_count > a->segment_capacity) {
+        uint32_t count = micro->segment_count;
+        a->segment_capacity = count;
         ok = batcher_renew(&a->segment_start, count, sizeof(*a->segment_start)) && ok;
         ok = batcher_renew(&a->first_position, count, sizeof(*a->first_position)) && ok;
+        ok = batcher_renew(&a->prefix, count, sizeof(*a->prefix)) && ok;
         ok = batcher_renew(&a->row_start, count, sizeof(*a->row_start)) && ok;
         ok = batcher_renew(&a->page_table, count, sizeof(*a->page_table)) && ok;
     }
-    if (micro->page_count > a->page_capacity) {
-        a->page_capacity = micro->page_count;
-        ok = batcher_renew(&a->pages, micro->page_count, sizeof(*a->pages)) && ok;
+    if (micro->table_count > a->table_capacity) {
+        a->table_capacity = micro->table_count;
+        ok = batcher_renew(&a->tables, micro->table_count, sizeof(*a->tables)) && ok;
     }
     return ok;
 }
 
-static void batcher_fill_sequence(struct batcher_arrays *a, const struct batcher_sequence *sequence)
+/* Tokens first .. end-1 of a sample as a segment, behind the pages of segment `prefix` (-1: from
+ * position 0). */
+static void batcher_add_segment(struct batcher_arrays *a, const struct trajectory *sample,
+                                uint32_t first, uint32_t end, int32_t prefix)
+{
+    int64_t s = a->segment_count++;
+    int32_t *table = a->tables + a->table_count;
+    int64_t shared = first / KERNEL_PAGE_TOKENS;
+    int64_t own = (end - first + KERNEL_PAGE_TOKENS - 1) / KERNEL_PAGE_TOKENS;
+    for (int64_t i = 0; i < shared; i++) {
+        table[i] = a->page_table[prefix][i];
+    }
+    for (int64_t i = 0; i < own; i++) {
+        table[shared + i] = (int32_t)(a->page_count + i);
+    }
+    memcpy(a->tokens + a->token_count, sample->tokens + first, (end - first) * sizeof(*a->tokens));
+    for (uint32_t i = first; i < end; i++) {
+        a->positions[a->token_count + i - first] = (int32_t)i;
+    }
+    a->page_table[s] = table;
+    a->first_position[s] = (int32_t)first;
+    a->prefix[s] = prefix;
+    a->table_count += shared + own;
+    a->page_count += own;
+    a->token_count += end - first;
+    a->segment_start[s + 1] = (int32_t)a->token_count;
+}
+
+/* `family`: segment of what the sequence's family shares, which its first sequence makes. */
+static void batcher_fill_sequence(struct batcher_arrays *a, const struct batcher_sequence *sequence,
+                                  int32_t *family)
 {
     const struct trajectory *sample = sequence->sample;
-    int64_t start = a->token_count;
     int64_t rows = a->row_count;
-    uint32_t tokens = sequence->token_count;
-    memcpy(a->tokens + start, sample->tokens, tokens * sizeof(*a->tokens));
-    for (uint32_t i = 0; i < tokens; i++) {
-        a->positions[start + i] = (int32_t)i;
+    if (sequence->leads) {
+        *family = (int32_t)a->segment_count;
+        batcher_add_segment(a, sample, 0, sequence->shared, -1);
     }
+    int64_t shared_start = sequence->shared > 0 ? a->segment_start[*family] : 0;
+    int64_t own_start = a->token_count - sequence->shared;
+    batcher_add_segment(a, sample, sequence->shared, sequence->token_count,
+                        sequence->shared > 0 ? *family : -1);
     for (uint32_t t = 0; t < sample->completion_count; t++) {
-        a->hidden_rows[rows + t] = (int32_t)(start + sample->prompt_count - 1 + t);
+        uint32_t before = sample->prompt_count - 1 + t;
+        a->hidden_rows[rows + t] =
+            (int32_t)((before < sequence->shared ? shared_start : own_start) + before);
         a->targets[rows + t] = sample->tokens[sample->prompt_count + t];
     }
-    int64_t s = a->sequence_count++;
-    a->first_position[s] = 0;
-    a->page_table[s] = a->pages + a->page_count;
-    a->token_count += tokens;
     a->row_count += sample->completion_count;
-    a->page_count += (tokens + KERNEL_PAGE_TOKENS - 1) / KERNEL_PAGE_TOKENS;
-    a->segment_start[s + 1] = (int32_t)a->token_count;
-    a->row_start[s + 1] = (int32_t)a->row_count;
+    a->row_start[++a->sequence_count] = (int32_t)a->row_count;
 }
 
 rl_status batcher_arrays_fill(struct batcher_arrays *arrays, const struct batcher_plan *plan,
@@ -99,20 +129,20 @@ rl_status batcher_arrays_fill(struct batcher_arrays *arrays, const struct batche
                        micro->token_count);
     }
     arrays->token_count = arrays->row_count = 0;
-    arrays->sequence_count = arrays->page_count = 0;
+    arrays->sequence_count = arrays->segment_count = 0;
+    arrays->page_count = arrays->table_count = 0;
+    int32_t family = -1;
     arrays->segment_start[0] = 0;
     arrays->row_start[0] = 0;
     for (uint32_t i = 0; i < micro->sequence_count; i++) {
-        batcher_fill_sequence(arrays, &plan->sequences[micro->first_sequence + i]);
-    }
-    for (int64_t p = 0; p < arrays->page_count; p++) {
-        arrays->pages[p] = (int32_t)p;
+        batcher_fill_sequence(arrays, &plan->sequences[micro->first_sequence + i], &family);
     }
     arrays->segments = (struct kernel_segments){
-        .count = arrays->sequence_count,
+        .count = arrays->segment_count,
         .segment_start = arrays->segment_start,
         .first_position = arrays->first_position,
         .page_table = arrays->page_table,
+        .prefix = arrays->prefix,
     };
     arrays->batch = (struct model_batch){
         .token_count = arrays->token_count,

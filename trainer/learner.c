@@ -35,7 +35,8 @@ static rl_status set_options(struct learner *l)
         .rank = (uint32_t)l->args.collective->rank,
         .shuffle = true,
         .seed = (uint64_t)config->run.seed,
-        .mask_truncated = config->loss.mask_truncated_completions};
+        .mask_truncated = config->loss.mask_truncated_completions,
+        .share_prompts = config->optimizer.share_prompts};
     struct kernel_sampling sampling = {.temperature = (float)config->rollout.temperature};
     /* The very division that sampling makes: anything else would cost the last bit. */
     l->inv_temperature = kernel_sampling_inverse_temperature(&sampling);

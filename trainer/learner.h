@@ -66,7 +66,7 @@ struct learner_report {
     uint32_t faults;  /* why; bits of guard_fault, the same on every learner */
     enum guard_action action; /* what must be done before the step's weights are published */
     double norm_score;        /* largest z-score of an update's gradient norm */
-    int64_t tokens;           /* fed through the model by all ranks, once a minibatch */
+    int64_t tokens;           /* of all ranks' sequences, shared ones counted for each */
     double prepare_s, forward_backward_s, reduce_s, update_s, publish_s;
     double slot_wait_s;      /* within update_s: readers held every weight slot */
     uint32_t version;        /* to be published after the step */

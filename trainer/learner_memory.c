@@ -37,7 +37,8 @@ static rl_status grow_rows(struct learner *l, uint32_t rows)
 rl_status learner_grow_activations(struct learner *l, const struct batcher_plan *plan)
 {
     const struct learner_teaching *teaching = &l->teaching;
-    int64_t tokens = plan->max_tokens;
+    /* families share tokens, so that there may be more rows to score */
+    int64_t tokens = plan->max_tokens > plan->max_rows ? plan->max_tokens : plan->max_rows;
     int64_t pages = plan->max_pages;
     if (teaching->packing != NULL) {
         int64_t packed = teaching->packing->max_tokens;

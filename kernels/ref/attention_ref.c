@@ -112,11 +112,19 @@ void attention_forward_ref(const struct kernel_attention_args *a, struct rl_pool
     }
 }
 
-/* Gradients of one query row: writes its dq, adds to dk and dv of the segment's tokens. `first` is
- * the index of the segment's first token. */
-static void attend_row_backward(const struct kernel_attention_args *a, const struct head_pages *p,
-                                int64_t first, int64_t row)
+/* Which token holds a position of a segment, its own or its prefix's. */
+static int64_t token_at(const struct kernel_segments *g, int64_t segment, int64_t position)
 {
+    int64_t own = position - g->first_position[segment];
+    return own >= 0 ? g->segment_start[segment] + own
+                    : g->segment_start[g->prefix[segment]] + position;
+}
+
+/* Gradients of one query row: writes its dq, adds to dk and dv of the tokens that it sees. */
+static void attend_row_backward(const struct kernel_attention_args *a, const struct head_pages *p,
+                                int64_t segment, int64_t row)
+{
+    const struct kernel_segments *g = a->segments;
     const float *q = a->q + row * a->d;
     const float *dout = a->dout + row * a->d;
     double dq[KERNEL_HEAD_DIM_MAX] = {0.0};
@@ -124,7 +132,7 @@ static void attend_row_backward(const struct kernel_attention_args *a, const str
     for (int64_t d = 0; d < a->d; d++) {
         delta += (double)dout[d] * (double)a->out[row * a->d + d];
     }
-    int64_t position = row / a->heads - first;
+    int64_t position = g->first_position[segment] + row / a->heads - g->segment_start[segment];
     for (int64_t j = first_key(a, position); j <= position; j++) {
         double weight = exp(score(p, q, j, (double)a->scale) - (double)a->lse[row]);
         const float *v = value_row(p, j);
@@ -133,7 +141,7 @@ static void attend_row_backward(const struct kernel_attention_args *a, const str
             dweight += (double)dout[d] * (double)v[d];
         }
         double ds = weight * (dweight - delta) * (double)a->scale;
-        int64_t key = ((first + j) * a->kv_heads + p->kv_head) * a->d;
+        int64_t key = (token_at(g, segment, j) * a->kv_heads + p->kv_head) * a->d;
         for (int64_t d = 0; d < a->d; d++) {
             dq[d] += ds * (double)key_at(p, j, d);
             a->dk[key + d] += (float)(ds * (double)q[d]);
@@ -164,7 +172,7 @@ void attention_backward_ref(const struct kernel_attention_args *a, struct rl_poo
                                    .kv_heads = a->kv_heads,
                                    .kv_head = row % a->heads / (a->heads / a->kv_heads),
                                    .d = a->d};
-            attend_row_backward(a, &p, first, row);
+            attend_row_backward(a, &p, s, row);
         }
     }
 }
