@@ -56,6 +56,8 @@ check((train["tokens"], train["sequence"], train["microbatch"]) == (128, 32, 64)
 positive(train, "tokens_per_second", "best_tokens_per_second", "gflops", "peak_gflops",
          "read_gbytes_per_second", "fma_share", "forward_backward_seconds", "update_seconds",
          "footprint_bytes", "peak_bytes", "memory_ratio")
+wide = lines("train", "--tokens", "2048", "--sequence", "128")[0]
+check(0.8 < wide["memory_ratio"] < 1.3, "peak memory is the footprint and the process's own", wide)
 
 done = bench("tokenizer", f"{work}/task", "--bytes", "20000", "--runs", "2", "--json")
 tokens = json.loads(done.stdout)
