@@ -9,4 +9,6 @@
 #include "kernels/cpu/tile_simd.inc"
 
 #include "kernels/cpu/linear_simd.inc"
+
+#include "kernels/cpu/linear_backward_simd.inc"
 #endif

@@ -53,6 +53,12 @@ SIMD_INLINE void v_prefetch(const float *p)
     _mm_prefetch((const char *)p, _MM_HINT_T0);
 }
 
+/* The same, into the second-level cache. */
+SIMD_INLINE void v_prefetch_second(const char *p)
+{
+    _mm_prefetch(p, _MM_HINT_T1);
+}
+
 /* True in lanes below n. */
 SIMD_INLINE vm v_mask_n(int n)
 {
