@@ -6,6 +6,7 @@
 #include "app/bench_machine.h"
 
 #include "core/log.h"
+#include "kernels/bf16.h"
 #include "kernels/device.h"
 #include "kernels/probe.h"
 
@@ -22,7 +23,7 @@ enum { BENCH_THREADS_MAX = 256, BENCH_PAGES_MAX = 8192, BENCH_SEGMENTS_MAX = 512
 #define BENCH_SECONDS 0.05 /* of calls for one line */
 
 /* What is timed: sizes mean M, N, K for linear ops; M, V, C for the head; M, C for norms;
- * sequences, keys before and new tokens of each for attention (4 query heads, 2 kv heads, D 32). */
+ * sequences, keys before and new tokens of each for attention. */
 struct bench_shape {
     const char *op;
     int64_t m, n, k;
@@ -46,20 +47,41 @@ static const struct bench_shape bench_shapes[] = {
     {"linear_backward_input", 512, 2048, 512, KERNEL_FP32},
     {"linear_backward_weight", 4096, 512, 128, KERNEL_FP32},
     {"linear_backward_weight", 512, 2048, 512, KERNEL_FP32},
-    {"attention_forward", 64, 40, 1, KERNEL_FP32},
-    {"attention_forward", 64, 500, 1, KERNEL_FP32},
-    {"attention_forward", 100, 0, 40, KERNEL_FP32},
-    {"attention_forward", 4, 0, 1024, KERNEL_FP32},
-    {"attention_backward", 100, 0, 40, KERNEL_FP32},
-    {"attention_backward", 4, 0, 1024, KERNEL_FP32},
     {"head_forward", 4096, 32, 128, KERNEL_FP32},
     {"head_forward", 128, 32000, 128, KERNEL_FP32},
     {"head_backward", 4096, 32, 128, KERNEL_FP32},
+    {"head_backward", 1024, 8192, 512, KERNEL_FP32},
     {"head_decode", 64, 32, 128, KERNEL_FP32},
+    {"head_decode", 8, 32000, 768, KERNEL_BF16},
+    {"head_decode", 64, 32000, 768, KERNEL_BF16},
     {"rmsnorm_forward", 4096, 0, 128, KERNEL_FP32},
     {"rmsnorm_backward", 4096, 0, 128, KERNEL_FP32},
 };
 enum { BENCH_SHAPES = sizeof bench_shapes / sizeof bench_shapes[0] };
+
+/* Attention: of `shared` keys, if any, 8 sequences that follow one another hold the same pages. */
+struct bench_heads {
+    struct bench_shape shape;
+    int64_t heads, kv_heads, d, shared;
+};
+enum { BENCH_GROUP = 8 };
+
+static const struct bench_heads bench_attentions[] = {
+    {{"attention_forward", 64, 40, 1, KERNEL_FP32}, 4, 2, 32, 0},
+    {{"attention_forward", 64, 192, 1, KERNEL_FP32}, 4, 2, 32, 0},
+    {{"attention_forward", 64, 192, 1, KERNEL_BF16}, 4, 2, 32, 0},
+    {{"attention_forward", 8, 192, 1, KERNEL_FP32}, 6, 2, 64, 0},
+    {{"attention_forward", 64, 192, 1, KERNEL_FP32}, 6, 2, 64, 0},
+    {{"attention_forward", 64, 192, 1, KERNEL_FP32}, 6, 2, 64, 128},
+    {{"attention_forward", 8, 1024, 1, KERNEL_FP32}, 14, 2, 64, 0},
+    {{"attention_forward", 8, 1024, 1, KERNEL_BF16}, 14, 2, 64, 0},
+    {{"attention_forward", 8, 1024, 1, KERNEL_BF16}, 14, 2, 64, 512},
+    {{"attention_forward", 16, 0, 256, KERNEL_FP32}, 6, 2, 64, 0},
+    {{"attention_forward", 4, 0, 1024, KERNEL_FP32}, 12, 4, 64, 0},
+    {{"attention_backward", 16, 0, 256, KERNEL_FP32}, 6, 2, 64, 0},
+    {{"attention_backward", 4, 0, 1024, KERNEL_FP32}, 12, 4, 64, 0},
+};
+enum { BENCH_ATTENTIONS = sizeof bench_attentions / sizeof bench_attentions[0] };
 
 struct bench {
     const struct kernel_table *table;
@@ -80,6 +102,7 @@ struct bench_call {
     void (*run)(const struct bench *bench, const void *args);
     const void *args;
     double flops, bytes;
+    char note[48]; /* what the sizes do not say */
 };
 
 /* --- memory and time --- */
@@ -216,32 +239,59 @@ static void bench_linear(struct bench *b, const struct bench_shape *s, struct be
     call->bytes = w_bytes + 4.0 * (double)(s->m * (s->n + s->k));
 }
 
-static void bench_attention(struct bench *b, const struct bench_shape *s, struct bench_call *call)
+/* Sequences and their pages; returns the number of different pages that are read. */
+static int64_t bench_sequences(struct bench *b, const struct bench_heads *h)
 {
-    const int64_t heads = 4;
-    const int64_t kv_heads = 2;
-    const int64_t d = 32;
+    const struct bench_shape *s = &h->shape;
     const int64_t pages = (s->n + s->k + KERNEL_PAGE_TOKENS - 1) / KERNEL_PAGE_TOKENS;
+    const int64_t shared = h->shared / KERNEL_PAGE_TOKENS;
+    int64_t read = 0;
     for (int64_t i = 0; i < s->m; i++) {
         b->start[i] = (int32_t)(i * s->k);
         b->position[i] = (int32_t)s->n;
         b->tables[i] = b->pages + i * pages;
+        for (int64_t page = 0; page < pages; page++) {
+            const int64_t owner = page < shared ? i / BENCH_GROUP * BENCH_GROUP : i;
+            b->pages[i * pages + page] = (int32_t)(owner * pages + page);
+            read += owner == i;
+        }
     }
     b->start[s->m] = (int32_t)(s->m * s->k);
-    for (int32_t i = 0; i < s->m * pages; i++) {
-        b->pages[i] = i;
-    }
     b->segments = (struct kernel_segments){s->m, b->start, b->position, b->tables, NULL};
+    return read;
+}
+
+/* Numbers of dtype, with room for fp32. */
+static void *bench_page_data(struct bench *b, int64_t count, enum kernel_dtype dtype)
+{
+    float *data = bench_floats(b, count);
+    for (int64_t i = 0; dtype == KERNEL_BF16 && i < count; i++) {
+        const uint16_t number = kernel_bf16_from_float(data[i]);
+        memcpy((char *)data + i * (int64_t)sizeof number, &number, sizeof number);
+    }
+    return data;
+}
+
+static void bench_attention(struct bench *b, const struct bench_heads *h, struct bench_call *call)
+{
+    const struct bench_shape *s = &h->shape;
+    const int64_t heads = h->heads;
+    const int64_t kv_heads = h->kv_heads;
+    const int64_t d = h->d;
+    const int64_t pages = (s->n + s->k + KERNEL_PAGE_TOKENS - 1) / KERNEL_PAGE_TOKENS;
+    const int64_t page_floats = kv_heads * d * KERNEL_PAGE_TOKENS;
+    const int64_t read = bench_sequences(b, h);
     struct kernel_attention_args *a = (void *)bench_floats(b, (int64_t)sizeof *a);
     const int64_t tokens = s->m * s->k;
     *a = (struct kernel_attention_args){.segments = &b->segments,
+                                        .dtype = s->dtype,
                                         .heads = heads,
                                         .kv_heads = kv_heads,
                                         .d = d,
                                         .scale = 1.0f / sqrtf((float)d)};
     a->q = bench_floats(b, tokens * heads * d);
-    a->k_pages = bench_floats(b, s->m * pages * kv_heads * d * KERNEL_PAGE_TOKENS);
-    a->v_pages = bench_floats(b, s->m * pages * kv_heads * d * KERNEL_PAGE_TOKENS);
+    a->k_pages = bench_page_data(b, s->m * pages * page_floats, s->dtype);
+    a->v_pages = bench_page_data(b, s->m * pages * page_floats, s->dtype);
     a->out = bench_floats(b, tokens * heads * d);
     a->lse = bench_floats(b, tokens * heads);
     a->dout = bench_floats(b, tokens * heads * d);
@@ -254,8 +304,10 @@ static void bench_attention(struct bench *b, const struct bench_shape *s, struct
     call->run = forward ? run_attention_forward : run_attention_backward;
     call->args = a;
     call->flops = pairs * (double)(heads * d) * (forward ? 4.0 : 10.0);
-    call->bytes = 4.0 * (double)(s->m * pages * kv_heads * d * KERNEL_PAGE_TOKENS * 2 +
-                                 tokens * heads * d * (forward ? 2 : 4));
+    call->bytes = (s->dtype == KERNEL_BF16 ? 2.0 : 4.0) * (double)(read * page_floats * 2) +
+                  4.0 * (double)(tokens * heads * d * (forward ? 2 : 4));
+    snprintf(call->note, sizeof call->note, " %lld/%lld x %lld%s", (long long)heads,
+             (long long)kv_heads, (long long)d, h->shared > 0 ? ", shared" : "");
 }
 
 static void bench_head(struct bench *b, const struct bench_shape *s, struct bench_call *call)
@@ -278,7 +330,7 @@ static void bench_head(struct bench *b, const struct bench_shape *s, struct benc
     call->run = forward ? run_head_forward : run_head_backward;
     call->args = a;
     call->flops = (forward ? 2.0 : 6.0) * (double)s->m * (double)s->n * (double)s->k;
-    call->bytes = 4.0 * (double)(s->n * s->k + s->m * s->k);
+    call->bytes = (double)kernel_packed_bytes(s->n, s->k, s->dtype) + 4.0 * (double)(s->m * s->k);
 }
 
 static void bench_head_decode(struct bench *b, const struct bench_shape *s, struct bench_call *call)
@@ -293,11 +345,14 @@ static void bench_head_decode(struct bench *b, const struct bench_shape *s, stru
     a->counters = (void *)bench_ids(b, 2 * s->m, 1000);
     a->ids = bench_ids(b, s->m, s->n);
     a->logprob = bench_floats(b, s->m);
-    a->logits = bench_floats(b, s->m * (s->n + KERNEL_PANEL));
+    a->columns = s->n < KERNEL_HEAD_CHUNK ? s->n : KERNEL_HEAD_CHUNK;
+    a->logits = bench_floats(b, s->m * (a->columns + KERNEL_PANEL));
+    a->chunks = (void *)bench_floats(b, s->m * (s->n / KERNEL_HEAD_CHUNK + 1) *
+                                            (int64_t)(sizeof *a->chunks / sizeof(float)));
     call->run = run_head_decode;
     call->args = a;
     call->flops = 2.0 * (double)s->m * (double)s->n * (double)s->k;
-    call->bytes = 4.0 * (double)(s->n * s->k + s->m * s->k);
+    call->bytes = (double)kernel_packed_bytes(s->n, s->k, s->dtype) + 4.0 * (double)(s->m * s->k);
 }
 
 static void bench_norm(struct bench *b, const struct bench_shape *s, struct bench_call *call)
@@ -322,8 +377,6 @@ static void bench_prepare(struct bench *b, const struct bench_shape *s, struct b
 {
     if (strncmp(s->op, "linear", 6) == 0) {
         bench_linear(b, s, call);
-    } else if (strncmp(s->op, "attention", 9) == 0) {
-        bench_attention(b, s, call);
     } else if (strcmp(s->op, "head_decode") == 0) {
         bench_head_decode(b, s, call);
     } else if (strncmp(s->op, "head", 4) == 0) {
@@ -335,11 +388,10 @@ static void bench_prepare(struct bench *b, const struct bench_shape *s, struct b
 
 /* --- the lines --- */
 
-static rl_status bench_line(struct bench *b, const struct bench_shape *s)
+static rl_status bench_line(struct bench *b, const struct bench_shape *s,
+                            const struct bench_call *prepared)
 {
-    struct bench_call call;
-    b->used = 0;
-    bench_prepare(b, s, &call);
+    const struct bench_call call = *prepared;
     double peak = kernel_probe_fma(b->table->isa) * (double)b->threads;
     double read = kernel_probe_read(b->arena, (size_t)fmax(call.bytes, 64.0)) * (double)b->threads;
     double seconds = bench_time(b, &call);
@@ -347,16 +399,17 @@ static rl_status bench_line(struct bench *b, const struct bench_shape *s)
     double moved = call.bytes / seconds * 1e-9;
     const char *dtype = s->dtype == KERNEL_BF16 ? "bf16" : "fp32";
     if (!b->json) {
-        printf("%-23s %5lld %6lld %5lld %s %10.1f us %8.1f GFLOP/s %4.0f %% %7.1f GB/s %4.0f %%\n",
-               s->op, (long long)s->m, (long long)s->n, (long long)s->k, dtype, seconds * 1e6, rate,
-               peak > 0.0 ? 100.0 * rate / peak : 0.0, moved, 100.0 * moved / read);
+        printf(
+            "%-23s %5lld %6lld %5lld %s %10.1f us %8.1f GFLOP/s %4.0f %% %7.1f GB/s %4.0f %%%s\n",
+            s->op, (long long)s->m, (long long)s->n, (long long)s->k, dtype, seconds * 1e6, rate,
+            peak > 0.0 ? 100.0 * rate / peak : 0.0, moved, 100.0 * moved / read, call.note);
         fflush(stdout);
     }
     json_t *line =
-        json_pack("{s:s, s:I, s:I, s:I, s:s, s:f, s:f, s:f, s:f, s:f}", "op", s->op, "m",
+        json_pack("{s:s, s:I, s:I, s:I, s:s, s:s, s:f, s:f, s:f, s:f, s:f}", "op", s->op, "m",
                   (json_int_t)s->m, "n", (json_int_t)s->n, "k", (json_int_t)s->k, "dtype", dtype,
-                  "microseconds", seconds * 1e6, "gflops", rate, "peak_gflops", peak,
-                  "gbytes_per_second", moved, "read_gbytes_per_second", read);
+                  "heads", call.note, "microseconds", seconds * 1e6, "gflops", rate, "peak_gflops",
+                  peak, "gbytes_per_second", moved, "read_gbytes_per_second", read);
     if (line == NULL || json_array_append_new(b->lines, line) != 0) {
         return rl_fail(RL_NO_MEMORY, "bench: out of memory for the results");
     }
@@ -368,12 +421,22 @@ static rl_status bench_all(struct bench *b)
     if (!b->json) {
         printf(
             "%s, %s, %d thread(s). Sizes: M N K (linear), M V C (head), M - C (norm), sequences\n"
-            "keys tokens (attention). Share of the peak of fused multiply-adds, then of the rate\n"
-            "of reading as many bytes, both measured beside the line; medians.\n",
+            "keys tokens and query/kv heads x D (attention). Share of the peak of fused\n"
+            "multiply-adds, then of the rate of reading as many bytes, both measured beside the\n"
+            "line; medians.\n",
             device_cpu_name(), b->table->name, b->threads);
     }
     for (int i = 0; i < BENCH_SHAPES; i++) {
-        RL_TRY(bench_line(b, &bench_shapes[i]));
+        struct bench_call call = {.note = ""};
+        b->used = 0;
+        bench_prepare(b, &bench_shapes[i], &call);
+        RL_TRY(bench_line(b, &bench_shapes[i], &call));
+    }
+    for (int i = 0; i < BENCH_ATTENTIONS; i++) {
+        struct bench_call call = {.note = ""};
+        b->used = 0;
+        bench_attention(b, &bench_attentions[i], &call);
+        RL_TRY(bench_line(b, &bench_attentions[i].shape, &call));
     }
     if (b->json) {
         json_t *out = json_pack("{s:s, s:s, s:i, s:O}", "cpu", device_cpu_name(), "isa",

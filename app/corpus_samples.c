@@ -116,6 +116,16 @@ static uint32_t samples_in_corpus(const struct rl_config *config)
     return (uint32_t)(samples > 0 ? samples : config->distill.samples);
 }
 
+/* How the sampler stores what its samples' bits depend on. */
+static const char *storage_name(const struct rl_config *config)
+{
+    bool weights = config->kernels.weights == CONFIG_WEIGHTS_BF16;
+    if (config->model.kv_dtype == CONFIG_KV_BF16) {
+        return weights ? "bf16, keys and values bf16" : "fp32, keys and values bf16";
+    }
+    return weights ? "bf16" : "fp32";
+}
+
 rl_status corpus_of_request(const struct corpus_request *request, struct corpus **out)
 {
     const struct rl_config *config = request->session->config;
@@ -124,21 +134,20 @@ rl_status corpus_of_request(const struct corpus_request *request, struct corpus 
     snprintf(rewards, sizeof(rewards), "%s overlong %lld %.9g pattern %s",
              config->rewards.functions, (long long)config->rewards.overlong_buffer,
              config->rewards.overlong_factor, config->rewards.format_pattern);
-    struct corpus_identity identity = {
-        .model = request->model,
-        .weights = config->kernels.weights == CONFIG_WEIGHTS_BF16 ? "bf16" : "fp32",
-        .prompts = hash_prompts(request->prompts),
-        .prompt_count = prompts_count(request->prompts),
-        .temperature = config->rollout.temperature,
-        .top_p = config->rollout.top_p,
-        .min_p = config->rollout.min_p,
-        .top_k = config->rollout.top_k,
-        .max_completion = config->rollout.max_completion_length,
-        .stop = config->rollout.stop,
-        .stop_token_ids = config->rollout.stop_token_ids,
-        .samples = samples_in_corpus(config),
-        .seed = (uint64_t)config->distill.corpus_seed,
-        .rewards = rewards};
+    struct corpus_identity identity = {.model = request->model,
+                                       .weights = storage_name(config),
+                                       .prompts = hash_prompts(request->prompts),
+                                       .prompt_count = prompts_count(request->prompts),
+                                       .temperature = config->rollout.temperature,
+                                       .top_p = config->rollout.top_p,
+                                       .min_p = config->rollout.min_p,
+                                       .top_k = config->rollout.top_k,
+                                       .max_completion = config->rollout.max_completion_length,
+                                       .stop = config->rollout.stop,
+                                       .stop_token_ids = config->rollout.stop_token_ids,
+                                       .samples = samples_in_corpus(config),
+                                       .seed = (uint64_t)config->distill.corpus_seed,
+                                       .rewards = rewards};
     RL_TRY(hash_tokenizer(config, &identity.tokenizer));
     RL_TRY(corpus_folder(config, &folder));
     rl_status status = corpus_open(folder, &identity, out);

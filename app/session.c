@@ -53,7 +53,10 @@ static rl_status open_model(const struct rl_config *config, int64_t max_length,
         return rl_fail(RL_INVALID, "the tokenizer has ids up to %d, the model's vocabulary is %d",
                        tokenizer_vocab_count(session->tokenizer) - 1, arch.vocab);
     }
-    return model_layout_create(&arch, dtype, (int32_t)max_length, &session->layout);
+    RL_TRY(model_layout_create(&arch, dtype, (int32_t)max_length, &session->layout));
+    session->layout->kv_dtype =
+        config->model.kv_dtype == CONFIG_KV_BF16 ? KERNEL_BF16 : KERNEL_FP32;
+    return RL_OK;
 }
 
 /* The run's threads, on cores of their own where there are enough. */

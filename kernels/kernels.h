@@ -26,6 +26,7 @@ enum {
     KERNEL_PANEL = 32,        /* outputs per packed weight panel */
     KERNEL_PAGE_TOKENS = 16,  /* tokens per KV page */
     KERNEL_HEAD_CHUNK = 1024, /* vocabulary entries of the head at a time; multiple of 32 */
+    KERNEL_DECODE_PARTS = 8,  /* of a head chunk, whose probability mass is kept apart */
     KERNEL_HEAD_DIM_MAX = 256 /* largest D: rows of a head live on the stack; callers check */
 };
 
@@ -124,12 +125,13 @@ struct kernel_segments {
     const int32_t *prefix;
 };
 
-/* Store keys and values of the batch's tokens into their pages.
- * k_pages [P][kv_heads][D][16] (keys transposed), v_pages [P][kv_heads][16][D]. */
+/* Store keys and values of the batch's tokens into their pages, rounded to nearest even for bf16.
+ * k_pages [P][kv_heads][D][16] (keys transposed), v_pages [P][kv_heads][16][D], of dtype. */
 struct kernel_kv_args {
     const struct kernel_segments *segments;
     const float *k, *v; /* [N, kv_heads, D] */
-    float *k_pages, *v_pages;
+    void *k_pages, *v_pages;
+    enum kernel_dtype dtype;
     int64_t kv_heads, d;
 };
 
@@ -137,18 +139,23 @@ struct kernel_kv_args {
  * keys); GQA: query head h uses kv head h / (heads / kv_heads). Keys are taken in blocks of one
  * page from position 0 (or the first page inside the window), so decode, chunked prefill and
  * training give the same bits. window 0: unlimited; else only the last `window` positions count,
- * the token's own included. Unused slots of a page may hold anything, NaN included.
+ * the token's own included. Unused slots of a page may hold anything, NaN included. Neighbouring
+ * segments whose tables begin with the same page numbers (a group's samples) have those pages read
+ * once.
  * backward: every segment must start at position 0 or have a prefix, whose dk and dv its rows add
- * to in order; needs out, lse and dout of the forward; writes dq, dk, dv. */
+ * to in order; needs out, lse and dout of the forward; writes dq, dk, dv: with bf16 pages the
+ * gradients at the rounded keys and values, which are passed on to what was rounded as they are
+ * (straight through). */
 struct kernel_attention_args {
     const struct kernel_segments *segments;
     const float *q; /* [N, heads, D] */
-    const float *k_pages, *v_pages;
-    float *out;        /* [N, heads, D] */
-    float *lse;        /* [N, heads] or NULL in forward */
-    const float *dout; /* [N, heads, D] */
-    float *dq;         /* [N, heads, D] overwritten */
-    float *dk, *dv;    /* [N, kv_heads, D] overwritten */
+    const void *k_pages, *v_pages;
+    enum kernel_dtype dtype; /* of the pages */
+    float *out;              /* [N, heads, D] */
+    float *lse;              /* [N, heads] or NULL in forward */
+    const float *dout;       /* [N, heads, D] */
+    float *dq;               /* [N, heads, D] overwritten */
+    float *dk, *dv;          /* [N, kv_heads, D] overwritten */
     int64_t heads, kv_heads, d, window;
     float scale;
 };
@@ -177,12 +184,20 @@ struct kernel_sampling {
     int32_t top_k;
 };
 
+/* What sampling keeps of KERNEL_HEAD_CHUNK logits of a row, relative to their largest. */
+struct kernel_decode_chunk {
+    float max, sum;
+    float parts[KERNEL_DECODE_PARTS]; /* sums of each HEAD_CHUNK / PARTS weights */
+};
+
 /* One sampling step for M rows: z = x W^T, then temperature, top-k, top-p, min-p, draw.
  * Row i draws with rl_rng_uniform(keys[i], counters[i]) by inverse CDF in id order over the kept
- * set. ids [M] and logprob [M] (full vocabulary, at the temperature: the same bits as head_forward
- * gives for that id when its inv_temperature is the fp32 quotient 1 / temperature). With `forced`
- * [M] non-NULL and forced[i] >= 0 that id is taken instead. A row whose logits have no finite
- * softmax gets logprob NaN and id 0 (or the forced one): callers reject it. */
+ * set; without top-k, top-p and min-p its mass is summed up by chunk, part and id, and only
+ * `columns` logits of a row exist at a time. ids [M] and logprob [M] (full vocabulary, at the
+ * temperature: the same bits as head_forward gives for that id when its inv_temperature is the fp32
+ * quotient 1 / temperature). With `forced` [M] non-NULL and forced[i] >= 0 that id is taken
+ * instead. A row whose logits have no finite softmax gets logprob NaN and id 0 (or the forced one):
+ * callers reject it. */
 struct kernel_decode_args {
     const float *x; /* [M, C] */
     const void *w;  /* packed [V, C] */
@@ -193,8 +208,10 @@ struct kernel_decode_args {
     const int32_t *forced;                  /* [M] or NULL */
     int32_t *ids;                           /* [M] */
     float *logprob;                         /* [M] */
-    float *logits;                          /* scratch [M, V rounded up to 32] */
-    int32_t *order; /* scratch [M, V]; NULL allowed without top-k and top-p */
+    int64_t columns; /* multiple of KERNEL_HEAD_CHUNK, or at least V, which truncation needs */
+    float *logits;   /* scratch [M, columns, but no more than V rounded up to 32] */
+    struct kernel_decode_chunk *chunks; /* scratch [M, V / KERNEL_HEAD_CHUNK rounded up] */
+    int32_t *order;                     /* scratch [M, V]; NULL allowed without top-k and top-p */
     int64_t m, v, c;
 };
 

@@ -139,6 +139,11 @@ bool kernel_sampling_is_greedy(const struct kernel_sampling *sampling)
     return sampling->temperature < GREEDY_BELOW;
 }
 
+bool kernel_sampling_truncates(const struct kernel_sampling *sampling)
+{
+    return sampling->top_k > 0 || sampling->top_p < 1.0f || sampling->min_p > 0.0f;
+}
+
 float kernel_sampling_inverse_temperature(const struct kernel_sampling *sampling)
 {
     return kernel_sampling_is_greedy(sampling) ? 1.0f : 1.0f / sampling->temperature;

@@ -25,6 +25,9 @@ int32_t kernel_sampling_greedy(const float *logits, int64_t v);
  * but for ties, and its log-probs would say nothing. */
 bool kernel_sampling_is_greedy(const struct kernel_sampling *sampling);
 
+/* Does it leave out ids (top-k, top-p or min-p)? */
+bool kernel_sampling_truncates(const struct kernel_sampling *sampling);
+
 /* Factor on the logits: 1 / temperature as one fp32 division (what head_forward must be given for
  * the same bits), or 1 for greedy. */
 float kernel_sampling_inverse_temperature(const struct kernel_sampling *sampling);

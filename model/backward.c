@@ -216,7 +216,7 @@ void model_backward(const struct model_context *context, const void *image, stru
                     const struct model_batch *batch, struct model_workspace *workspace,
                     const struct model_backward_args *args)
 {
-    assert(workspace->keep != MODEL_KEEP_NOTHING &&
+    assert(model_keep_trains(workspace->keep) &&
            (args->g_entropy == NULL || workspace->has_entropy));
     const struct model_layout *layout = context->layout;
     struct model_pass pass = {context, layout, context->kernels, image,

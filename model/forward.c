@@ -102,8 +102,9 @@ struct kernel_attention_args model_attention_args(const struct model_pass *pass,
     return (struct kernel_attention_args){
         .segments = pass->batch->segments,
         .q = state->q,
-        .k_pages = pass->kv->k + layer * pass->kv->layer_stride,
-        .v_pages = pass->kv->v + layer * pass->kv->layer_stride,
+        .k_pages = pass->kv->k + (size_t)layer * pass->kv->layer_bytes,
+        .v_pages = pass->kv->v + (size_t)layer * pass->kv->layer_bytes,
+        .dtype = pass->layout->kv_dtype,
         .out = state->attention,
         .lse = state->lse,
         .heads = a->heads,
@@ -185,8 +186,9 @@ static void attend(const struct model_pass *pass, int32_t layer)
         .segments = pass->batch->segments,
         .k = ws->k,
         .v = ws->v,
-        .k_pages = pass->kv->k + layer * pass->kv->layer_stride,
-        .v_pages = pass->kv->v + layer * pass->kv->layer_stride,
+        .k_pages = pass->kv->k + (size_t)layer * pass->kv->layer_bytes,
+        .v_pages = pass->kv->v + (size_t)layer * pass->kv->layer_bytes,
+        .dtype = pass->layout->kv_dtype,
         .kv_heads = a->kv_heads,
         .d = a->head_dim,
     };
@@ -298,10 +300,23 @@ void model_head_forward(const struct model_context *context, const void *image,
     }
 }
 
+/* Logits of a row at a time: few rows have room for more of them, which saves meetings of threads.
+ */
+static int64_t decode_columns(const struct model_workspace *workspace, int64_t m)
+{
+    const int64_t room = workspace->decode_rows * workspace->columns;
+    const int64_t fits = m < workspace->decode_rows ? room / m : workspace->columns;
+    return fits / KERNEL_HEAD_CHUNK * KERNEL_HEAD_CHUNK > workspace->columns
+               ? fits / KERNEL_HEAD_CHUNK * KERNEL_HEAD_CHUNK
+               : workspace->columns;
+}
+
 void model_head_decode(const struct model_context *context, const void *image,
                        struct model_workspace *workspace, const struct model_decode_args *args)
 {
-    assert(workspace->keep == MODEL_KEEP_NOTHING && args->m <= workspace->max_tokens);
+    assert(!model_keep_trains(workspace->keep) && args->m <= workspace->max_tokens);
+    assert(workspace->keep == MODEL_KEEP_LOGITS ||
+           model_sampling_keep(args->sampling) == MODEL_KEEP_NOTHING);
     const struct model_layout *layout = context->layout;
     gather_rows(workspace, layout->arch.width, args->hidden_rows, args->m);
     /* In turns: a row's result does not depend on its company, and the logits stay small. */
@@ -317,7 +332,9 @@ void model_head_decode(const struct model_context *context, const void *image,
             .forced = args->forced == NULL ? NULL : args->forced + row,
             .ids = args->ids + row,
             .logprob = args->logprob + row,
+            .columns = decode_columns(workspace, args->m - row),
             .logits = workspace->logits,
+            .chunks = workspace->chunks,
             .order = workspace->order,
             .m = left < workspace->decode_rows ? left : workspace->decode_rows,
             .v = layout->arch.vocab,

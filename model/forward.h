@@ -5,11 +5,12 @@
 
 #include "model/params.h"
 
-/* KV cache: pages of 16 tokens for all layers. k/v [L][P][kv_heads * D * 16]. */
+/* KV cache: pages of 16 tokens for all layers. k/v [L][P][kv_heads * D * 16] of the layout's
+ * kv_dtype. */
 struct model_kv {
-    float *k, *v;
+    unsigned char *k, *v;
     int32_t page_count;
-    int64_t layer_stride; /* floats between layers */
+    size_t layer_bytes; /* between layers */
 };
 
 /* Zeroed memory for page_count pages. Release with model_kv_fini. Errors: RL_NO_MEMORY, RL_INVALID.
@@ -55,12 +56,17 @@ struct model_batch {
  * with widths C, q = heads * D, k = kv_heads * D, F: */
 enum model_keep {
     MODEL_KEEP_NOTHING, /* no backward */
+    MODEL_KEEP_LOGITS,  /* nor here; but sampling with top-k, top-p or min-p, which look at all
+                         * logits  of a row: room for those of some rows, and for their order */
     /* 2 C + 2 q (+ k with a per-head norm) + 2 F: not the norms' outputs, the normed queries and
      * the product of the feed-forward's halves, which cost little time */
     MODEL_KEEP_COSTLY,
     MODEL_KEEP_INPUTS, /* C: backward runs each layer but its last product once more */
     MODEL_KEEP_ALL     /* 2 C + F (+ q) more than MODEL_KEEP_COSTLY: nothing is computed again */
 };
+
+/* What sampling with these settings needs: MODEL_KEEP_NOTHING or MODEL_KEEP_LOGITS. */
+enum model_keep model_sampling_keep(const struct kernel_sampling *sampling);
 
 /* Working memory for passes of at most `max_tokens`. */
 struct model_workspace;
@@ -104,7 +110,8 @@ void model_backward(const struct model_context *context, const void *image, stru
                     const struct model_batch *batch, struct model_workspace *workspace,
                     const struct model_backward_args *args);
 
-/* Sample one token for each hidden row (see kernel_decode_args). */
+/* Sample one token for each hidden row (see kernel_decode_args). The workspace must keep what
+ * model_sampling_keep says. */
 struct model_decode_args {
     const int32_t *hidden_rows; /* [M] */
     const struct kernel_sampling *sampling;

@@ -105,7 +105,7 @@ static rl_status shares_init(const struct model_workspace *workspace,
 rl_status model_workspace_share(struct model_workspace *workspace,
                                 const struct model_layout *layout, int threads)
 {
-    assert(workspace->keep == MODEL_KEEP_NOTHING && workspace->shares == NULL);
+    assert(!model_keep_trains(workspace->keep) && workspace->shares == NULL);
     int64_t count = threads < workspace->decode_rows ? threads : workspace->decode_rows;
     if (count < 2) {
         return RL_OK;

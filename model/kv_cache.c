@@ -110,15 +110,17 @@ rl_status model_pages_make_private(struct model_pages *pages, int32_t *page, int
     return RL_OK;
 }
 
-/* Floats of one page of keys (or values) in one layer. */
-static int64_t page_floats(const struct model_layout *layout)
+/* Bytes of one page of keys (or values) in one layer. */
+static size_t page_bytes(const struct model_layout *layout)
 {
-    return (int64_t)layout->arch.kv_heads * layout->arch.head_dim * KERNEL_PAGE_TOKENS;
+    size_t number = layout->kv_dtype == KERNEL_BF16 ? sizeof(uint16_t) : sizeof(float);
+    return (size_t)layout->arch.kv_heads * (size_t)layout->arch.head_dim * KERNEL_PAGE_TOKENS *
+           number;
 }
 
 size_t model_kv_page_bytes(const struct model_layout *layout)
 {
-    return (size_t)(page_floats(layout) * layout->arch.layers * 2) * sizeof(float);
+    return page_bytes(layout) * (size_t)layout->arch.layers * 2;
 }
 
 rl_status model_kv_create(const struct model_layout *layout, int32_t page_count,
@@ -129,10 +131,10 @@ rl_status model_kv_create(const struct model_layout *layout, int32_t page_count,
     }
     void *data = NULL;
     RL_TRY(device_alloc(model_kv_page_bytes(layout) * (size_t)page_count, "KV cache", &data));
-    out->layer_stride = page_floats(layout) * page_count;
+    out->layer_bytes = page_bytes(layout) * (size_t)page_count;
     out->page_count = page_count;
     out->k = data;
-    out->v = out->k + out->layer_stride * layout->arch.layers;
+    out->v = out->k + out->layer_bytes * (size_t)layout->arch.layers;
     return RL_OK;
 }
 
@@ -145,11 +147,12 @@ void model_kv_fini(struct model_kv *kv)
 void model_kv_copy_page(const struct model_layout *layout, struct model_kv *kv, int32_t from,
                         int32_t to)
 {
-    int64_t floats = page_floats(layout);
-    size_t bytes = (size_t)floats * sizeof(float);
+    const size_t bytes = page_bytes(layout);
+    const size_t old = (size_t)from * bytes;
+    const size_t new = (size_t)to *bytes;
     for (int32_t layer = 0; layer < layout->arch.layers; layer++) {
-        int64_t base = layer * kv->layer_stride;
-        memcpy(kv->k + base + to * floats, kv->k + base + from * floats, bytes);
-        memcpy(kv->v + base + to * floats, kv->v + base + from * floats, bytes);
+        size_t base = (size_t)layer * kv->layer_bytes;
+        memcpy(kv->k + base + new, kv->k + base + old, bytes);
+        memcpy(kv->v + base + new, kv->v + base + old, bytes);
     }
 }

@@ -32,6 +32,9 @@ struct model_tensor {
 struct model_layout {
     struct model_architecture arch;
     enum kernel_dtype dtype; /* of matrices in the image */
+    /* Of keys and values in KV caches. Created as fp32; the owner may set another before the first
+     * cache is made. Part of what the model computes: the same in generation and training (P1). */
+    enum kernel_dtype kv_dtype;
     int32_t tensor_count;
     struct model_tensor *tensors;
     int32_t *index; /* [L + 1][MODEL_PARAM_COUNT] -> tensor or -1; row L: tensors of no layer */

@@ -4,6 +4,7 @@
 
 #include "core/log.h"
 #include "kernels/device.h"
+#include "kernels/sampling.h"
 
 #include <stdlib.h>
 
@@ -32,7 +33,7 @@ static void *carve(struct carver *carver, int64_t per_token)
 static void carve_layer(struct carver *carver, const struct model_architecture *a,
                         enum model_keep keep, struct model_layer_state *state)
 {
-    bool training = keep != MODEL_KEEP_NOTHING;
+    bool training = model_keep_trains(keep);
     int64_t q_width = (int64_t)a->heads * a->head_dim;
     int64_t k_width = (int64_t)a->kv_heads * a->head_dim;
     state->input = carve(carver, a->width);
@@ -89,6 +90,13 @@ static struct model_layer_state carve_layers(struct carver *carver,
     return first;
 }
 
+/* Logits of a row that decoding holds at a time. */
+static int64_t decode_columns(const struct model_architecture *a, bool whole)
+{
+    int64_t padded = ((int64_t)a->vocab + KERNEL_PANEL - 1) / KERNEL_PANEL * KERNEL_PANEL;
+    return whole || padded < MODEL_DECODE_COLUMNS ? padded : MODEL_DECODE_COLUMNS;
+}
+
 static void carve_head(struct carver *carver, const struct model_architecture *a,
                        struct model_workspace *workspace)
 {
@@ -98,12 +106,18 @@ static void carve_head(struct carver *carver, const struct model_architecture *a
     workspace->rows = carve(carver, 1);
     workspace->targets = carve(carver, 1);
     workspace->head_scratch = carve(carver, KERNEL_HEAD_CHUNK);
-    if (workspace->keep == MODEL_KEEP_NOTHING) {
+    if (!model_keep_trains(workspace->keep)) {
         int64_t rows = carver->tokens < MODEL_DECODE_ROWS ? carver->tokens : MODEL_DECODE_ROWS;
-        int64_t padded = ((int64_t)a->vocab + 31) / 32 * 32;
+        int64_t chunks = ((int64_t)a->vocab + KERNEL_HEAD_CHUNK - 1) / KERNEL_HEAD_CHUNK;
+        bool whole = workspace->keep == MODEL_KEEP_LOGITS;
         workspace->decode_rows = rows;
-        workspace->logits = carve_rows(carver, rows, padded, carver->from.decode_row);
-        workspace->order = carve_rows(carver, rows, a->vocab, carver->from.decode_row);
+        workspace->columns = decode_columns(a, whole);
+        workspace->logits = carve_rows(carver, rows, workspace->columns, carver->from.decode_row);
+        workspace->chunks =
+            carve_rows(carver, rows, chunks * (int64_t)sizeof(struct kernel_decode_chunk) / 4,
+                       carver->from.decode_row);
+        workspace->order =
+            whole ? carve_rows(carver, rows, a->vocab, carver->from.decode_row) : NULL;
     }
 }
 
@@ -112,7 +126,7 @@ static void carve_all(struct carver *carver, const struct model_architecture *a,
 {
     int64_t q_width = (int64_t)a->heads * a->head_dim;
     int64_t k_width = (int64_t)a->kv_heads * a->head_dim;
-    bool training = workspace->keep != MODEL_KEEP_NOTHING;
+    bool training = model_keep_trains(workspace->keep);
     struct model_layer_state first = carve_layers(carver, a, workspace);
     workspace->output = training ? carve(carver, a->width) : first.input;
     workspace->inv_final = carve(carver, 1);
@@ -143,7 +157,7 @@ static rl_status workspace_allocate(const struct model_layout *layout,
     }
     struct carver carver = {.tokens = workspace->max_tokens};
     carve_all(&carver, &layout->arch, workspace);
-    bool training = workspace->keep != MODEL_KEEP_NOTHING;
+    bool training = model_keep_trains(workspace->keep);
     RL_TRY(
         device_alloc(carver.used, training ? "training workspace" : "workspace", &workspace->slab));
     carver.base = workspace->slab;
@@ -159,11 +173,17 @@ void model_workspace_view(const struct model_workspace *workspace,
     struct model_layer_state *layers = view->layers;
     struct carver carver = {
         .base = workspace->slab, .tokens = workspace->max_tokens, .from = *place};
-    *view = (struct model_workspace){.keep = MODEL_KEEP_NOTHING,
+    *view = (struct model_workspace){.keep = workspace->keep,
                                      .max_tokens = workspace->max_tokens - place->token,
                                      .layers = layers};
     carve_all(&carver, &layout->arch, view);
     view->decode_rows = place->decode_rows;
+}
+
+enum model_keep model_sampling_keep(const struct kernel_sampling *sampling)
+{
+    bool whole = kernel_sampling_truncates(sampling) && !kernel_sampling_is_greedy(sampling);
+    return whole ? MODEL_KEEP_LOGITS : MODEL_KEEP_NOTHING;
 }
 
 rl_status model_workspace_create(const struct model_layout *layout, int64_t max_tokens,

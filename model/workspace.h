@@ -5,8 +5,15 @@
 
 #include "model/forward.h"
 
-/* Rows of logits that decode holds at a time; more rows are taken in turns. */
-enum { MODEL_DECODE_ROWS = 64 };
+/* Rows that decode takes at a time, more in turns, and logits of a row that it holds at a time
+ * unless it needs all. */
+enum { MODEL_DECODE_ROWS = 64, MODEL_DECODE_COLUMNS = 4 * KERNEL_HEAD_CHUNK };
+
+/* Does a workspace that keeps this serve backward? */
+static inline bool model_keep_trains(enum model_keep keep)
+{
+    return keep != MODEL_KEEP_NOTHING && keep != MODEL_KEEP_LOGITS;
+}
 
 /* What a layer leaves for backward. What is not kept is one array that all layers write in turn,
  * and without training `middle` is `input`. */
@@ -55,9 +62,11 @@ struct model_workspace {
     int32_t *rows;       /* [N] */
     int32_t *targets;    /* [N] */
     float *head_scratch; /* [N, KERNEL_HEAD_CHUNK] */
-    int64_t decode_rows; /* rows of logits and order */
-    float *logits;       /* [decode rows, V rounded up to 32]; NULL when training */
-    int32_t *order;      /* [decode rows, V] */
+    int64_t decode_rows;
+    int64_t columns; /* multiple of KERNEL_HEAD_CHUNK, or V rounded up to a panel */
+    float *logits;   /* [decode rows, columns]; NULL when training */
+    struct kernel_decode_chunk *chunks; /* [decode rows, chunks of the vocabulary] */
+    int32_t *order;                     /* [decode rows, V]; NULL unless all logits are kept */
 
     float *dx;              /* [N, C] gradient of the residual stream; NULL without training */
     float *dnorm;           /* [N, C] */

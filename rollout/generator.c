@@ -67,8 +67,8 @@ static rl_status build(struct rollout_generator *g)
     RL_TRY(rollout_scheduler_create(&limits, &g->scheduler));
     rollout_scheduler_set_usable(g->scheduler, has_image, g);
     RL_TRY(model_kv_create(layout, rollout_scheduler_page_count(g->scheduler), &g->kv));
-    RL_TRY(model_workspace_create(layout, pass_tokens(&g->options), MODEL_KEEP_NOTHING,
-                                  &g->workspace));
+    RL_TRY(model_workspace_create(layout, pass_tokens(&g->options),
+                                  model_sampling_keep(&g->options.sampling), &g->workspace));
     RL_TRY(model_workspace_share(g->workspace, layout, rl_pool_threads(g->context.pool)));
     if (!allocate_sequences(g)) {
         return rl_fail(RL_NO_MEMORY, "rollout: out of memory for %d sequences of %d tokens",
@@ -157,7 +157,8 @@ size_t rollout_generator_bytes(const struct model_layout *layout,
     size_t pages = (length + KERNEL_PAGE_TOKENS - 1) / KERNEL_PAGE_TOKENS;
     /* Prefix pages of waiting groups stay untouched memory in practice: count running ones. */
     return pages * (size_t)options->max_running * model_kv_page_bytes(layout) +
-           model_workspace_bytes(layout, pass_tokens(options), MODEL_KEEP_NOTHING);
+           model_workspace_bytes(layout, pass_tokens(options),
+                                 model_sampling_keep(&options->sampling));
 }
 
 /* --- groups in and out

@@ -2,7 +2,9 @@
  * values, guard zones), and with 1, 2 and 3 threads bit by bit. `check_kernels --bench` times the
  * same calls at the sizes of a small model. The table of cases comes from ops.def: an op without a
  * case does not compile. */
+#include "kernels/bf16.h"
 #include "kernels/probe.h"
+#include "kernels/sampling.h"
 #include "tests/kernel_support.h"
 
 #include <check.h>
@@ -302,17 +304,26 @@ static struct sequences sequences_case(struct call *c, bool training)
     return memory_sequences(&c->memory, count, lengths, first);
 }
 
+static void page_store(void *pages, enum kernel_dtype dtype, int64_t index, float value)
+{
+    if (dtype == KERNEL_BF16) {
+        ((uint16_t *)pages)[index] = kernel_bf16_from_float(value);
+    } else {
+        ((float *)pages)[index] = value;
+    }
+}
+
 /* Keys and values in pages; slots that no token holds are NaN. */
-static void pages_case(struct call *c, const struct sequences *s, int64_t kv_heads, int64_t d,
-                       float *pages[2])
+static void pages_case(struct call *c, const struct sequences *s,
+                       const struct kernel_attention_args *a, void *pages[2])
 {
     const struct kernel_segments *g = &s->segments;
+    const int64_t kv_heads = a->kv_heads;
+    const int64_t d = a->d;
     int64_t floats = s->pages * kv_heads * d * KERNEL_PAGE_TOKENS;
-    pages[0] = memory_area(&c->memory, (size_t)floats * sizeof(float), false);
-    pages[1] = memory_area(&c->memory, (size_t)floats * sizeof(float), false);
-    for (int64_t i = 0; i < floats; i++) {
-        pages[0][i] = NAN;
-        pages[1][i] = NAN;
+    for (int i = 0; i < 2; i++) {
+        pages[i] = memory_area(&c->memory, (size_t)floats * sizeof(float), false);
+        memset(pages[i], 0xff, (size_t)floats * sizeof(float)); /* NaN in both types */
     }
     for (int64_t i = 0; i < g->count; i++) {
         int64_t end = g->first_position[i] + g->segment_start[i + 1] - g->segment_start[i];
@@ -322,8 +333,9 @@ static void pages_case(struct call *c, const struct sequences *s, int64_t kv_hea
             int64_t slot = position % KERNEL_PAGE_TOKENS;
             int64_t page = g->page_table[i][position / KERNEL_PAGE_TOKENS];
             int64_t base = (page * kv_heads + head) * d * KERNEL_PAGE_TOKENS;
-            pages[0][base + e % d * KERNEL_PAGE_TOKENS + slot] = memory_value(&c->memory, 1.0);
-            pages[1][base + slot * d + e % d] = memory_value(&c->memory, 1.0);
+            page_store(pages[0], a->dtype, base + e % d * KERNEL_PAGE_TOKENS + slot,
+                       memory_value(&c->memory, 1.0));
+            page_store(pages[1], a->dtype, base + slot * d + e % d, memory_value(&c->memory, 1.0));
         }
     }
 }
@@ -333,6 +345,7 @@ static void case_kv_write(struct call *c)
     struct sequences s = sequences_case(c, false);
     struct kernel_kv_args a = {
         .segments = &s.segments, .kv_heads = call_size(c, 1, 3, 2), .d = call_size(c, 1, 40, 32)};
+    a.dtype = call_dtype(c);
     a.k = memory_floats(&c->memory, s.tokens * a.kv_heads * a.d, 1.0);
     a.v = memory_floats(&c->memory, s.tokens * a.kv_heads * a.d, 1.0);
     int64_t floats = s.pages * a.kv_heads * a.d * KERNEL_PAGE_TOKENS;
@@ -353,8 +366,9 @@ static struct kernel_attention_args attention_case(struct call *c, const struct 
     int64_t group = c->size == SIZE_BENCH ? 2 : memory_pick(&c->memory, 1, 5);
     a.heads = a.kv_heads * group;
     a.scale = (float)(1.0 / sqrt((double)a.d));
-    float *pages[2];
-    pages_case(c, s, a.kv_heads, a.d, pages);
+    a.dtype = call_dtype(c);
+    void *pages[2];
+    pages_case(c, s, &a, pages);
     a.k_pages = pages[0];
     a.v_pages = pages[1];
     a.q = memory_floats(&c->memory, s->tokens * a.heads * a.d, 1.0);
@@ -523,7 +537,9 @@ static void case_head_decode(struct call *c)
     a.ids = memory_output_ids(&c->memory, a.m);
     a.logprob = memory_floor(&c->memory, memory_output(&c->memory, a.m, 1.0), 1.0);
     int64_t stride = (a.v + KERNEL_PANEL - 1) / KERNEL_PANEL * KERNEL_PANEL;
+    a.columns = kernel_sampling_truncates(&sampling) || call_flip(c) ? stride : KERNEL_HEAD_CHUNK;
     a.logits = memory_floats(&c->memory, a.m * stride, 1.0);
+    a.chunks = memory_chunks(&c->memory, a.m, a.v);
     a.order = memory_ids(&c->memory, a.m * a.v, 2);
     while (call_again(c)) {
         c->table->head_decode(&a, c->pool);

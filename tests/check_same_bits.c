@@ -2,6 +2,8 @@
  * result is the same alone and in any batch; a token's attention is the same in decode, in chunked
  * prefill and in one training segment; a sampled id's log-probability is what head_forward gives.
  */
+#include "kernels/bf16.h"
+#include "kernels/sampling.h"
 #include "tests/kernel_support.h"
 
 #include <check.h>
@@ -199,6 +201,8 @@ static void head_fixture_init(struct head_fixture *f, int64_t v, float temperatu
     f->decode.ids = memory_output_ids(m, ROWS_MAX);
     f->decode.logprob = memory_output(m, ROWS_MAX, 1.0);
     f->decode.logits = memory_output(m, ROWS_MAX * stride, 1.0);
+    f->decode.columns = stride;
+    f->decode.chunks = memory_chunks(m, ROWS_MAX, v);
     f->decode.order = memory_output_ids(m, ROWS_MAX * v);
 }
 
@@ -250,6 +254,10 @@ static void decode_matches_forward(const struct kernel_table *table, struct head
         part.keys += first;
         part.counters += first;
         part.forced = forced != NULL ? forced + first : NULL;
+        /* all logits at once or a chunk at a time */
+        if (i % 2 == 0 && !kernel_sampling_truncates(part.sampling)) {
+            part.columns = KERNEL_HEAD_CHUNK;
+        }
         table->head_decode(&part, NULL);
         ck_assert_mem_eq(ids + first, part.ids, (size_t)part.m * sizeof *ids);
         assert_same_bits(f->head.logprob + first, part.logprob, part.m, "head_decode batch");
@@ -297,13 +305,15 @@ struct attention_fixture {
     int32_t tables[SEQUENCES][LENGTH_MAX / KERNEL_PAGE_TOKENS + 1];
     float *q[SEQUENCES], *k[SEQUENCES], *v[SEQUENCES]; /* [length, heads, D] */
     float *out[SEQUENCES], *lse[SEQUENCES];
-    float *k_pages, *v_pages;
+    float *k_pages, *v_pages; /* of dtype, with room for fp32 */
+    enum kernel_dtype dtype;
     int64_t page_floats, pages;
 };
 
 static void attention_fixture_init(struct attention_fixture *f, const struct kernel_table *table,
-                                   const struct attention_shape *shape)
+                                   const struct attention_shape *shape, enum kernel_dtype dtype)
 {
+    f->dtype = dtype;
     memory_init(&f->memory, 15, FLAVOUR_PLAIN);
     f->table = table;
     f->shape = *shape;
@@ -327,7 +337,7 @@ static void attention_fixture_init(struct attention_fixture *f, const struct ker
 static void attention_poison(struct attention_fixture *f)
 {
     for (int64_t i = 0; i < f->pages * f->page_floats; i++) {
-        f->k_pages[i] = NAN;
+        f->k_pages[i] = NAN; /* as two numbers of bf16: NaN and 0 */
         f->v_pages[i] = i % 2 == 0 ? NAN : INFINITY;
     }
 }
@@ -365,6 +375,7 @@ static void attention_call(struct attention_fixture *f, const int64_t *from, con
                                 .v = v,
                                 .k_pages = f->k_pages,
                                 .v_pages = f->v_pages,
+                                .dtype = f->dtype,
                                 .kv_heads = shape->kv_heads,
                                 .d = shape->d};
     f->table->kv_write(&kv, NULL);
@@ -372,6 +383,7 @@ static void attention_call(struct attention_fixture *f, const int64_t *from, con
                                       .q = q,
                                       .k_pages = f->k_pages,
                                       .v_pages = f->v_pages,
+                                      .dtype = f->dtype,
                                       .out = out,
                                       .lse = lse,
                                       .heads = shape->heads,
@@ -414,8 +426,10 @@ START_TEST(attention_is_the_same_in_decode_prefill_and_training)
     static struct attention_fixture other;
     const int64_t steps[] = {1, 7, 16, 50};
     for (int index = 0; support_table(index, &table); index++) {
-        attention_fixture_init(&training, table, &attention_shapes[_i]);
-        attention_fixture_init(&other, table, &attention_shapes[_i]);
+        const struct attention_shape *shape = &attention_shapes[_i % ATTENTION_SHAPES];
+        const enum kernel_dtype dtype = _i < ATTENTION_SHAPES ? KERNEL_FP32 : KERNEL_BF16;
+        attention_fixture_init(&training, table, shape, dtype);
+        attention_fixture_init(&other, table, shape, dtype);
         attention_feed(&training, 0);
         for (int i = 0; i < 4; i++) {
             attention_feed(&other, steps[i]);
@@ -437,6 +451,109 @@ START_TEST(attention_is_the_same_in_decode_prefill_and_training)
 }
 END_TEST
 
+/* Two groups of samples: PREFIX pages of each group's first tokens are held once, the rest by each
+ * sample. */
+enum { GROUPS = 2, SAMPLES = 9, PREFIX = 9, OWN = 4, LONGEST = 3 };
+enum { SHARERS = GROUPS * SAMPLES, PAGES_EACH = PREFIX + OWN };
+
+struct sharing {
+    struct memory memory;
+    struct kernel_attention_args a;
+    struct kernel_segments segments;
+    int32_t start[SHARERS + 1], position[SHARERS];
+    int32_t tables[SHARERS][PAGES_EACH];
+    const int32_t *table[SHARERS];
+    int64_t page_bytes;
+    char *pages[2];
+};
+
+static void sharing_init(struct sharing *f, const struct attention_shape *shape,
+                         enum kernel_dtype dtype)
+{
+    struct memory *m = &f->memory;
+    memory_init(m, 16, FLAVOUR_PLAIN);
+    f->segments = (struct kernel_segments){SHARERS, f->start, f->position, f->table, NULL};
+    f->a = (struct kernel_attention_args){.segments = &f->segments,
+                                          .dtype = dtype,
+                                          .heads = shape->heads,
+                                          .kv_heads = shape->kv_heads,
+                                          .d = shape->d,
+                                          .window = shape->window,
+                                          .scale = 0.3f};
+    for (int32_t s = 0; s < SHARERS; s++) {
+        f->start[s + 1] = f->start[s] + (int32_t)memory_pick(m, 1, LONGEST);
+        f->position[s] = (int32_t)memory_pick(m, PREFIX * KERNEL_PAGE_TOKENS,
+                                              PAGES_EACH * KERNEL_PAGE_TOKENS - LONGEST);
+        f->table[s] = f->tables[s];
+        for (int32_t p = 0; p < PAGES_EACH; p++) {
+            f->tables[s][p] = (p < PREFIX ? s / SAMPLES * SAMPLES : s) * PAGES_EACH + p;
+        }
+    }
+    const int64_t floats = SHARERS * PAGES_EACH * shape->kv_heads * shape->d * KERNEL_PAGE_TOKENS;
+    f->page_bytes = floats / SHARERS / PAGES_EACH * (dtype == KERNEL_BF16 ? 2 : 4);
+    for (int i = 0; i < 2; i++) {
+        float *values = memory_floats(m, floats, 1.5);
+        f->pages[i] = (char *)values;
+        for (int64_t e = 0; dtype == KERNEL_BF16 && e < floats; e++) {
+            ((uint16_t *)values)[e] = kernel_bf16_from_float(values[e]);
+        }
+    }
+    const int64_t rows = f->start[SHARERS] * shape->heads;
+    f->a.q = memory_floats(m, rows * shape->d, 1.5);
+    f->a.k_pages = f->pages[0];
+    f->a.v_pages = f->pages[1];
+    f->a.out = memory_output(m, rows * shape->d, 1.0);
+    f->a.lse = memory_output(m, rows, 1.0);
+}
+
+/* Give every sample a copy of its group's prefix. */
+static void sharing_end(struct sharing *f)
+{
+    for (int32_t s = 0; s < SHARERS; s++) {
+        for (int32_t p = 0; p < PREFIX; p++) {
+            const int64_t from = f->tables[s][p] * f->page_bytes;
+            const int64_t to = (s * PAGES_EACH + p) * f->page_bytes;
+            f->tables[s][p] = s * PAGES_EACH + p;
+            for (int i = 0; i < 2 && from != to; i++) {
+                memcpy(f->pages[i] + to, f->pages[i] + from, (size_t)f->page_bytes);
+            }
+        }
+    }
+}
+
+START_TEST(attention_is_the_same_with_a_shared_prefix)
+{
+    const struct kernel_table *table = NULL;
+    const struct attention_shape *shape = &attention_shapes[_i % ATTENTION_SHAPES];
+    static struct sharing f;
+    for (int index = 0; support_table(index, &table); index++) {
+        sharing_init(&f, shape, _i < ATTENTION_SHAPES ? KERNEL_FP32 : KERNEL_BF16);
+        const int64_t rows = f.start[SHARERS] * shape->heads;
+        float *lse = memory_floats(&f.memory, rows, 1.0);
+        float *out = memory_floats(&f.memory, rows * shape->d, 1.0);
+        for (int32_t s = 0; s < SHARERS; s++) { /* each one alone */
+            struct kernel_attention_args one = f.a;
+            const int32_t start[2] = {0, f.start[s + 1] - f.start[s]};
+            struct kernel_segments segment = {1, start, f.position + s, f.table + s, NULL};
+            const int64_t row = f.start[s] * shape->heads;
+            one.segments = &segment;
+            one.q += row * shape->d;
+            one.out = out + row * shape->d;
+            one.lse = lse + row;
+            table->attention_forward(&one, NULL);
+        }
+        for (int copies = 0; copies < 2; copies++) {
+            table->attention_forward(&f.a, NULL);
+            assert_same_bits(out, f.a.out, rows * shape->d, "shared prefix: out");
+            assert_same_bits(lse, f.a.lse, rows, "shared prefix: lse");
+            sharing_end(&f);
+        }
+        ck_assert(memory_guards_hold(&f.memory));
+        memory_fini(&f.memory);
+    }
+}
+END_TEST
+
 static Suite *same_bits_suite(void)
 {
     Suite *suite = suite_create("check_same_bits");
@@ -448,7 +565,8 @@ static Suite *same_bits_suite(void)
     tcase_add_loop_test(all, head_row_is_the_same_in_any_batch, 0, HEAD_VOCABULARIES);
     tcase_add_loop_test(all, decode_logprob_is_what_training_computes, 0, HEAD_VOCABULARIES);
     tcase_add_loop_test(all, attention_is_the_same_in_decode_prefill_and_training, 0,
-                        ATTENTION_SHAPES);
+                        2 * ATTENTION_SHAPES);
+    tcase_add_loop_test(all, attention_is_the_same_with_a_shared_prefix, 0, 2 * ATTENTION_SHAPES);
     suite_add_tcase(suite, all);
     return suite;
 }

@@ -232,6 +232,8 @@ static void sampler_open(struct sampler *s, const float *logits, const struct se
         .counters = s->counters,
         .ids = memory_area(&s->memory, ROWS * sizeof(int32_t), true),
         .logprob = memory_area(&s->memory, ROWS * sizeof(float), true),
+        .columns = KERNEL_PANEL,
+        .chunks = memory_chunks(&s->memory, ROWS, V),
         .logits = memory_area(&s->memory, (size_t)ROWS * KERNEL_PANEL * sizeof(float), true),
         .order = memory_area(&s->memory, (size_t)ROWS * V * sizeof(int32_t), true),
         .m = ROWS,

@@ -135,6 +135,8 @@ static void decode_hostile(const struct kernel_table *table, float hostile, int6
                                    .counters = counters,
                                    .ids = memory_output_ids(&m, ROWS),
                                    .logprob = memory_output(&m, ROWS, 1.0),
+                                   .columns = stride,
+                                   .chunks = memory_chunks(&m, ROWS, v),
                                    .logits = memory_output(&m, ROWS * stride, 1.0),
                                    .order = memory_output_ids(&m, ROWS * v),
                                    .m = ROWS,

@@ -131,6 +131,14 @@ static SUPPORT_UNUSED float *memory_output(struct memory *m, int64_t count, doub
     return data;
 }
 
+/* Scratch of head_decode for m rows. */
+static SUPPORT_UNUSED struct kernel_decode_chunk *memory_chunks(struct memory *m, int64_t rows,
+                                                                int64_t v)
+{
+    int64_t chunks = (v + KERNEL_HEAD_CHUNK - 1) / KERNEL_HEAD_CHUNK;
+    return memory_area(m, (size_t)(rows * chunks) * sizeof(struct kernel_decode_chunk), false);
+}
+
 /* The last area's values come from terms of this size, even if they cancel. */
 static SUPPORT_UNUSED float *memory_floor(struct memory *m, float *area, double floor)
 {

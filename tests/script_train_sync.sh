@@ -59,6 +59,13 @@ every_step killed 120
 train threads "${long[@]}" run.threads=2
 same_bits plain threads
 
+# --- keys and values in bf16: another model, as exact
+train kv_bf16 model.kv_dtype=bf16
+summary kv_bf16 "$exact"
+train kv_fp32
+cmp -s "$(last_checkpoint kv_bf16)/model.safetensors" "$(last_checkpoint kv_fp32)/model.safetensors" &&
+    fail "bf16 keys and values make no difference"
+
 # --- dynamic sampling
 dynamic=(run.steps=60 checkpoint.every=7 loss.dynamic_sampling=true)
 measure dynamic "${dynamic[@]}"

@@ -116,22 +116,25 @@ START_TEST(copied_pages_are_equal_in_every_layer)
     struct model_layout *layout = NULL;
     struct model_kv kv;
     ck_assert_int_eq(model_layout_create(&arch, KERNEL_FP32, 64, &layout), RL_OK);
+    layout->kv_dtype = _i == 0 ? KERNEL_FP32 : KERNEL_BF16;
     ck_assert_int_eq(model_kv_create(layout, 3, &kv), RL_OK);
-    int64_t page = (int64_t)arch.kv_heads * arch.head_dim * KERNEL_PAGE_TOKENS;
-    ck_assert_int_eq((int64_t)model_kv_page_bytes(layout), page * 2 * arch.layers * 4);
-    ck_assert_int_eq(kv.layer_stride, page * 3);
-    for (int64_t i = 0; i < kv.layer_stride * arch.layers; i++) {
-        kv.k[i] = (float)i;
-        kv.v[i] = (float)-i;
+    size_t page = (size_t)arch.kv_heads * (size_t)arch.head_dim * KERNEL_PAGE_TOKENS *
+                  (_i == 0 ? sizeof(float) : sizeof(uint16_t));
+    size_t bytes = kv.layer_bytes * (size_t)arch.layers;
+    ck_assert_uint_eq(model_kv_page_bytes(layout), page * 2 * (size_t)arch.layers);
+    ck_assert_uint_eq(kv.layer_bytes, page * 3);
+    for (size_t i = 0; i < bytes; i++) {
+        kv.k[i] = (unsigned char)(i % 251);
+        kv.v[i] = (unsigned char)(i % 241);
     }
     model_kv_copy_page(layout, &kv, 2, 0);
-    for (int32_t layer = 0; layer < arch.layers; layer++) {
-        const float *k = kv.k + layer * kv.layer_stride;
-        const float *v = kv.v + layer * kv.layer_stride;
-        ck_assert_mem_eq(k, k + 2 * page, (size_t)page * sizeof(float));
-        ck_assert_mem_eq(v, v + 2 * page, (size_t)page * sizeof(float));
-        ck_assert(k[page] ==
-                  (float)(layer * kv.layer_stride + page)); /* the middle one untouched */
+    for (size_t layer = 0; layer < (size_t)arch.layers; layer++) {
+        const unsigned char *k = kv.k + layer * kv.layer_bytes;
+        const unsigned char *v = kv.v + layer * kv.layer_bytes;
+        ck_assert_mem_eq(k, k + 2 * page, page);
+        ck_assert_mem_eq(v, v + 2 * page, page);
+        /* the middle one untouched */
+        ck_assert_uint_eq(k[page], (layer * kv.layer_bytes + page) % 251);
     }
     model_kv_fini(&kv);
     model_layout_destroy(layout);
@@ -179,7 +182,7 @@ int main(void)
     tcase_add_test(tcase, shared_pages_outlive_one_holder);
     tcase_add_test(tcase, copy_on_write_only_when_shared);
     tcase_add_test(tcase, counts_add_up);
-    tcase_add_test(tcase, copied_pages_are_equal_in_every_layer);
+    tcase_add_loop_test(tcase, copied_pages_are_equal_in_every_layer, 0, 2);
     tcase_add_test(tcase, packing_stops_at_its_limits);
     suite_add_tcase(suite, tcase);
     SRunner *runner = srunner_create(suite);

@@ -90,17 +90,16 @@ static void engine_reset(struct engine *e, const struct sequence *from)
         memset(e->sequences[i].logprob, 0xff, sizeof e->sequences[i].logprob);
     }
     /* Unused slots of a page may hold anything. */
-    int64_t floats = e->kv.layer_stride * e->f.layout->arch.layers;
-    for (int64_t i = 0; i < floats; i++) {
-        e->kv.k[i] = NAN;
-        e->kv.v[i] = NAN;
-    }
+    size_t bytes = e->kv.layer_bytes * (size_t)e->f.layout->arch.layers;
+    memset(e->kv.k, 0xff, bytes); /* NaN in both storage types */
+    memset(e->kv.v, 0xff, bytes);
 }
 
 static void engine_create(struct engine *e, const struct model_architecture *arch,
                           const struct fixture_options *options)
 {
     fixture_create(&e->f, arch, options);
+    e->f.layout->kv_dtype = options->dtype;
     fixture_randomise(&e->f, 17);
     ck_assert_int_eq(model_kv_create(e->f.layout, PAGES, &e->kv), RL_OK);
     ck_assert_int_eq(model_pages_create(PAGES, &e->pages), RL_OK);
@@ -245,7 +244,7 @@ static void run_mode(struct engine *e, const struct mode *mode, const struct seq
     e->f.context.pool = e->pools[mode->threads];
     e->f.context.split = mode->split;
     ck_assert_int_eq(
-        model_workspace_create(e->f.layout, TOKENS_MAX, MODEL_KEEP_NOTHING, &e->workspace), RL_OK);
+        model_workspace_create(e->f.layout, TOKENS_MAX, MODEL_KEEP_LOGITS, &e->workspace), RL_OK);
     ck_assert_int_eq(model_workspace_share(e->workspace, e->f.layout, mode->threads), RL_OK);
     for (int first = 0; first < SEQUENCES; first += mode->batch) {
         int left = SEQUENCES - first;

@@ -378,7 +378,7 @@ static void sample_corpus(struct model_fixture *f, int32_t *tokens)
     uint64_t counters[BATCH] = {0};
     struct rl_rng_key keys[BATCH];
     ck_assert_int_eq(model_packing_create(BATCH, BATCH, &packing), RL_OK);
-    ck_assert_int_eq(model_workspace_create(f->layout, BATCH, MODEL_KEEP_NOTHING, &workspace),
+    ck_assert_int_eq(model_workspace_create(f->layout, BATCH, MODEL_KEEP_LOGITS, &workspace),
                      RL_OK);
     ck_assert_int_eq(model_kv_create(f->layout, model_packing_pages(BATCH, BATCH), &kv), RL_OK);
     for (int32_t first = 0; first < STATES * SAMPLES; first += BATCH) {

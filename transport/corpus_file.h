@@ -20,7 +20,7 @@ enum { CORPUS_PART_PROMPTS = 32 };
 /* Everything that the samples are a function of. Texts are borrowed. */
 struct corpus_identity {
     uint64_t model;      /* hash of the weights */
-    const char *weights; /* their storage: "fp32", "bf16" */
+    const char *weights; /* their storage, and that of keys and values: "fp32", "bf16", ... */
     uint64_t tokenizer;  /* hash of its files */
     uint64_t prompts;    /* hash of prompts and ground truths */
     uint64_t prompt_count;

@@ -1,5 +1,5 @@
-/* Attention on avx512: attention_simd.inc and attention_backward_simd.inc with the vectors of
- * simd_avx512.h. */
+/* Attention on avx512: the attention_*_simd.inc and kv_simd.inc with the vectors of simd_avx512.h.
+ */
 #include "kernels/cpu/ops_cpu.h"
 
 #if KERNEL_HAVE_X86
@@ -12,7 +12,11 @@
 #include "kernels/cpu/math_simd.inc"
 #include "kernels/cpu/tile_simd.inc"
 
+#include "kernels/cpu/attention_tile_simd.inc"
+
 #include "kernels/cpu/attention_simd.inc"
 
 #include "kernels/cpu/attention_backward_simd.inc"
+
+#include "kernels/cpu/kv_simd.inc"
 #endif

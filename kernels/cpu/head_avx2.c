@@ -1,4 +1,4 @@
-/* Output head on avx2: head_simd.inc with the vectors of simd_avx2.h. */
+/* Output head on avx2: head_simd.inc and head_decode_simd.inc with the vectors of simd_avx2.h. */
 #include "kernels/cpu/ops_cpu.h"
 
 #if KERNEL_HAVE_X86
@@ -12,4 +12,6 @@
 #include "kernels/cpu/math_simd.inc"
 
 #include "kernels/cpu/head_simd.inc"
+
+#include "kernels/cpu/head_decode_simd.inc"
 #endif

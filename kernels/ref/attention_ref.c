@@ -1,5 +1,6 @@
 /* Reference causal attention over paged keys and values, one query row at a time.
  * Slots of a page outside a row's range are never read, so they may hold anything. */
+#include "kernels/bf16.h"
 #include "kernels/ref/ops_ref.h"
 
 #include <math.h>
@@ -7,7 +8,8 @@
 /* Pages of one kv head of one segment: element (position, d). */
 struct head_pages {
     const int32_t *table;
-    const float *k, *v;
+    const void *k, *v;
+    enum kernel_dtype dtype;
     int64_t kv_heads, kv_head, d;
 };
 
@@ -17,14 +19,31 @@ static int64_t page_base(const struct head_pages *p, int64_t position)
     return (page * p->kv_heads + p->kv_head) * p->d * KERNEL_PAGE_TOKENS;
 }
 
-static float key_at(const struct head_pages *p, int64_t position, int64_t d)
+static double page_number(const void *pages, enum kernel_dtype dtype, int64_t index)
 {
-    return p->k[page_base(p, position) + d * KERNEL_PAGE_TOKENS + position % KERNEL_PAGE_TOKENS];
+    return dtype == KERNEL_BF16 ? (double)kernel_bf16_to_float(((const uint16_t *)pages)[index])
+                                : (double)((const float *)pages)[index];
 }
 
-static const float *value_row(const struct head_pages *p, int64_t position)
+static double key_at(const struct head_pages *p, int64_t position, int64_t d)
 {
-    return p->v + page_base(p, position) + position % KERNEL_PAGE_TOKENS * p->d;
+    int64_t slot = position % KERNEL_PAGE_TOKENS;
+    return page_number(p->k, p->dtype, page_base(p, position) + d * KERNEL_PAGE_TOKENS + slot);
+}
+
+static double value_at(const struct head_pages *p, int64_t position, int64_t d)
+{
+    int64_t slot = position % KERNEL_PAGE_TOKENS;
+    return page_number(p->v, p->dtype, page_base(p, position) + slot * p->d + d);
+}
+
+static void store(void *pages, enum kernel_dtype dtype, int64_t index, float value)
+{
+    if (dtype == KERNEL_BF16) {
+        ((uint16_t *)pages)[index] = kernel_bf16_from_float(value);
+    } else {
+        ((float *)pages)[index] = value;
+    }
 }
 
 void kv_write_ref(const struct kernel_kv_args *a, struct rl_pool *pool)
@@ -42,8 +61,9 @@ void kv_write_ref(const struct kernel_kv_args *a, struct rl_pool *pool)
                                        .d = a->d};
                 int64_t base = page_base(&p, position);
                 int64_t d = i % a->d;
-                a->k_pages[base + d * KERNEL_PAGE_TOKENS + slot] = a->k[t * a->kv_heads * a->d + i];
-                a->v_pages[base + slot * a->d + d] = a->v[t * a->kv_heads * a->d + i];
+                int64_t from = t * a->kv_heads * a->d + i;
+                store(a->k_pages, a->dtype, base + d * KERNEL_PAGE_TOKENS + slot, a->k[from]);
+                store(a->v_pages, a->dtype, base + slot * a->d + d, a->v[from]);
             }
         }
     }
@@ -53,7 +73,7 @@ static double score(const struct head_pages *p, const float *q, int64_t position
 {
     double sum = 0.0;
     for (int64_t d = 0; d < p->d; d++) {
-        sum += (double)q[d] * (double)key_at(p, position, d);
+        sum += (double)q[d] * key_at(p, position, d);
     }
     return sum * scale;
 }
@@ -75,9 +95,8 @@ static double attend_row(const struct kernel_attention_args *a, const struct hea
         double top = s > max ? s : max;
         double old = exp(max - top);
         double weight = exp(s - top);
-        const float *v = value_row(p, j);
         for (int64_t d = 0; d < a->d; d++) {
-            acc[d] = acc[d] * old + weight * (double)v[d];
+            acc[d] = acc[d] * old + weight * value_at(p, j, d);
         }
         sum = sum * old + weight;
         max = top;
@@ -99,6 +118,7 @@ void attention_forward_ref(const struct kernel_attention_args *a, struct rl_pool
                 struct head_pages p = {.table = g->page_table[s],
                                        .k = a->k_pages,
                                        .v = a->v_pages,
+                                       .dtype = a->dtype,
                                        .kv_heads = a->kv_heads,
                                        .kv_head = h / (a->heads / a->kv_heads),
                                        .d = a->d};
@@ -135,15 +155,14 @@ static void attend_row_backward(const struct kernel_attention_args *a, const str
     int64_t position = g->first_position[segment] + row / a->heads - g->segment_start[segment];
     for (int64_t j = first_key(a, position); j <= position; j++) {
         double weight = exp(score(p, q, j, (double)a->scale) - (double)a->lse[row]);
-        const float *v = value_row(p, j);
         double dweight = 0.0;
         for (int64_t d = 0; d < a->d; d++) {
-            dweight += (double)dout[d] * (double)v[d];
+            dweight += (double)dout[d] * value_at(p, j, d);
         }
         double ds = weight * (dweight - delta) * (double)a->scale;
         int64_t key = (token_at(g, segment, j) * a->kv_heads + p->kv_head) * a->d;
         for (int64_t d = 0; d < a->d; d++) {
-            dq[d] += ds * (double)key_at(p, j, d);
+            dq[d] += ds * key_at(p, j, d);
             a->dk[key + d] += (float)(ds * (double)q[d]);
             a->dv[key + d] += (float)(weight * (double)dout[d]);
         }
@@ -169,6 +188,7 @@ void attention_backward_ref(const struct kernel_attention_args *a, struct rl_poo
             struct head_pages p = {.table = g->page_table[s],
                                    .k = a->k_pages,
                                    .v = a->v_pages,
+                                   .dtype = a->dtype,
                                    .kv_heads = a->kv_heads,
                                    .kv_head = row % a->heads / (a->heads / a->kv_heads),
                                    .d = a->d};

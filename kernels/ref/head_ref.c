@@ -116,16 +116,55 @@ void head_backward_ref(const struct kernel_head_args *a, struct rl_pool *pool)
     }
 }
 
-/* Choose the id of row m from its logits, which become probabilities relative to the largest. */
-static int32_t decode_choose(const struct kernel_decode_args *a, int64_t m, float *z, double max)
+/* Logits of a chunk of the vocabulary, into z; returns how many. */
+static int64_t decode_logits(const struct kernel_decode_args *a, int64_t m, int64_t start, float *z)
 {
-    if (a->forced != NULL && a->forced[m] >= 0) {
-        return a->forced[m];
-    }
-    if (kernel_sampling_is_greedy(a->sampling)) {
-        return kernel_sampling_greedy(z, a->v);
-    }
+    struct linear_row_ref chunk = head_chunk(a->w, a->dtype, start, a->v, a->c);
+    linear_row_ref(&chunk, a->x + m * a->c, z);
+    return chunk.n;
+}
+
+/* Inverse CDF in id order over the whole vocabulary. */
+static int32_t decode_draw(const struct kernel_decode_args *a, int64_t m, double target, double max)
+{
+    float z[KERNEL_HEAD_CHUNK];
     double inv_t = (double)kernel_sampling_inverse_temperature(a->sampling);
+    double sum = 0.0;
+    int32_t last = 0;
+    for (int64_t start = 0; start < a->v; start += KERNEL_HEAD_CHUNK) {
+        int64_t count = decode_logits(a, m, start, z);
+        for (int64_t i = 0; i < count && sum <= target; i++) {
+            double p = exp((double)z[i] * inv_t - max);
+            last = p > 0.0 ? (int32_t)(start + i) : last;
+            sum += p;
+        }
+    }
+    return last;
+}
+
+static int32_t decode_greedy(const struct kernel_decode_args *a, int64_t m)
+{
+    float z[KERNEL_HEAD_CHUNK];
+    float top = -INFINITY;
+    int32_t best = 0;
+    for (int64_t start = 0; start < a->v; start += KERNEL_HEAD_CHUNK) {
+        int64_t count = decode_logits(a, m, start, z);
+        int32_t here = kernel_sampling_greedy(z, count);
+        best = z[here] > top ? (int32_t)start + here : best;
+        top = z[here] > top ? z[here] : top;
+    }
+    return best;
+}
+
+/* From all probabilities of the row, relative to the largest. */
+static int32_t decode_draw_truncated(const struct kernel_decode_args *a, int64_t m, double u,
+                                     double max)
+{
+    float *z = a->logits + m * ((a->v + KERNEL_PANEL - 1) / KERNEL_PANEL * KERNEL_PANEL);
+    double inv_t = (double)kernel_sampling_inverse_temperature(a->sampling);
+    for (int64_t start = 0; start < a->v; start += KERNEL_HEAD_CHUNK) {
+        decode_logits(a, m, start, z + start);
+    }
     for (int64_t i = 0; i < a->v; i++) {
         z[i] = (float)exp((double)z[i] * inv_t - max);
     }
@@ -133,51 +172,44 @@ static int32_t decode_choose(const struct kernel_decode_args *a, int64_t m, floa
                                       .order = a->order != NULL ? a->order + m * a->v : NULL,
                                       .v = a->v,
                                       .sampling = a->sampling,
-                                      .u = rl_rng_uniform(a->keys[m], a->counters[m])};
+                                      .u = u};
     return kernel_sampling_draw(&row);
 }
 
-/* The logit of one id, recomputed (same sum, same bits) since choosing overwrites the row. */
-static double decode_logit(const struct kernel_decode_args *a, int64_t m, int32_t id)
+static int32_t decode_choose(const struct kernel_decode_args *a, int64_t m,
+                             const struct softmax_state *s)
 {
-    float z[KERNEL_PANEL];
-    int64_t panel = id / KERNEL_PANEL;
-    int64_t start = panel * KERNEL_PANEL;
-    struct linear_row_ref linear = {.w = (const char *)a->w +
-                                         kernel_packed_bytes(start, a->c, a->dtype),
-                                    .dtype = a->dtype,
-                                    .n = KERNEL_PANEL,
-                                    .k = a->c};
-    linear_row_ref(&linear, a->x + m * a->c, z);
-    return (double)z[id - start];
-}
-
-static void decode_row(const struct kernel_decode_args *a, int64_t m, float *z)
-{
-    double inv_t = (double)kernel_sampling_inverse_temperature(a->sampling);
-    struct softmax_state s = {.max = -INFINITY, .sum = 0.0, .weighted = 0.0};
-    for (int64_t start = 0; start < a->v; start += KERNEL_HEAD_CHUNK) {
-        int64_t count = a->v - start < KERNEL_HEAD_CHUNK ? a->v - start : KERNEL_HEAD_CHUNK;
-        softmax_add(&s, z + start, count, inv_t);
+    if (a->forced != NULL && a->forced[m] >= 0) {
+        return a->forced[m];
     }
-    if (!isfinite(s.max) || !isfinite(s.sum)) {
-        a->ids[m] = a->forced != NULL && a->forced[m] >= 0 ? a->forced[m] : 0;
-        a->logprob[m] = NAN;
-        return;
+    if (kernel_sampling_is_greedy(a->sampling)) {
+        return decode_greedy(a, m);
     }
-    int32_t id = decode_choose(a, m, z, s.max);
-    a->ids[m] = id;
-    a->logprob[m] = (float)(decode_logit(a, m, id) * inv_t - s.max - log(s.sum));
+    double u = rl_rng_uniform(a->keys[m], a->counters[m]);
+    if (kernel_sampling_truncates(a->sampling)) {
+        return decode_draw_truncated(a, m, u, s->max);
+    }
+    return decode_draw(a, m, u * s->sum, s->max);
 }
 
 void head_decode_ref(const struct kernel_decode_args *a, struct rl_pool *pool)
 {
     (void)pool;
-    int64_t stride = (a->v + KERNEL_PANEL - 1) / KERNEL_PANEL * KERNEL_PANEL;
-    struct linear_row_ref linear = {.w = a->w, .dtype = a->dtype, .n = a->v, .k = a->c};
+    float z[KERNEL_HEAD_CHUNK];
+    double inv_t = (double)kernel_sampling_inverse_temperature(a->sampling);
     for (int64_t m = 0; m < a->m; m++) {
-        float *z = a->logits + m * stride;
-        linear_row_ref(&linear, a->x + m * a->c, z);
-        decode_row(a, m, z);
+        struct softmax_state s = {.max = -INFINITY, .sum = 0.0, .weighted = 0.0};
+        for (int64_t start = 0; start < a->v; start += KERNEL_HEAD_CHUNK) {
+            int64_t count = decode_logits(a, m, start, z);
+            softmax_add(&s, z, count, inv_t);
+        }
+        a->ids[m] = a->forced != NULL && a->forced[m] >= 0 ? a->forced[m] : 0;
+        a->logprob[m] = NAN;
+        if (isfinite(s.max) && isfinite(s.sum)) {
+            a->ids[m] = decode_choose(a, m, &s);
+            int64_t start = a->ids[m] / KERNEL_HEAD_CHUNK * KERNEL_HEAD_CHUNK;
+            decode_logits(a, m, start, z);
+            a->logprob[m] = (float)((double)z[a->ids[m] - start] * inv_t - s.max - log(s.sum));
+        }
     }
 }
