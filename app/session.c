@@ -141,6 +141,15 @@ rl_status session_make_image(const struct session *session, const float *master,
     return RL_OK;
 }
 
+static enum rollout_speculation_mode speculation_mode(const struct rl_config *config)
+{
+    static const enum rollout_speculation_mode modes[] = {
+        [CONFIG_SPECULATION_AUTO] = ROLLOUT_SPECULATION_AUTO,
+        [CONFIG_SPECULATION_OFF] = ROLLOUT_SPECULATION_OFF,
+        [CONFIG_SPECULATION_ALWAYS] = ROLLOUT_SPECULATION_ALWAYS};
+    return modes[config->rollout.speculation];
+}
+
 void session_generator_options(const struct rl_config *config, int32_t max_groups,
                                struct rollout_generator_options *out)
 {
@@ -152,6 +161,7 @@ void session_generator_options(const struct rl_config *config, int32_t max_group
         .max_completion = (int32_t)config->rollout.max_completion_length,
         .prefill_chunk = (int32_t)config->rollout.prefill_chunk,
         .recompute_on_update = config->rollout.kv_on_update == CONFIG_KV_RECOMPUTE,
+        .speculation = speculation_mode(config),
         .seed = (uint64_t)config->run.seed,
         .sampling = {.temperature = (float)config->rollout.temperature,
                      .top_p = (float)config->rollout.top_p,

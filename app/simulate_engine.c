@@ -266,7 +266,7 @@ static rl_status finish_token(struct simulate_engine *engine, int32_t slot, bool
         engine->unfinished--;
         *s = (struct simulate_slot){0};
     }
-    rollout_scheduler_append(engine->scheduler, slot, last, group_done);
+    rollout_scheduler_append(engine->scheduler, slot, 1, last, group_done);
     return RL_OK;
 }
 

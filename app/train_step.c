@@ -109,6 +109,16 @@ static double gap_us(const struct rl_pass_times *passes, double quantile)
                 passes->switch_gap_max_s * 1e6);
 }
 
+static void draft_metrics(struct train_run *run, const struct rl_pass_times *passes)
+{
+    double guessed = (double)passes->guessed_tokens;
+    rl_metrics_add(run->metrics, RL_METRIC_ROLLOUT_DRAFTED, guessed);
+    if (guessed > 0) {
+        rl_metrics_add(run->metrics, RL_METRIC_ROLLOUT_DRAFT_ACCEPTANCE,
+                       (double)passes->right_guesses / guessed);
+    }
+}
+
 /* Quantiles over the run so far: a step has too few switches for any of its own. */
 static void pass_metrics(struct train_run *run, const struct train_feed *feed)
 {
@@ -118,6 +128,7 @@ static void pass_metrics(struct train_run *run, const struct train_feed *feed)
     if (p50 > 0) {
         rl_metrics_add(run->metrics, RL_METRIC_ROLLOUT_PASS_P50, p50);
     }
+    draft_metrics(run, &feed->passes);
     if (all->switch_gap_max_s > 0) {
         rl_metrics_add(run->metrics, RL_METRIC_ROLLOUT_SWITCH_GAP_P50, gap_us(all, 0.5));
         rl_metrics_add(run->metrics, RL_METRIC_ROLLOUT_SWITCH_GAP_P99, gap_us(all, 0.99));

@@ -51,5 +51,7 @@ void rl_pass_times_add(struct rl_pass_times *sum, const struct rl_pass_times *no
         sum->pass_us[i] += now->pass_us[i] - before->pass_us[i];
         sum->switch_gap_us[i] += now->switch_gap_us[i] - before->switch_gap_us[i];
     }
+    sum->guessed_tokens += now->guessed_tokens - before->guessed_tokens;
+    sum->right_guesses += now->right_guesses - before->right_guesses;
     sum->switch_gap_max_s = fmax(sum->switch_gap_max_s, now->switch_gap_max_s);
 }

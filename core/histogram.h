@@ -23,6 +23,8 @@ struct rl_pass_times {
     uint64_t pass_us[RL_HISTOGRAM_BUCKETS];
     uint64_t switch_gap_us[RL_HISTOGRAM_BUCKETS];
     double switch_gap_max_s; /* the longest */
+    uint64_t guessed_tokens; /* put into passes by speculation */
+    uint64_t right_guesses;  /* of them: what sampling gave too */
 };
 
 /* sum += now - before, `before` (NULL: zeros) being an earlier state of the same counters, unless

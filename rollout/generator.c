@@ -8,7 +8,7 @@
 
 static int32_t pass_tokens(const struct rollout_generator_options *options)
 {
-    return options->max_running + options->prefill_chunk;
+    return options->max_running + options->prefill_chunk + generator_draft_rows(options);
 }
 
 /* --- life cycle
@@ -19,7 +19,7 @@ static bool allocate_pass(struct generator_pass *pass,
 {
     size_t tokens = (size_t)pass_tokens(options);
     size_t segments = (size_t)options->max_running + (size_t)options->max_groups;
-    size_t rows = (size_t)options->max_running;
+    size_t rows = (size_t)options->max_running + (size_t)generator_draft_rows(options);
     pass->tokens = calloc(tokens, sizeof(int32_t));
     pass->positions = calloc(tokens, sizeof(int32_t));
     pass->segment_start = calloc(segments + 1, sizeof(int32_t));
@@ -74,7 +74,7 @@ static rl_status build(struct rollout_generator *g)
         return rl_fail(RL_NO_MEMORY, "rollout: out of memory for %d sequences of %d tokens",
                        g->options.max_running, g->max_length);
     }
-    return RL_OK;
+    return generator_draft_create(g);
 }
 
 rl_status rollout_generator_create(const struct model_context *context,
@@ -144,6 +144,7 @@ void rollout_generator_destroy(struct rollout_generator *generator)
     free(g->completion);
     free(g->works);
     model_workspace_destroy(g->workspace);
+    generator_draft_destroy(g);
     model_kv_fini(&g->kv);
     rollout_scheduler_destroy(g->scheduler);
     stop_rules_fini(&g->stop);
@@ -158,7 +159,8 @@ size_t rollout_generator_bytes(const struct model_layout *layout,
     /* Prefix pages of waiting groups stay untouched memory in practice: count running ones. */
     return pages * (size_t)options->max_running * model_kv_page_bytes(layout) +
            model_workspace_bytes(layout, pass_tokens(options),
-                                 model_sampling_keep(&options->sampling));
+                                 model_sampling_keep(&options->sampling)) +
+           generator_draft_bytes(options);
 }
 
 /* --- groups in and out
@@ -216,6 +218,7 @@ static rl_status enter(struct rollout_generator *g, struct generator_work *work)
     }
     RL_TRY(rollout_scheduler_add(g->scheduler, &group, &index));
     g->works[index] = *work;
+    generator_draft_open(g, index);
     return RL_OK;
 }
 

@@ -47,12 +47,11 @@ static int32_t fill_pass(struct rollout_generator *g, const struct rollout_plan 
             pass->tokens[token] = token_at(g, segment, segment->first + i);
             pass->positions[token] = segment->first + i;
         }
-        if (segment->sample) {
-            pass->hidden_rows[rows] = token - 1;
+        for (int32_t i = 0; segment->sample && i <= segment->guessed; i++, rows++) {
+            pass->hidden_rows[rows] = token - 1 - segment->guessed + i;
             pass->slots[rows] = segment->index;
             pass->keys[rows] = key_of(g, segment->index);
-            pass->counters[rows] = (uint64_t)g->completion_count[segment->index];
-            rows++;
+            pass->counters[rows] = (uint64_t)(g->completion_count[segment->index] + i);
         }
     }
     pass->segment_start[plan->segment_count] = token;
@@ -64,7 +63,8 @@ static void count_pass(struct rollout_generator *g, const struct rollout_plan *p
 {
     int32_t decoded = 0;
     for (int32_t s = 0; s < plan->segment_count; s++) {
-        decoded += plan->segments[s].sample && plan->segments[s].count == 1;
+        const struct rollout_segment *segment = &plan->segments[s];
+        decoded += segment->sample && segment->count == 1 + segment->guessed ? segment->count : 0;
     }
     double share = (double)decoded / (double)plan->token_count;
     g->counters.decode_s += share * (1 - head) * pass_s;
@@ -106,8 +106,9 @@ static void run_model(struct rollout_generator *g, const struct rollout_plan *pl
     count_gap(g, plan->version, start);
     double head = model_generate(&g->context, image, &g->kv, &batch, g->workspace, &decode);
     g->pass_end_s = rl_clock_now_s(NULL);
-    rl_histogram_add(g->counters.times.pass_us, g->pass_end_s - start);
-    count_pass(g, plan, g->pass_end_s - start, head);
+    g->pass_s = g->pass_end_s - start;
+    rl_histogram_add(g->counters.times.pass_us, g->pass_s);
+    count_pass(g, plan, g->pass_s, head);
 }
 
 /* Move a finished sequence's tokens into its trajectory. */
@@ -131,6 +132,7 @@ static rl_status file_sample(struct rollout_generator *g, int32_t slot, enum rl_
         trajectory_set_tokens(sample, tokens, g->logprob + row, g->token_version + row,
                               (uint32_t)prompt, (uint32_t)count);
     free(tokens);
+    generator_draft_finish(g, slot, sample->tokens + prompt);
     return status;
 }
 
@@ -167,22 +169,49 @@ static void keep_token(struct rollout_generator *g, int32_t row, uint32_t versio
     g->token_version[at] = version;
     g->completion_count[slot]++;
     g->counters.sampled_tokens++;
+    generator_draft_append(g, slot);
 }
 
-/* File one sampled token; ends the sequence where a rule says so. */
-static rl_status take_token(struct rollout_generator *g, int32_t row, uint32_t version)
+/* File one sampled token; *finish says whether the completion ends there. */
+static rl_status take_token(struct rollout_generator *g, int32_t row, uint32_t version,
+                            enum rl_finish *finish)
 {
     int32_t slot = g->pass.slots[row];
-    struct generator_work *work = &g->works[rollout_scheduler_group_of(g->scheduler, slot)];
-    enum rl_finish finish = RL_FINISH_NONE;
-    bool group_done = false;
     if (isfinite(g->pass.logprob[row])) {
         keep_token(g, row, version);
-        RL_TRY(check_end(g, slot, g->completion_count[slot], &finish));
-    } else {
-        finish = RL_FINISH_ABORTED;
-        g->counters.nonfinite++;
+        return check_end(g, slot, g->completion_count[slot], finish);
     }
+    *finish = RL_FINISH_ABORTED;
+    g->counters.nonfinite++;
+    return RL_OK;
+}
+
+/* Was the token sampled in `row` guessed? The guess stands where the token will. */
+static bool was_guessed(const struct rollout_generator *g, int32_t row)
+{
+    size_t slot = (size_t)g->pass.slots[row];
+    size_t at = slot * (size_t)g->options.max_completion + (size_t)g->completion_count[slot];
+    return g->completion[at] == g->pass.ids[row];
+}
+
+/* File the tokens sampled for a sequence, from its first row on. A token that was guessed right has
+ * the next one after it, sampled from the same numbers as in a pass of its own. */
+static rl_status take_tokens(struct rollout_generator *g, const struct rollout_segment *segment,
+                             int32_t row, uint32_t version)
+{
+    int32_t slot = segment->index;
+    int32_t group = rollout_scheduler_group_of(g->scheduler, slot);
+    struct generator_work *work = &g->works[group];
+    enum rl_finish finish = RL_FINISH_NONE;
+    int32_t count = 0;
+    bool group_done = false;
+    bool more = true;
+    while (more && finish == RL_FINISH_NONE) {
+        more = count < segment->guessed && was_guessed(g, row + count);
+        RL_TRY(take_token(g, row + count, version, &finish));
+        count++;
+    }
+    g->counters.times.right_guesses += (uint64_t)(count - 1);
     if (work->group->started_s <= 0) {
         work->group->started_s = rl_clock_now_s(NULL);
     }
@@ -192,10 +221,33 @@ static rl_status take_token(struct rollout_generator *g, int32_t row, uint32_t v
         g->counters.finished_tokens += (uint64_t)g->completion_count[slot];
         g->completion_count[slot] = 0;
     }
-    rollout_scheduler_append(g->scheduler, slot, finish != RL_FINISH_NONE, &group_done);
+    rollout_scheduler_append(g->scheduler, slot, count, finish != RL_FINISH_NONE, &group_done);
     if (group_done) {
+        generator_draft_close(g, group);
         generator_finish_work(g, work);
     }
+    return RL_OK;
+}
+
+/* The pass is done: count it, and file what was sampled in it. */
+static rl_status file_tokens(struct rollout_generator *g, const struct rollout_plan *plan)
+{
+    const uint64_t sampled = g->counters.sampled_tokens;
+    const uint64_t right = g->counters.times.right_guesses;
+    int32_t row = 0;
+    int32_t guessed = 0;
+    for (int32_t s = 0; s < plan->segment_count; s++) {
+        const struct rollout_segment *segment = &plan->segments[s];
+        if (segment->sample) {
+            RL_TRY(take_tokens(g, segment, row, plan->version));
+            row += 1 + segment->guessed;
+            guessed += segment->guessed;
+        }
+    }
+    uint64_t wrong = (uint64_t)guessed - (g->counters.times.right_guesses - right);
+    g->counters.passes++;
+    g->counters.forwarded_tokens += (uint64_t)plan->token_count - wrong;
+    generator_draft_learn(g, plan, g->counters.sampled_tokens - sampled);
     return RL_OK;
 }
 
@@ -212,14 +264,11 @@ rl_status rollout_generator_tick(struct rollout_generator *generator, bool *busy
     for (int32_t i = 0; i < plan.copy_count; i++) {
         model_kv_copy_page(g->context.layout, &g->kv, plan.copies[i].from, plan.copies[i].to);
     }
+    generator_draft_plan(g, &plan);
     int32_t rows = fill_pass(g, &plan);
     run_model(g, &plan, rows);
     rollout_scheduler_commit(g->scheduler, &plan);
-    g->counters.passes++;
-    g->counters.forwarded_tokens += (uint64_t)plan.token_count;
-    for (int32_t row = 0; row < rows; row++) {
-        RL_TRY(take_token(g, row, plan.version));
-    }
+    RL_TRY(file_tokens(g, &plan));
     if (rollout_scheduler_groups(g->scheduler) == 0) {
         g->pass_end_s = 0; /* what comes next is no pause of anything */
     }

@@ -120,6 +120,13 @@ static rl_status copy_request(struct generator_work *work, const struct rollout_
     return RL_OK;
 }
 
+static rl_status make_texts(struct generator_work *work, uint32_t samples)
+{
+    work->texts = calloc(samples, sizeof(*work->texts));
+    return work->texts != NULL ? RL_OK
+                               : rl_fail(RL_NO_MEMORY, "rollout: out of memory for a request");
+}
+
 rl_status generator_work_init(struct generator_work *work, const struct rollout_generator *g,
                               const struct rollout_request *request)
 {
@@ -128,6 +135,9 @@ rl_status generator_work_init(struct generator_work *work, const struct rollout_
     RL_TRY(check_lengths(g, request));
     RL_TRY(check_done(g, request));
     rl_status status = copy_request(&made, request);
+    if (status == RL_OK && g->options.speculation != ROLLOUT_SPECULATION_OFF) {
+        status = make_texts(&made, request->samples);
+    }
     if (status != RL_OK) {
         generator_work_fini(&made);
         return status;
@@ -143,5 +153,6 @@ void generator_work_fini(struct generator_work *work)
     free(work->schedule);
     free(work->lengths);
     free(work->skip);
+    free(work->texts);
     *work = (struct generator_work){0};
 }

@@ -269,7 +269,7 @@ void rollout_scheduler_commit(struct rollout_scheduler *scheduler, const struct 
         if (segment->prefix) {
             scheduler->groups[segment->index].prefix_computed += segment->count;
         } else {
-            scheduler->slots[segment->index].computed += segment->count;
+            scheduler->slots[segment->index].computed += segment->count - segment->guessed;
         }
     }
 }
@@ -283,7 +283,35 @@ static void finish_group(struct rollout_scheduler *s, int32_t index)
     s->group_count--;
 }
 
-/* The sequence has one token more: which version samples the next one? */
+int32_t rollout_scheduler_room(const struct rollout_scheduler *scheduler, int32_t slot)
+{
+    const struct slot *sequence = &scheduler->slots[slot];
+    const struct group *group = &scheduler->groups[sequence->group];
+    int32_t position = sequence->length - group->prompt_count;
+    int32_t end = group->max_new;
+    if (group->schedule != NULL) {
+        const struct rollout_schedule *schedule = &group->schedule[sequence->sample];
+        uint32_t next = sequence->run + 1;
+        if (next < schedule->count && schedule->switches[next].position < (uint32_t)end) {
+            end = (int32_t)schedule->switches[next].position;
+        }
+    }
+    return end - position;
+}
+
+void rollout_scheduler_extend(struct rollout_scheduler *scheduler, struct rollout_plan *plan,
+                              int32_t segment, int32_t count)
+{
+    struct rollout_segment *extended = &plan->segments[segment];
+    assert(!extended->prefix && extended->sample && extended->count == 1);
+    assert(count >= 0 && count < rollout_scheduler_room(scheduler, extended->index));
+    (void)scheduler;
+    extended->count += count;
+    extended->guessed = count;
+    plan->token_count += count;
+}
+
+/* The sequence has grown: which version samples the next token? */
 static void follow_schedule(struct rollout_scheduler *s, struct slot *slot)
 {
     const struct group *group = &s->groups[slot->group];
@@ -303,14 +331,16 @@ static void follow_schedule(struct rollout_scheduler *s, struct slot *slot)
     }
 }
 
-void rollout_scheduler_append(struct rollout_scheduler *scheduler, int32_t slot, bool finished,
-                              bool *group_done)
+void rollout_scheduler_append(struct rollout_scheduler *scheduler, int32_t slot, int32_t count,
+                              bool finished, bool *group_done)
 {
     struct slot *sequence = &scheduler->slots[slot];
     struct group *group = &scheduler->groups[sequence->group];
     assert(sequence->state == SLOT_RUNS && sequence->computed == sequence->length);
+    assert(count >= 1);
     *group_done = false;
-    sequence->length++;
+    sequence->length += count;
+    sequence->computed += count - 1;
     if (!finished) {
         assert(sequence->length - group->prompt_count < group->max_new);
         follow_schedule(scheduler, sequence);

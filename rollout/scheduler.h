@@ -14,6 +14,9 @@
  * caches recomputed: everything by the version of the next token). So a scheduled sample shares its
  * group's prefix only where the versions allow it; otherwise it holds a whole sequence of its own.
  *
+ * A decode step may be extended by guessed tokens (see speculation.h): what they leave in the cache
+ * counts only as far as the tokens sampled are the guessed ones; the rest is written over later.
+ *
  * Invariant: a page is in the free list or has a positive reference count, never both. */
 #ifndef FORESIGHT_ROLLOUT_SCHEDULER_H
 #define FORESIGHT_ROLLOUT_SCHEDULER_H
@@ -48,6 +51,8 @@ struct rollout_segment {
     int32_t index;
     int32_t first; /* position of the first token */
     int32_t count;
+    int32_t
+        guessed; /* of them at the end; with them `sample` holds for the 1 + guessed last ones */
 };
 
 struct rollout_page_copy {
@@ -88,13 +93,24 @@ rl_status rollout_scheduler_add(struct rollout_scheduler *scheduler,
  * must be followed by rollout_scheduler_commit. */
 void rollout_scheduler_plan(struct rollout_scheduler *scheduler, struct rollout_plan *plan);
 
+/* Tokens that a sequence with `sample` may get from the pass's version at most, >= 1: its limit, or
+ * its schedule's next switch, comes after them. */
+int32_t rollout_scheduler_room(const struct rollout_scheduler *scheduler, int32_t slot);
+
+/* Extend segment `segment` of the plan, one token of a sequence with `sample`, by `count` guessed
+ * tokens; count < rollout_scheduler_room. Once a segment, before the commit. */
+void rollout_scheduler_extend(struct rollout_scheduler *scheduler, struct rollout_plan *plan,
+                              int32_t segment, int32_t count);
+
 /* The pass is done: its tokens are in the KV cache. */
 void rollout_scheduler_commit(struct rollout_scheduler *scheduler, const struct rollout_plan *plan);
 
-/* After a commit, for each segment with `sample`: one token was appended to the sequence, and if
- * `finished` its slot and pages are given back (*group_done: it was its group's last). */
-void rollout_scheduler_append(struct rollout_scheduler *scheduler, int32_t slot, bool finished,
-                              bool *group_done);
+/* After a commit, for each segment with `sample`: `count` >= 1 tokens were appended to the
+ * sequence, all but the last of which had been guessed, and if `finished` its slot and pages are
+ * given back
+ * (*group_done: it was its group's last). */
+void rollout_scheduler_append(struct rollout_scheduler *scheduler, int32_t slot, int32_t count,
+                              bool finished, bool *group_done);
 
 /* The newest weights are `version` from the next pass on, for groups without schedules. Running
  * sequences keep their caches, but prefixes are not handed on to samples that start later; with

@@ -34,8 +34,10 @@ START_TEST(ranks_add_up_and_new_processes_begin_anew)
 {
     struct rl_pass_times sum = {0};
     struct rl_pass_times before = {.pass_us = {[4] = 7}, .switch_gap_us = {[2] = 1}};
-    struct rl_pass_times now = {
-        .pass_us = {[4] = 9}, .switch_gap_us = {[2] = 3}, .switch_gap_max_s = 2};
+    struct rl_pass_times now = {.pass_us = {[4] = 9},
+                                .switch_gap_us = {[2] = 3},
+                                .switch_gap_max_s = 2,
+                                .guessed_tokens = 5};
     struct rl_pass_times anew = {.pass_us = {[4] = 1}, .switch_gap_max_s = 1};
     rl_pass_times_add(&sum, &now, &before);
     ck_assert_uint_eq(sum.pass_us[4], 2);
@@ -45,6 +47,7 @@ START_TEST(ranks_add_up_and_new_processes_begin_anew)
     ck_assert_uint_eq(sum.pass_us[4], 4);
     ck_assert_uint_eq(sum.switch_gap_us[2], 2);
     ck_assert_double_eq(sum.switch_gap_max_s, 2);
+    ck_assert_uint_eq(sum.guessed_tokens, 5);
 }
 END_TEST
 

@@ -1,5 +1,6 @@
 /* A sample is what its `version` array says: samples generated live, with the weights switched at
- * random passes, are generated again from their recorded versions, alone and together, bit for bit.
+ * random passes, are generated again from their recorded versions, alone and together, bit for bit,
+ * with guessed tokens or without.
  * And groups interrupted half-way go on from their finished samples. */
 #include "rollout/generator.h"
 #include "tests/model_fixture.h"
@@ -78,6 +79,7 @@ static struct rollout_generator *make_generator(struct bench *b, bool recompute,
                                                 .max_completion = COMPLETION,
                                                 .prefill_chunk = chunk,
                                                 .recompute_on_update = recompute,
+                                                .speculation = rl_rng_next_below(&b->rng, 3),
                                                 .seed = 11,
                                                 .sampling = {.temperature = 0.8F, .top_p = 1},
                                                 .stop_strings = "",

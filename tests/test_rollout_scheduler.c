@@ -45,6 +45,7 @@ struct world {
     int32_t length[RUNNING_MAX];                     /* by slot: tokens of the completion */
     int32_t added, finished, version;
     uint32_t usable; /* bit v: passes may use version v */
+    bool guesses;    /* passes are extended by guessed tokens */
     int broken_line; /* of the first expectation that failed; 0: none */
 };
 
@@ -83,6 +84,7 @@ static void world_create(struct world *w, uint64_t seed)
                                                   .max_length = draw(w, 2, LENGTH_MAX),
                                                   .prefill_chunk = draw(w, 1, 40),
                                                   .recompute = draw(w, 0, 1) == 1};
+    w->guesses = draw(w, 0, 1) == 1;
     ck_assert_int_eq(rollout_scheduler_create(&w->limits, &w->scheduler), RL_OK);
     rollout_scheduler_set_usable(w->scheduler, is_usable, w);
     size_t places = (size_t)rollout_scheduler_page_count(w->scheduler) * KERNEL_PAGE_TOKENS;
@@ -225,6 +227,30 @@ static int32_t scheduled_version(const struct world *w, int32_t slot, int32_t po
     return version;
 }
 
+/* What the last `wrong` tokens of the segment left in the cache is not to be read. */
+static void forget_guesses(struct world *w, const struct rollout_segment *segment, int32_t wrong)
+{
+    const int32_t *pages = rollout_scheduler_pages(w->scheduler, segment);
+    int32_t end = segment->first + segment->count;
+    for (int32_t p = end - wrong; p < end; p++) {
+        *place_of(w, pages, p) = (struct place){NOBODY, NOBODY, NOBODY, NOBODY};
+    }
+}
+
+/* Add guesses to some of the plan's decode steps, as many as there may be at most. */
+static void extend_plan(struct world *w, struct rollout_plan *plan)
+{
+    for (int32_t i = 0; i < plan->segment_count; i++) {
+        const struct rollout_segment *segment = &plan->segments[i];
+        if (!segment->sample || segment->count > 1 || draw(w, 0, 1) == 0) {
+            continue;
+        }
+        int32_t room = rollout_scheduler_room(w->scheduler, segment->index);
+        expect(w, room >= 1, __LINE__);
+        rollout_scheduler_extend(w->scheduler, plan, i, draw(w, 0, room - 1));
+    }
+}
+
 static void append_tokens(struct world *w, const struct rollout_plan *plan)
 {
     for (int32_t i = 0; i < plan->segment_count; i++) {
@@ -235,16 +261,21 @@ static void append_tokens(struct world *w, const struct rollout_plan *plan)
         struct live_group *group =
             &w->groups[rollout_scheduler_group_of(w->scheduler, segment->index)];
         int32_t length = segment->first + segment->count + 1 - group->prompt_count;
+        int32_t wrong = draw(w, 0, segment->guessed);
+        length -= wrong;
         bool finished = length == group->max_new || draw(w, 0, 9) == 0;
         bool group_done = false;
-        expect(w, length == w->length[segment->index] + 1, __LINE__);
+        expect(w, length == w->length[segment->index] + 1 + segment->guessed - wrong, __LINE__);
         expect(w, !group->skip[rollout_scheduler_sample_of(w->scheduler, segment->index)],
                __LINE__);
-        expect(w, scheduled_version(w, segment->index, length - 1) == (int32_t)plan->version,
-               __LINE__);
-        w->sampled[segment->index][length - 1] = (int32_t)plan->version;
+        for (int32_t k = w->length[segment->index]; k < length; k++) {
+            expect(w, scheduled_version(w, segment->index, k) == (int32_t)plan->version, __LINE__);
+            w->sampled[segment->index][k] = (int32_t)plan->version;
+        }
+        forget_guesses(w, segment, wrong);
         w->length[segment->index] = finished ? 0 : length;
-        rollout_scheduler_append(w->scheduler, segment->index, finished, &group_done);
+        rollout_scheduler_append(w->scheduler, segment->index, 1 + segment->guessed - wrong,
+                                 finished, &group_done);
         group->finished += finished;
         expect(w, group_done == (finished && group->finished == group->samples), __LINE__);
         w->finished += group_done;
@@ -260,12 +291,16 @@ static bool run_pass(struct world *w)
     rollout_scheduler_plan(w->scheduler, &plan);
     expect(w, rollout_scheduler_check(w->scheduler) == RL_OK, __LINE__);
     expect(w, plan.segment_count <= w->limits.max_running + w->limits.max_groups, __LINE__);
+    if (w->guesses) {
+        extend_plan(w, &plan);
+    }
     run_copies(w, &plan);
     for (int32_t i = 0; i < plan.segment_count; i++) {
         expect(w, plan.segments[i].count > 0, __LINE__);
         tokens += plan.segments[i].count;
-        prefill +=
-            plan.segments[i].prefix || plan.segments[i].count > 1 ? plan.segments[i].count : 0;
+        prefill += plan.segments[i].prefix || plan.segments[i].count > 1 + plan.segments[i].guessed
+                       ? plan.segments[i].count
+                       : 0;
         write_segment(w, &plan.segments[i], plan.version);
     }
     expect(w, tokens == 0 || is_usable(w, plan.version), __LINE__);
@@ -401,7 +436,7 @@ START_TEST(versions_take_turns_and_absent_ones_wait)
         ck_assert_uint_eq(plan.version, i < 7 ? turns[i] : without[i - 7]);
         ck_assert_int_eq(plan.segment_count, 1);
         rollout_scheduler_commit(scheduler, &plan);
-        rollout_scheduler_append(scheduler, plan.segments[0].index, false, &done);
+        rollout_scheduler_append(scheduler, plan.segments[0].index, 1, false, &done);
     }
     rollout_scheduler_destroy(scheduler);
 }

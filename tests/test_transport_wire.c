@@ -140,7 +140,7 @@ START_TEST(small_round_trips)
                                  .decode_busy_s = 0.5,
                                  .cpu_s = 2.5,
                                  .time_s = {4.5, 5.5},
-                                 .passes = {{1, 2}, {3}, 6.5}};
+                                 .passes = {{1, 2}, {3}, 6.5, 7, 9}};
     struct wire_status status_back;
     ck_assert_int_eq(wire_encode_status(&status, &message), RL_OK);
     ck_assert_int_eq(wire_decode_status(&message, &status_back), RL_OK);

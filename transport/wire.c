@@ -255,7 +255,7 @@ static rl_status status_check(const struct wire_status *s, rl_status status)
 }
 
 enum {
-    WIRE_STATUS_BYTES = 4 * 4 + 4 * 8 + (4 + RL_ROLLOUT_TIMES) * 8 + 2 * RL_HISTOGRAM_BUCKETS * 8
+    WIRE_STATUS_BYTES = 4 * 4 + 4 * 8 + (6 + RL_ROLLOUT_TIMES) * 8 + 2 * RL_HISTOGRAM_BUCKETS * 8
 };
 
 rl_status wire_encode_status(const struct wire_status *status, struct channel_message *out)
@@ -281,6 +281,8 @@ rl_status wire_encode_status(const struct wire_status *status, struct channel_me
     put(&writer, status->passes.pass_us, sizeof status->passes.pass_us);
     put(&writer, status->passes.switch_gap_us, sizeof status->passes.switch_gap_us);
     put_f64(&writer, status->passes.switch_gap_max_s);
+    put_u64(&writer, status->passes.guessed_tokens);
+    put_u64(&writer, status->passes.right_guesses);
     wire_frame_end(frame, WIRE_STATUS, WIRE_STATUS_BYTES, out);
     return RL_OK;
 }
@@ -307,6 +309,8 @@ rl_status wire_decode_status(const struct channel_message *message, struct wire_
     rl_cursor_get(&reader, status.passes.pass_us, sizeof status.passes.pass_us);
     rl_cursor_get(&reader, status.passes.switch_gap_us, sizeof status.passes.switch_gap_us);
     status.passes.switch_gap_max_s = rl_cursor_f64(&reader);
+    status.passes.guessed_tokens = rl_cursor_u64(&reader);
+    status.passes.right_guesses = rl_cursor_u64(&reader);
     RL_TRY(wire_frame_done(&reader, WIRE_STATUS));
     RL_TRY(status_check(&status, RL_CORRUPT));
     *out = status;
