@@ -10,5 +10,6 @@ int bench_train(int argc, char **argv);
 int bench_tokenizer(int argc, char **argv);
 int bench_async(int argc, char **argv);
 int bench_distill(int argc, char **argv);
+int bench_speculation(int argc, char **argv);
 
 #endif

@@ -51,6 +51,14 @@ prefill = lines("prefill", "--batch", "2", "--prompt", "40", "--chunk", "32")[0]
 positive(prefill, *rates, *memory)
 check(prefill["new"] == 1 and prefill["chunk"] == 32, prefill)
 
+guessed = lines("speculation", "--batch", "1,4", "--group", "1", "--prompt", "20", "--new", "40",
+                "--temperature", "0,1", "--speculation", "always")
+check([(line["batch"], line["temperature"]) for line in guessed] ==
+      [(1, 0), (1, 1), (4, 0), (4, 1)], guessed)
+for line in guessed:
+    positive(line, "plain_tokens_per_second", "tokens_per_second", "speedup", "tokens_per_pass")
+check(guessed[0]["acceptance"] > 0.5 and guessed[0]["tokens_per_pass"] > 1.5, guessed[0])
+
 train = lines("train", "--tokens", "128", "--sequence", "32", "--microbatch", "64")[0]
 check((train["tokens"], train["sequence"], train["microbatch"]) == (128, 32, 64), train)
 positive(train, "tokens_per_second", "best_tokens_per_second", "gflops", "peak_gflops",
@@ -81,6 +89,8 @@ cases = [
     (("decode", "--batch", "3", "--group", "2"), "groups of 2", 2),
     (("decode", "--bach", "3"), "--bach", 2),
     (("decode", "--isa", "x"), "expected ref", 2),
+    (("speculation", "--temperature", "0,x"), "0 to 100", 2),
+    (("speculation", "--speculation", "off"), "auto or always", 2),
     (("train", "--new", "3"), "--new", 2),
     (("train", "--tokens", "100"), "2 sequences", 2),
     (("train", "--runs", "1,2"), "one number", 2),
