@@ -90,14 +90,19 @@ static const struct sweep_options *options_of(const struct sweep *sweep, size_t 
     return trial < sweep->plan->trial_count ? &sweep->plan->trials[trial].options : &none;
 }
 
-/* Copy the named members that are there. */
-static void copy_members(json_t *to, json_t *from, const char *const *names, size_t count)
+/* Copy a member, if it is there, under the name `as`. */
+static void copy_member(json_t *to, const char *as, const json_t *from, const char *name)
+{
+    json_t *value = json_object_get(from, name);
+    if (value != NULL) {
+        (void)json_object_set(to, as, value);
+    }
+}
+
+static void copy_members(json_t *to, const json_t *from, const char *const *names, size_t count)
 {
     for (size_t i = 0; i < count; i++) {
-        json_t *value = json_object_get(from, names[i]);
-        if (value != NULL) {
-            (void)json_object_set(to, names[i], value);
-        }
+        copy_member(to, names[i], from, names[i]);
     }
 }
 
@@ -126,19 +131,22 @@ static json_t *figures_json(const struct sweep *sweep, size_t trial)
 {
     static const char *const of_run[] = {"steps", "completed", "updates", "tokens_trained",
                                          "rounds"};
-    static const char *const of_step[] = {"reward",        "accuracy",  "loss",
-                                          "entropy",       "grad_norm", "completions/mean_length",
-                                          "staleness/mean"};
+    static const char *const of_step[] = {"reward",  "accuracy",  "loss",
+                                          "entropy", "grad_norm", "completions/mean_length"};
     char path[SWEEP_PATH_BYTES];
     json_t *figures = json_object();
     json_t *summary = load(sweep, trial, "summary.json");
     json_t *last = sweep_path(sweep, trial, "metrics.jsonl", path) == RL_OK ? run_tail(path) : NULL;
     copy_members(figures, summary, of_run, sizeof of_run / sizeof of_run[0]);
     copy_members(figures, last, of_step, sizeof of_step / sizeof of_step[0]);
-    json_t *mismatch = json_object_get(json_object_get(summary, "logprob_mismatch"), "max");
-    if (mismatch != NULL) {
-        (void)json_object_set(figures, "logprob_mismatch", mismatch);
+    copy_member(figures, "staleness/mean", json_object_get(summary, "staleness"), "mean");
+    copy_member(figures, "staleness/max", json_object_get(summary, "staleness"), "max");
+    json_t *rounds = json_object_get(summary, "rounds");
+    size_t round_count = json_array_size(rounds);
+    if (round_count > 0) {
+        copy_member(figures, "kept_mass", json_array_get(rounds, round_count - 1), "kept_mass");
     }
+    copy_member(figures, "logprob_mismatch", json_object_get(summary, "logprob_mismatch"), "max");
     json_t *weights = weights_json(sweep, trial, sweep_summary_step(summary));
     if (weights != NULL) {
         (void)json_object_set_new(figures, "weights_xxh3", weights);
