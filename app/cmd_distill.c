@@ -74,7 +74,7 @@ rl_status distill_sample(struct distill *d, const struct corpus_request *request
     return mine;
 }
 
-/* pass@1, pass@n, surprise and lengths of what the model said, before any hint. */
+/* pass@1, pass@n, surprise, kept mass and lengths of what the model said, before any hint. */
 static rl_status note_samples(struct distill *d, const struct corpus_samples *samples)
 {
     double right = 0;
@@ -82,12 +82,14 @@ static rl_status note_samples(struct distill *d, const struct corpus_samples *sa
     double count = 0;
     double tokens = 0;
     double surprise = 0;
+    double kept = 0;
     for (uint64_t g = 0; g < samples->count; g++) {
         double before = right;
         for (uint32_t i = 0; i < samples->groups[g]->sample_count; i++) {
             const struct trajectory *sample = &samples->groups[g]->samples[i];
             right += sample->reward_valid && sample->accuracy >= 1;
             tokens += sample->completion_count;
+            kept += (double)sample->kept_mass * sample->completion_count;
             for (uint32_t t = 0; t < sample->completion_count; t++) {
                 surprise -= (double)sample->logprob[t];
             }
@@ -95,10 +97,11 @@ static rl_status note_samples(struct distill *d, const struct corpus_samples *sa
         }
         solved += right > before;
     }
-    json_t *part = json_pack("{s:s, s:I, s:f, s:f, s:f, s:f}", "corpus", samples->key, "prompts",
-                             (json_int_t)samples->count, "pass_at_1", right / count, "pass_at_n",
-                             solved / (double)samples->count, "mean_length", tokens / count,
-                             "surprise", tokens > 0 ? surprise / tokens : 0.0);
+    json_t *part = json_pack("{s:s, s:I, s:f, s:f, s:f, s:f, s:f}", "corpus", samples->key,
+                             "prompts", (json_int_t)samples->count, "pass_at_1", right / count,
+                             "pass_at_n", solved / (double)samples->count, "mean_length",
+                             tokens / count, "surprise", tokens > 0 ? surprise / tokens : 0.0,
+                             "kept_mass", tokens > 0 ? kept / tokens : 1.0);
     int failed = part == NULL ? -1 : json_object_update(d->figures, part);
     json_decref(part);
     return failed == 0 ? RL_OK : rl_fail(RL_NO_MEMORY, "distill: out of memory");
@@ -110,11 +113,10 @@ static void describe(void *arg, struct rl_metrics *metrics)
     const struct {
         enum rl_metric_id id;
         const char *name;
-    } rows[] = {{RL_METRIC_DISTILL_SAMPLES, "samples"},
-                {RL_METRIC_DISTILL_KEPT, "kept"},
-                {RL_METRIC_DISTILL_PASS_1, "pass_at_1"},
-                {RL_METRIC_DISTILL_PASS_N, "pass_at_n"},
-                {RL_METRIC_DISTILL_SURPRISE, "surprise"}};
+    } rows[] = {
+        {RL_METRIC_DISTILL_SAMPLES, "samples"},   {RL_METRIC_DISTILL_KEPT, "kept"},
+        {RL_METRIC_DISTILL_PASS_1, "pass_at_1"},  {RL_METRIC_DISTILL_PASS_N, "pass_at_n"},
+        {RL_METRIC_DISTILL_SURPRISE, "surprise"}, {RL_METRIC_DISTILL_KEPT_MASS, "kept_mass"}};
     const char *reason = NULL;
     json_t *value = NULL;
     rl_metrics_add(metrics, RL_METRIC_DISTILL_ROUND, (double)d->round + 1);

@@ -328,6 +328,7 @@ static void count_group(const struct trajectory_group *group, struct count_cell 
         cell->finished += sample->finish == RL_FINISH_STOP;
         cell->truncated += sample->finish == RL_FINISH_LENGTH;
         cell->tokens += sample->completion_count;
+        cell->kept_mass += (double)sample->kept_mass * sample->completion_count;
         for (uint32_t t = 0; t < sample->completion_count; t++) {
             cell->logprob += (double)sample->logprob[t];
         }
@@ -399,7 +400,7 @@ rl_status eval_figures(const struct count_table *table, const struct sample_set 
         e.length += (double)cell->tokens / total;
         e.truncated += cell->truncated / total;
     }
-    e.tokens_per_second = e.wall_s > 0 ? (double)groups->sampled_tokens / e.wall_s : 0;
+    e.tokens_per_second = e.wall_s > 0 ? groups->sampled_tokens / e.wall_s : 0;
     if (status == RL_OK) {
         status = intervals(problems, majority, table->seed, &e);
     }

@@ -124,6 +124,9 @@ static rl_status trajectory_check_tokens(const struct trajectory_group *group, u
                                   sample->tokens[i]);
         }
     }
+    if (!(sample->kept_mass >= 0.0f && sample->kept_mass <= 1.0f)) {
+        return TRAJECTORY_BAD("kept_mass is %g, expected 0 .. 1", (double)sample->kept_mass);
+    }
     for (uint32_t i = 0; i < sample->completion_count; i++) {
         if (!isfinite(sample->logprob[i]) || sample->logprob[i] > 0.0f) {
             return TRAJECTORY_BAD("logprob[%" PRIu32 "] is %g, expected finite and <= 0", i,

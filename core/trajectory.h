@@ -22,7 +22,8 @@ struct trajectory {
     enum rl_finish finish;     /* why sampling ended */
     bool reward_valid;         /* false: unscorable (null); excluded from the group's statistics */
     float reward;              /* weighted sum of the parts, shaping included */
-    float accuracy; /* first reward part before weights and shaping; pass@k counts >= 1 */
+    float accuracy;  /* first reward part before weights and shaping; pass@k counts >= 1 */
+    float kept_mass; /* what truncation left of a token's probability, mean over the completion */
     uint32_t reward_part_count; /* reward functions in use */
     float reward_part[RL_REWARD_PARTS_MAX];
     int32_t *tokens;   /* [prompt_count + completion_count] ids as sampled, prompt first */

@@ -196,8 +196,9 @@ struct kernel_decode_chunk {
  * `columns` logits of a row exist at a time. ids [M] and logprob [M] (full vocabulary, at the
  * temperature: the same bits as head_forward gives for that id when its inv_temperature is the fp32
  * quotient 1 / temperature). With `forced` [M] non-NULL and forced[i] >= 0 that id is taken
- * instead. A row whose logits have no finite softmax gets logprob NaN and id 0 (or the forced one):
- * callers reject it. */
+ * instead. kept [M]: the share of the row's probability that top-k, top-p and min-p left to draw
+ * from; 1 where nothing is drawn. A row whose logits have no finite softmax gets logprob NaN and id
+ * 0 (or the forced one): callers reject it. */
 struct kernel_decode_args {
     const float *x; /* [M, C] */
     const void *w;  /* packed [V, C] */
@@ -208,6 +209,7 @@ struct kernel_decode_args {
     const int32_t *forced;                  /* [M] or NULL */
     int32_t *ids;                           /* [M] */
     float *logprob;                         /* [M] */
+    float *kept;                            /* [M] or NULL */
     int64_t columns; /* multiple of KERNEL_HEAD_CHUNK, or at least V, which truncation needs */
     float *logits;   /* scratch [M, columns, but no more than V rounded up to 32] */
     struct kernel_decode_chunk *chunks; /* scratch [M, V / KERNEL_HEAD_CHUNK rounded up] */

@@ -103,8 +103,13 @@ int32_t kernel_sampling_draw(const struct kernel_sampling_row *row)
     float floor = row->sampling->min_p > 0.0f ? row->sampling->min_p : 0.0f;
     floor = floor < 1.0f ? floor : 1.0f;
     double total = 0.0;
+    double all = 0.0;
     for (int64_t i = 0; i < row->v; i++) {
         total += keeps(&cut, floor, row->p[i], i) ? (double)row->p[i] : 0.0;
+        all += (double)row->p[i];
+    }
+    if (row->kept != NULL) {
+        *row->kept = (float)(total / all);
     }
     double target = row->u * total;
     double sum = 0.0;

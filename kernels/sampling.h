@@ -10,7 +10,8 @@ struct kernel_sampling_row {
     int32_t *order; /* scratch [V]; NULL allowed without top-k and top-p */
     int64_t v;
     const struct kernel_sampling *sampling;
-    double u; /* in [0, 1) */
+    double u;    /* in [0, 1) */
+    float *kept; /* written: the share of the row's sum that truncation left; NULL: not wanted */
 };
 
 /* Keep top-k, of these the smallest most probable set with a share >= top_p, of these p >= min_p *

@@ -121,6 +121,7 @@ struct model_decode_args {
     int64_t m;
     int32_t *ids;   /* [M] */
     float *logprob; /* [M] */
+    float *kept;    /* [M] or NULL */
 };
 void model_head_decode(const struct model_context *context, const void *image,
                        struct model_workspace *workspace, const struct model_decode_args *args);

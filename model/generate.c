@@ -215,6 +215,9 @@ static int64_t part_rows(struct model_share *part, int32_t *hidden_rows, int64_t
     part->decode.forced += decode->forced != NULL ? first : 0;
     part->decode.ids += first;
     part->decode.logprob += first;
+    if (part->decode.kept != NULL) {
+        part->decode.kept += first;
+    }
     part->decode.m = row - first;
     return row;
 }

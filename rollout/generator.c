@@ -29,11 +29,12 @@ static bool allocate_pass(struct generator_pass *pass,
     pass->slots = calloc(rows, sizeof(int32_t));
     pass->ids = calloc(rows, sizeof(int32_t));
     pass->logprob = calloc(rows, sizeof(float));
+    pass->kept = calloc(rows, sizeof(float));
     pass->keys = calloc(rows, sizeof(*pass->keys));
     pass->counters = calloc(rows, sizeof(uint64_t));
     return pass->tokens && pass->positions && pass->segment_start && pass->first_position &&
            pass->page_table && pass->hidden_rows && pass->slots && pass->ids && pass->logprob &&
-           pass->keys && pass->counters;
+           pass->kept && pass->keys && pass->counters;
 }
 
 static bool allocate_sequences(struct rollout_generator *g)
@@ -43,12 +44,13 @@ static bool allocate_sequences(struct rollout_generator *g)
     g->works = calloc((size_t)g->options.max_groups, sizeof(*g->works));
     g->completion = calloc(tokens, sizeof(int32_t));
     g->logprob = calloc(tokens, sizeof(float));
+    g->kept_sum = calloc(rows, sizeof(double));
     g->token_version = calloc(tokens, sizeof(uint32_t));
     g->completion_count = calloc(rows, sizeof(int32_t));
     g->done_capacity = g->options.max_groups + 1;
     g->done = calloc((size_t)g->done_capacity, sizeof(*g->done));
     return g->works && g->completion && g->logprob && g->token_version && g->completion_count &&
-           g->done && allocate_pass(&g->pass, &g->options);
+           g->kept_sum && g->done && allocate_pass(&g->pass, &g->options);
 }
 
 static bool has_image(void *arg, uint32_t version)
@@ -119,6 +121,7 @@ static void free_pass(struct generator_pass *pass)
     free(pass->slots);
     free(pass->ids);
     free(pass->logprob);
+    free(pass->kept);
     free(pass->keys);
     free(pass->counters);
 }
@@ -141,6 +144,7 @@ void rollout_generator_destroy(struct rollout_generator *generator)
     free(g->completion_count);
     free(g->token_version);
     free(g->logprob);
+    free(g->kept_sum);
     free(g->completion);
     free(g->works);
     model_workspace_destroy(g->workspace);

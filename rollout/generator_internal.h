@@ -39,7 +39,7 @@ struct generator_pass {
     int32_t *first_position;            /* [max_segments] */
     const int32_t **page_table;         /* [max_segments] */
     int32_t *hidden_rows, *slots, *ids; /* [max_rows] */
-    float *logprob;                     /* [max_rows] */
+    float *logprob, *kept;              /* [max_rows] */
     struct rl_rng_key *keys;            /* [max_rows] */
     uint64_t *counters;                 /* [max_rows] */
 };
@@ -59,6 +59,7 @@ struct rollout_generator {
     struct generator_work *works; /* [max_groups] */
     int32_t *completion;          /* [max_running][max_completion] */
     float *logprob;               /* [max_running][max_completion] */
+    double *kept_sum;             /* [max_running] over the sequence's tokens so far */
     uint32_t *token_version;      /* [max_running][max_completion] */
     int32_t *completion_count;    /* [max_running] */
     struct generator_pass pass;

@@ -101,7 +101,8 @@ static void run_model(struct rollout_generator *g, const struct rollout_plan *pl
                                        .counters = pass->counters,
                                        .m = rows,
                                        .ids = pass->ids,
-                                       .logprob = pass->logprob};
+                                       .logprob = pass->logprob,
+                                       .kept = pass->kept};
     double start = rl_clock_now_s(NULL);
     count_gap(g, plan->version, start);
     double head = model_generate(&g->context, image, &g->kv, &batch, g->workspace, &decode);
@@ -128,6 +129,7 @@ static rl_status file_sample(struct rollout_generator *g, int32_t slot, enum rl_
     struct trajectory *sample = &work->group->samples[index];
     sample->sample_index = (uint32_t)index;
     sample->finish = finish;
+    sample->kept_mass = count > 0 ? (float)(g->kept_sum[slot] / (double)count) : 1.0f;
     rl_status status =
         trajectory_set_tokens(sample, tokens, g->logprob + row, g->token_version + row,
                               (uint32_t)prompt, (uint32_t)count);
@@ -167,6 +169,7 @@ static void keep_token(struct rollout_generator *g, int32_t row, uint32_t versio
     g->completion[at] = g->pass.ids[row];
     g->logprob[at] = g->pass.logprob[row];
     g->token_version[at] = version;
+    g->kept_sum[slot] += (double)g->pass.kept[row];
     g->completion_count[slot]++;
     g->counters.sampled_tokens++;
     generator_draft_append(g, slot);
@@ -220,6 +223,7 @@ static rl_status take_tokens(struct rollout_generator *g, const struct rollout_s
         g->counters.finished_samples++;
         g->counters.finished_tokens += (uint64_t)g->completion_count[slot];
         g->completion_count[slot] = 0;
+        g->kept_sum[slot] = 0.0;
     }
     rollout_scheduler_append(g->scheduler, slot, count, finish != RL_FINISH_NONE, &group_done);
     if (group_done) {

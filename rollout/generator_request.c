@@ -89,6 +89,7 @@ static rl_status take_over(struct generator_work *work, const struct rollout_req
             RL_TRY(trajectory_set_tokens(sample, done->tokens, done->logprob, done->version,
                                          done->prompt_count, done->completion_count));
             sample->finish = done->finish;
+            sample->kept_mass = done->kept_mass;
             work->skip[i] = true;
         } else if (request->lengths != NULL && request->lengths[i] == 0) {
             work->skip[i] = true;

@@ -150,7 +150,7 @@ START_TEST(probabilities_of_the_draw_are_those_of_the_reference)
         keep_top_p(expected, settings[_i].top_p);
         struct kernel_sampling s = {
             .temperature = 1.0f, .top_k = settings[_i].top_k, .top_p = settings[_i].top_p};
-        struct kernel_sampling_row row = {p, order, V, &s, 0};
+        struct kernel_sampling_row row = {p, order, V, &s, 0, NULL};
         double before = 0;
         for (int i = 0; i < V; i++) {
             double after = i + 1 < V ? boundary(&row, i) : 1;

@@ -69,12 +69,16 @@ START_TEST(draw_follows_the_definition)
         s.min_p = memory_pick(&m, 0, 1) == 1 ? (float)memory_pick(&m, 1, 16) / 16.0f : 0.0f;
         kept_set(p, v, &s, kept);
         double total = 0.0;
+        double all = 0.0;
+        float mass = 0.0f;
         for (int64_t i = 0; i < v; i++) {
             total += kept[i] ? (double)p[i] : 0.0;
+            all += (double)p[i];
         }
         double u = rl_rng_next_uniform(&m.rng);
-        struct kernel_sampling_row row = {p, order, v, &s, u};
+        struct kernel_sampling_row row = {p, order, v, &s, u, &mass};
         int32_t id = kernel_sampling_draw(&row);
+        ck_assert(mass == (float)(total / all));
         ck_assert(id >= 0 && id < v && kept[id] && p[id] > 0.0f);
         double before = 0.0;
         for (int64_t i = 0; i < id; i++) {
@@ -90,7 +94,7 @@ START_TEST(draw_stays_inside_at_the_edges)
     int32_t order[4];
     struct kernel_sampling s = {.temperature = 1.0f, .top_p = 1.0f};
     const float p[4] = {0.0f, 1.0f, 1e-30f, 0.0f};
-    struct kernel_sampling_row row = {p, order, 4, &s, 0.0};
+    struct kernel_sampling_row row = {p, order, 4, &s, 0.0, NULL};
     ck_assert_int_eq(kernel_sampling_draw(&row), 1);
     row.u = 1.0; /* beyond what the generator gives: rounding must not fall off the end */
     ck_assert_int_eq(kernel_sampling_draw(&row), 2);

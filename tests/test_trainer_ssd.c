@@ -55,7 +55,7 @@ static int decode(const double *p, double temperature, double top_p, double *q)
 static void drawn_distribution(const float *p, const struct kernel_sampling *sampling, double *q)
 {
     int32_t order[V];
-    struct kernel_sampling_row row = {p, order, V, sampling, 0};
+    struct kernel_sampling_row row = {p, order, V, sampling, 0, NULL};
     double before = 0;
     for (int32_t id = 0; id < V; id++) {
         double low = before;
@@ -393,8 +393,8 @@ static void sample_corpus(struct model_fixture *f, int32_t *tokens)
             keys[i] = rl_rng_key_make(17, (uint64_t)state, (uint64_t)(first + i));
         }
         model_forward(&f->context, f->image, &kv, &packing->batch, workspace, &hidden);
-        struct model_decode_args decoding = {rows, &sampling, keys, counters,
-                                             NULL, BATCH,     ids,  logprob};
+        struct model_decode_args decoding = {rows,  &sampling, keys,    counters, NULL,
+                                             BATCH, ids,       logprob, NULL};
         model_head_decode(&f->context, f->image, workspace, &decoding);
         for (int32_t i = 0; i < BATCH; i++) {
             tokens[2 * (size_t)(first + i)] = (first + i) / SAMPLES;

@@ -212,7 +212,7 @@ static void write_by_hand(int what)
     uint64_t cells = what == 1 ? 3 : 4;
     splits[0] ^= what == 2 ? 1 : 0;
     ck_assert_int_eq(h5_file_create(path, &file), RL_OK);
-    h5_file_write_u64(file, "format", what == 3 ? 2 : 1);
+    h5_file_write_u64(file, "format", what == 3 ? 1 : 2);
     h5_file_write_u64(file, "seed", 1);
     h5_file_write_u64(file, "top_k", 0);
     h5_file_write_f64(file, "top_p", 1);
@@ -233,6 +233,7 @@ static void write_by_hand(int what)
     h5_file_write(file, "cells/unscorable", H5_U32, zeros, 4, 0);
     h5_file_write(file, "cells/tokens", what == 6 ? H5_I64 : H5_U64, tokens, 4, 0);
     h5_file_write(file, "cells/majority", H5_F64, reals, 4, 0);
+    h5_file_write(file, "cells/kept_mass", H5_F64, reals, 4, 0);
     if (what != 7) {
         h5_file_write(file, "cells/logprob", H5_F64, reals, 4, 0);
     }

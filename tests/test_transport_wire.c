@@ -43,6 +43,7 @@ static struct trajectory_group *group_make(uint32_t samples, uint32_t longest, u
         sample->reward_valid = i != 1;
         sample->reward = i == 1 ? NAN : 0.25f * (float)i;
         sample->accuracy = i % 3 == 0 ? 1.0f : 0.0f;
+        sample->kept_mass = 1.0f / (float)(i + 1);
         sample->reward_part_count = 2;
         sample->reward_part[0] = 1.0f;
         sample->reward_part[1] = -0.5f;

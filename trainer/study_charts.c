@@ -229,6 +229,8 @@ static rl_status scatter(const struct charts *c, uint32_t group, const double *x
                          uint32_t count)
 {
     struct eval_parabola fit;
+    double low;
+    double high;
     if (!eval_parabola_fit(x, y, count, &fit)) {
         return RL_OK;
     }
@@ -238,6 +240,9 @@ static rl_status scatter(const struct charts *c, uint32_t group, const double *x
     RL_TRY(rl_text_printf(c->out, "</h3><p>Quadratic fit: R&sup2; %.3f", fit.r2));
     if (isfinite(fit.peak)) {
         RL_TRY(rl_text_printf(c->out, ", peak at %.2f", fit.peak));
+    }
+    if (study_group_kept_mass(c->cells->study, group, &low, &high)) {
+        RL_TRY(rl_text_printf(c->out, "; mass kept when sampling %.4f to %.4f", low, high));
     }
     RL_TRY(rl_text_printf(c->out,
                           "</p><svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %d %d\" "

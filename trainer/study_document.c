@@ -218,6 +218,22 @@ uint32_t study_effective_points(const struct study_cells *cells, const struct st
     return count;
 }
 
+bool study_group_kept_mass(const struct study *study, uint32_t group, double *low, double *high)
+{
+    *low = NAN;
+    *high = NAN;
+    for (uint32_t i = 0; i < study->trial_count; i++) {
+        const struct study_trial *trial = &study->trials[i];
+        const json_t *mass =
+            json_object_get(json_object_get(trial->result, "summary"), "kept_mass");
+        if (study->settings[trial->setting].group == group && json_is_number(mass)) {
+            *low = fmin(*low, json_number_value(mass));
+            *high = fmax(*high, json_number_value(mass));
+        }
+    }
+    return !isnan(*low);
+}
+
 static rl_status add_fits(json_t *array, const struct study_cells *cells,
                           const struct study_half_a *half)
 {
@@ -228,13 +244,16 @@ static rl_status add_fits(json_t *array, const struct study_cells *cells,
     for (uint32_t g = 0; g < half->group_count; g++) {
         struct eval_parabola fit;
         uint32_t count = study_effective_points(cells, half, g, x, x + cells->count);
+        double kept[2];
+        (void)study_group_kept_mass(cells->study, g, &kept[0], &kept[1]);
         if (eval_parabola_fit(x, x + cells->count, count, &fit)) {
             json_array_append_new(
                 array,
-                json_pack("{s:s, s:I, s:[o,o,o], s:o, s:o}", "group", cells->study->groups[g].label,
-                          "cells", (json_int_t)count, "coefficients", study_number(fit.c[0]),
-                          study_number(fit.c[1]), study_number(fit.c[2]), "r2",
-                          study_number(fit.r2), "peak", study_number(fit.peak)));
+                json_pack("{s:s, s:I, s:[o,o,o], s:o, s:o, s:[o,o]}", "group",
+                          cells->study->groups[g].label, "cells", (json_int_t)count, "coefficients",
+                          study_number(fit.c[0]), study_number(fit.c[1]), study_number(fit.c[2]),
+                          "r2", study_number(fit.r2), "peak", study_number(fit.peak), "kept_mass",
+                          study_number(kept[0]), study_number(kept[1])));
         }
     }
     free(x);

@@ -53,4 +53,8 @@ rl_status study_charts_append(struct rl_text *out, const struct study_cells *cel
 uint32_t study_effective_points(const struct study_cells *cells, const struct study_half_a *half,
                                 uint32_t group, double *x, double *y);
 
+/* What truncation left of the tokens' probability when the group's trials sampled: smallest and
+ * largest mean of a trial. False, and NaN, if none did. */
+bool study_group_kept_mass(const struct study *study, uint32_t group, double *low, double *high);
+
 #endif

@@ -13,7 +13,7 @@ enum { FIGURES_MAX = 64, NAME_BYTES = 128 };
 /* --- every cell ------------------------------------------------------------------------------- */
 
 struct sums {
-    double pass_at_1, pass_at_n, majority, tokens, logprob, truncated, samples;
+    double pass_at_1, pass_at_n, majority, tokens, logprob, kept_mass, truncated, samples;
     uint32_t problems;
 };
 
@@ -24,6 +24,7 @@ static void add_problem(struct sums *s, const struct count_cell *cell)
     s->majority += cell->majority;
     s->tokens += (double)cell->tokens;
     s->logprob += cell->logprob;
+    s->kept_mass += cell->kept_mass;
     s->truncated += cell->truncated;
     s->samples += cell->samples;
     s->problems++;
@@ -52,11 +53,12 @@ static json_t *row_of(const struct count_table *table, uint32_t t, uint32_t set)
     }
     double samples = halves[0].samples + halves[1].samples;
     double tokens = halves[0].tokens + halves[1].tokens;
-    json_t *row = json_pack("{s:f, s:o, s:o, s:o}", "t_eval", table->temperatures[t], "mean_tokens",
-                            study_number(tokens / samples), "truncated",
-                            study_number((halves[0].truncated + halves[1].truncated) / samples),
-                            "nats_per_token",
-                            study_number(-(halves[0].logprob + halves[1].logprob) / tokens));
+    json_t *row =
+        json_pack("{s:f, s:o, s:o, s:o, s:o}", "t_eval", table->temperatures[t], "mean_tokens",
+                  study_number(tokens / samples), "truncated",
+                  study_number((halves[0].truncated + halves[1].truncated) / samples),
+                  "nats_per_token", study_number(-(halves[0].logprob + halves[1].logprob) / tokens),
+                  "kept_mass", study_number((halves[0].kept_mass + halves[1].kept_mass) / tokens));
     set_split(row, "A", &halves[0]);
     set_split(row, "B", &halves[1]);
     return row;
@@ -125,9 +127,10 @@ static rl_status append_csv_value(struct rl_text *out, const json_t *value)
 rl_status study_csv_append(struct rl_text *out, const json_t *rows)
 {
     static const char *const columns[] = {
-        "trial",       "setting",     "seed",        "step",        "t_train",    "t_eval",
-        "set",         "problems_A",  "pass_at_1_A", "pass_at_n_A", "majority_A", "problems_B",
-        "pass_at_1_B", "pass_at_n_B", "majority_B",  "mean_tokens", "truncated",  "nats_per_token"};
+        "trial",       "setting",    "seed",           "step",        "t_train",
+        "t_eval",      "set",        "problems_A",     "pass_at_1_A", "pass_at_n_A",
+        "majority_A",  "problems_B", "pass_at_1_B",    "pass_at_n_B", "majority_B",
+        "mean_tokens", "truncated",  "nats_per_token", "kept_mass"};
     size_t count = sizeof columns / sizeof *columns;
     for (size_t c = 0; c < count; c++) {
         RL_TRY(rl_text_printf(out, "%s%s", columns[c], c + 1 < count ? "," : "\n"));

@@ -18,7 +18,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { CORPUS_FORMAT = 1, CORPUS_PATH_MAX = 4096, CORPUS_KEY_BYTES = 64 };
+enum { CORPUS_FORMAT = 2, CORPUS_PATH_MAX = 4096, CORPUS_KEY_BYTES = 64 };
 static const size_t corpus_log_max = (size_t)1 << 30;
 
 struct corpus {

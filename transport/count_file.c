@@ -13,7 +13,7 @@
 #include <string.h>
 
 enum {
-    COUNT_FORMAT = 1,
+    COUNT_FORMAT = 2,
     COUNT_LEVEL = 3, /* zstd */
     COUNT_PROBLEMS_MAX = 1 << 24,
     COUNT_CELLS_MAX = 1 << 27,
@@ -46,7 +46,7 @@ static const struct count_column problem_columns[] = {
 static const struct count_column cell_columns[] = {
     CELL_COLUMN(samples, H5_U32),   CELL_COLUMN(correct, H5_U32),    CELL_COLUMN(finished, H5_U32),
     CELL_COLUMN(truncated, H5_U32), CELL_COLUMN(unscorable, H5_U32), CELL_COLUMN(tokens, H5_U64),
-    CELL_COLUMN(majority, H5_F64),  CELL_COLUMN(logprob, H5_F64),
+    CELL_COLUMN(majority, H5_F64),  CELL_COLUMN(logprob, H5_F64),    CELL_COLUMN(kept_mass, H5_F64),
 };
 
 /* Rows of structs, seen as columns. */
@@ -223,6 +223,9 @@ static const char *cell_fault(const struct count_cell *cell)
     }
     if (!(cell->majority >= 0 && cell->majority <= 1)) {
         return "majority outside of 0 .. 1";
+    }
+    if (!(cell->kept_mass >= 0 && cell->kept_mass <= (double)cell->tokens)) {
+        return "kept mass outside of 0 .. tokens";
     }
     return isfinite(cell->logprob) && cell->logprob <= 0 ? NULL
                                                          : "log-prob is not finite or above 0";

@@ -34,6 +34,7 @@ struct count_cell {
     uint64_t tokens;     /* sampled, all samples */
     double majority;     /* share of right answers among the most frequent ones */
     double logprob;      /* nats, sum over the tokens, at the sampling temperature */
+    double kept_mass;    /* sum over the tokens of what truncation left of the probability */
 };
 
 struct count_table {

@@ -39,6 +39,7 @@ enum segment_column {
     COLUMN_REWARD_VALID,
     COLUMN_REWARD,
     COLUMN_ACCURACY,
+    COLUMN_KEPT_MASS,
     COLUMN_PART_COUNT,
     COLUMN_REWARD_PART,
     COLUMN_TOKEN_OFFSET,
@@ -69,6 +70,7 @@ static const struct {
     [COLUMN_REWARD_VALID] = {"samples/reward_valid", H5_U8, PER_SAMPLE},
     [COLUMN_REWARD] = {"samples/reward", H5_F32, PER_SAMPLE},
     [COLUMN_ACCURACY] = {"samples/accuracy", H5_F32, PER_SAMPLE},
+    [COLUMN_KEPT_MASS] = {"samples/kept_mass", H5_F32, PER_SAMPLE},
     [COLUMN_PART_COUNT] = {"samples/part_count", H5_U32, PER_SAMPLE},
     [COLUMN_REWARD_PART] = {"samples/reward_part", H5_F32, PER_PART},
     [COLUMN_TOKEN_OFFSET] = {"samples/token_offset", H5_U64, PER_SAMPLE},
@@ -163,6 +165,7 @@ static void fill_sample(struct segment_data *data, struct segment_cursor *cursor
     COLUMN_AT(data, COLUMN_REWARD_VALID, uint8_t, s) = sample->reward_valid ? 1 : 0;
     COLUMN_AT(data, COLUMN_REWARD, float, s) = sample->reward;
     COLUMN_AT(data, COLUMN_ACCURACY, float, s) = sample->accuracy;
+    COLUMN_AT(data, COLUMN_KEPT_MASS, float, s) = sample->kept_mass;
     COLUMN_AT(data, COLUMN_PART_COUNT, uint32_t, s) = sample->reward_part_count;
     COLUMN_AT(data, COLUMN_TOKEN_OFFSET, uint64_t, s) = cursor->token;
     fill_array(data, COLUMN_REWARD_PART, s * RL_REWARD_PARTS_MAX, sample->reward_part,
@@ -305,6 +308,7 @@ static rl_status take_sample(const struct segment_data *data, struct segment_cur
     sample->reward_valid = COLUMN_AT(data, COLUMN_REWARD_VALID, uint8_t, s) != 0;
     sample->reward = COLUMN_AT(data, COLUMN_REWARD, float, s);
     sample->accuracy = COLUMN_AT(data, COLUMN_ACCURACY, float, s);
+    sample->kept_mass = COLUMN_AT(data, COLUMN_KEPT_MASS, float, s);
     sample->reward_part_count = parts;
     memcpy(sample->reward_part, &COLUMN_AT(data, COLUMN_REWARD_PART, float, s *RL_REWARD_PARTS_MAX),
            sizeof sample->reward_part);

@@ -9,7 +9,7 @@
 
 enum {
     WIRE_GROUP_FIXED = 48,  /* payload bytes before the samples */
-    WIRE_SAMPLE_FIXED = 64, /* bytes of a sample before its arrays */
+    WIRE_SAMPLE_FIXED = 68, /* bytes of a sample before its arrays */
     WIRE_PARTIAL_FIXED = 8  /* payload bytes before the group */
 };
 
@@ -58,6 +58,7 @@ static void put_sample(struct wire_writer *writer, const struct trajectory *samp
     put_u32(writer, sample->reward_valid ? 1 : 0);
     put(writer, &sample->reward, sizeof sample->reward);
     put(writer, &sample->accuracy, sizeof sample->accuracy);
+    put(writer, &sample->kept_mass, sizeof sample->kept_mass);
     put_u32(writer, sample->reward_part_count);
     put(writer, sample->reward_part, sizeof sample->reward_part);
     put(writer, sample->tokens, tokens * sizeof *sample->tokens);
@@ -123,6 +124,7 @@ static void get_sample_fixed(struct rl_cursor *reader, struct trajectory *sample
     uint32_t valid = rl_cursor_u32(reader);
     rl_cursor_get(reader, &sample->reward, sizeof sample->reward);
     rl_cursor_get(reader, &sample->accuracy, sizeof sample->accuracy);
+    rl_cursor_get(reader, &sample->kept_mass, sizeof sample->kept_mass);
     sample->reward_part_count = rl_cursor_u32(reader);
     rl_cursor_get(reader, sample->reward_part, sizeof sample->reward_part);
     if (finish > RL_FINISH_ABORTED || valid > 1) {

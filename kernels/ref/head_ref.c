@@ -172,7 +172,8 @@ static int32_t decode_draw_truncated(const struct kernel_decode_args *a, int64_t
                                       .order = a->order != NULL ? a->order + m * a->v : NULL,
                                       .v = a->v,
                                       .sampling = a->sampling,
-                                      .u = u};
+                                      .u = u,
+                                      .kept = a->kept != NULL ? &a->kept[m] : NULL};
     return kernel_sampling_draw(&row);
 }
 
@@ -205,6 +206,9 @@ void head_decode_ref(const struct kernel_decode_args *a, struct rl_pool *pool)
         }
         a->ids[m] = a->forced != NULL && a->forced[m] >= 0 ? a->forced[m] : 0;
         a->logprob[m] = NAN;
+        if (a->kept != NULL) {
+            a->kept[m] = 1.0f;
+        }
         if (isfinite(s.max) && isfinite(s.sum)) {
             a->ids[m] = decode_choose(a, m, &s);
             int64_t start = a->ids[m] / KERNEL_HEAD_CHUNK * KERNEL_HEAD_CHUNK;
