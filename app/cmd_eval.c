@@ -1,8 +1,10 @@
 /* `foresight eval`: pass@k, avg@n, maj@n and their intervals on held-out problems, at one or
- * several temperatures, and the counts they are made of. */
+ * several temperatures, and the counts they are made of. Under mpirun all ranks sample, each its
+ * share of the problems; rank 0 counts and writes. */
 #include "app/app.h"
 #include "app/commands.h"
 #include "app/eval_counts.h"
+#include "app/rank_team.h"
 #include "app/summary.h"
 
 #include "core/log.h"
@@ -79,6 +81,7 @@ struct eval_output {
 /* One evaluation on its way. */
 struct eval_run {
     const struct eval_output *output;
+    struct collective *collective; /* borrowed */
     struct session session;
     struct eval_sets sets;
     struct reward_set *rewards;
@@ -159,7 +162,8 @@ static rl_status evaluate(struct eval_run *run, uint32_t set, uint32_t temperatu
     struct sample_set_args args = {.session = &run->session,
                                    .prompts = run->sets.prompts[set],
                                    .rewards = run->rewards,
-                                   .label = "eval",
+                                   .collective = run->collective,
+                                   .label = run->collective->rank == 0 ? "eval" : NULL,
                                    .limit = run->sets.limits[set],
                                    .samples = (uint32_t)config->eval.samples,
                                    .epoch = EVAL_EPOCH};
@@ -169,7 +173,8 @@ static rl_status evaluate(struct eval_run *run, uint32_t set, uint32_t temperatu
                                  .top_p = (float)config->eval.top_p,
                                  .top_k = (int32_t)config->eval.top_k};
     RL_TRY(sample_set_run(&args, run->image, &groups));
-    rl_status status = take_groups(run, &groups, set, temperature);
+    rl_status status =
+        run->collective->rank == 0 ? take_groups(run, &groups, set, temperature) : RL_OK;
     sample_set_fini(&groups);
     return status;
 }
@@ -253,14 +258,21 @@ static void close_run(struct eval_run *run)
     session_close(&run->session);
 }
 
-static rl_status run_eval(const struct rl_config *config, const struct eval_output *output)
+struct command {
+    struct rl_config config;
+    struct eval_output output;
+};
+
+/* On every rank. */
+static rl_status work(void *arg, const struct rank_team *team)
 {
-    struct eval_run run = {.output = output};
-    rl_status status = open_run(&run, config);
+    const struct command *command = arg;
+    struct eval_run run = {.output = &command->output, .collective = team->collective};
+    rl_status status = open_run(&run, &command->config);
     if (status == RL_OK) {
         status = evaluate_all(&run);
     }
-    if (status == RL_OK) {
+    if (status == RL_OK && team->collective->rank == 0) {
         status = write_results(&run);
     }
     close_run(&run);
@@ -269,18 +281,18 @@ static rl_status run_eval(const struct rl_config *config, const struct eval_outp
 
 int cmd_eval(int argc, char **argv)
 {
-    struct rl_config config;
-    struct eval_output output = {.label = "eval"};
-    output.json = app_take_flag(&argc, argv, "--json");
-    if (app_take_value(&argc, argv, "--summary", &output.summary) != RL_OK ||
-        app_take_value(&argc, argv, "--label", &output.label) != RL_OK) {
+    struct command command = {.output = {.label = "eval"}};
+    int exit_code = APP_FAILED;
+    command.output.json = app_take_flag(&argc, argv, "--json");
+    if (app_take_value(&argc, argv, "--summary", &command.output.summary) != RL_OK ||
+        app_take_value(&argc, argv, "--label", &command.output.label) != RL_OK) {
         return APP_USAGE;
     }
-    rl_status status = app_config_from_args(&argc, argv, &config);
-    if (status == RL_OK) {
-        rl_log_set_level((enum rl_log_level)config.run.log_level);
-        status = run_eval(&config, &output);
+    if (app_config_from_args(&argc, argv, &command.config) == RL_OK) {
+        double timeout_s = (double)command.config.async.wait_timeout_ms / 1000.0;
+        rl_log_set_level((enum rl_log_level)command.config.run.log_level);
+        exit_code = rank_team_run(argc, argv, timeout_s, work, &command);
     }
-    rl_config_fini(&config);
-    return status == RL_OK ? APP_OK : status == RL_INTERRUPTED ? APP_INTERRUPTED : APP_FAILED;
+    rl_config_fini(&command.config);
+    return exit_code;
 }

@@ -74,7 +74,7 @@ static void print_totals(const struct sample_set *set)
     json_t *totals =
         json_pack("{s:I, s:I, s:f, s:f}", "prompts", (json_int_t)set->count, "tokens",
                   (json_int_t)set->sampled_tokens, "wall_seconds", set->wall_s, "tokens_per_second",
-                  set->wall_s > 0 ? (double)set->sampled_tokens / set->wall_s : 0.0);
+                  set->wall_s > 0 ? set->sampled_tokens / set->wall_s : 0.0);
     char *text = totals != NULL ? json_dumps(totals, JSON_COMPACT) : NULL;
     printf("%s\n", text != NULL ? text : "{}");
     free(text);

@@ -215,9 +215,7 @@ static int64_t part_rows(struct model_share *part, int32_t *hidden_rows, int64_t
     part->decode.forced += decode->forced != NULL ? first : 0;
     part->decode.ids += first;
     part->decode.logprob += first;
-    if (part->decode.kept != NULL) {
-        part->decode.kept += first;
-    }
+    part->decode.kept += decode->kept != NULL ? first : 0;
     part->decode.m = row - first;
     return row;
 }

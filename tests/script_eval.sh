@@ -16,6 +16,22 @@ evaluate eval.temperatures=1.5 run.threads=2 eval.counts="$work/b.h5" >"$work/b.
     fail "eval at one temperature: $(tail -n 1 "$work/b.log")"
 evaluate eval.temperatures=0.5,1,1.5 eval.guards="$work/guard.jsonl" eval.counts="$work/c.h5" \
     run.threads=2 >"$work/c.log" 2>&1 || fail "eval with two threads: $(tail -n 1 "$work/c.log")"
+# Shared among ranks: the same bytes.
+mpirun -n 3 "$foresight" eval "$work/config.yaml" data.eval="$work/task/eval.jsonl" eval.temperatures=0.5,1,1.5 \
+    eval.guards="$work/guard.jsonl" eval.counts="$work/ranks.h5" eval.output="$work/ranks.jsonl" --json \
+    >"$work/ranks.log" 2>&1 || fail "eval on three ranks: $(tail -n 1 "$work/ranks.log")"
+cmp "$work/a.h5" "$work/ranks.h5" || fail "other counts on three ranks than on one"
+cmp "$work/rows.jsonl" "$work/ranks.jsonl" || fail "other rows on three ranks than on one"
+# A rank that dies ends it; nothing that is not complete is written.
+mpirun -n 3 "$foresight" eval "$work/config.yaml" data.eval="$work/task/eval.jsonl" eval.samples=5000 \
+    eval.counts="$work/lost.h5" >"$work/lost.log" 2>&1 &
+pid=$!
+has_rank() { [ -n "$(ranks_of "$1")" ]; }
+wait_for 60 has_rank 2 || fail "no third rank"
+kill -KILL "$(ranks_of 2)"
+wait "$pid" && fail "status 0 without a rank"
+grep -q 'rank 2.*exited on signal 9' "$work/lost.log" || fail "the lost rank is not named: $(tail -n 3 "$work/lost.log")"
+[ -e "$work/lost.h5" ] && fail "counts without a rank's problems"
 for temperature in 0.5 1 1.5; do # an interval of no width: every problem's figure is the same
     for k in 1 2 maj; do
         "$foresight" compare "$work/a.h5" "$work/c.h5" --left $temperature --right $temperature --k $k \
@@ -39,6 +55,9 @@ assert a["temperature"] == 1 and a["pass@1"] == a["temperatures"][1]["pass@1"]
 timings = ("tokens_per_second", "wall_seconds", "cpu_seconds")
 strip = lambda figures: {k: v for k, v in figures.items() if k not in timings}
 assert strip(a["temperatures"][2]) == strip(b)
+ranks = last("ranks")
+assert [strip(t) for t in a["temperatures"] + a["guards"]] == [strip(t) for t in ranks["temperatures"] + ranks["guards"]]
+assert open(f"{work}/ranks.log").read().count("pass@1 ") == open(f"{work}/a.log").read().count("pass@1 ") == 6
 rates = {t: [r["c"] / r["n"] for r in rows if r["temperature"] == t] for t in (1, 1.5)}
 wanted = sum(y - x for x, y in zip(rates[1], rates[1.5])) / 20
 low, high = difference["difference_ci95"]
