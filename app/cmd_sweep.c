@@ -43,7 +43,9 @@ static rl_status need(const struct sweep_plan *plan, const char *option, const c
 
 static rl_status check_inputs(const struct sweep_plan *plan)
 {
-    RL_TRY(need(plan, "model.path", plan->base.model.path));
+    if (plan->base_count == 1) {
+        RL_TRY(need(plan, "model.path", plan->bases[0].model));
+    }
     RL_TRY(need(plan, "data.eval", plan->base.data.eval));
     return need(plan, "data.train", plan->base.data.train);
 }
@@ -62,8 +64,8 @@ static void print_plan(const struct sweep_plan *plan)
         }
         printf("\n");
     }
-    if (sweep_plan_evaluates(plan)) {
-        printf("  and the base model, %s, as control\n", plan->base.model.path);
+    for (size_t i = 0; i < plan->base_count; i++) {
+        printf("  and %s, %s, as control\n", plan->bases[i].name, plan->bases[i].model);
     }
     printf("at most %.3g tokens\n", tokens);
 }
@@ -88,7 +90,7 @@ static rl_status lock_folder(const struct sweep *sweep, int *fd)
 static rl_status forget_failures(const struct sweep *sweep)
 {
     char state[32];
-    for (size_t i = 0; i <= sweep->plan->trial_count; i++) {
+    for (size_t i = 0; i < sweep_count(sweep); i++) {
         if (!sweep_is_own(sweep, i)) {
             continue; /* another shard may be at it */
         }
@@ -100,13 +102,13 @@ static rl_status forget_failures(const struct sweep *sweep)
     return RL_OK;
 }
 
-/* How many trials came to which end, and why those that failed did, the base model among them. */
+/* How many trials came to which end, and why those that failed did, base models among them. */
 static json_t *outcome_json(const struct sweep *sweep)
 {
     static const char *const names[] = {"done", "failed", "stopped_early"};
     json_int_t counts[3] = {0};
     json_t *failures = json_array();
-    for (size_t i = 0; i <= sweep->plan->trial_count; i++) { /* the last: the base model */
+    for (size_t i = 0; i < sweep_count(sweep); i++) {
         char state[32];
         char path[SWEEP_PATH_BYTES];
         if (sweep_result_state(sweep, i, state) != RL_OK ||

@@ -22,7 +22,7 @@ struct sweep {
 
 /* A piece of work: take a trial to `steps`, and evaluate it. */
 struct sweep_job {
-    size_t trial;  /* index; plan->trial_count: the base model, which is evaluated only */
+    size_t trial;  /* index; plan->trial_count + b: base model b, which is evaluated only */
     int64_t steps; /* run.steps of this rung; 0 of a trial that is not `train` */
     bool last;     /* the trial's result is written afterwards */
 };
@@ -37,11 +37,14 @@ struct sweep_outcome {
 
 /* --- sweep_folder.c: what is where in the folder, and what is done ---------------------------- */
 
-/* A path below the trial's folder, which is SWEEP/trials/NAME, or SWEEP/base. path
+/* Trials and base models. */
+size_t sweep_count(const struct sweep *sweep);
+
+/* A path below the trial's folder, which is SWEEP/trials/NAME, or SWEEP/base (base1 ...). path
  * [SWEEP_PATH_BYTES]. Errors: RL_TOO_LONG. */
 rl_status sweep_path(const struct sweep *sweep, size_t trial, const char *name, char *path);
 
-/* "base", or the trial's name; borrowed. */
+/* Name of the trial or the base model; borrowed. */
 const char *sweep_trial_name(const struct sweep *sweep, size_t trial);
 
 /* Make the folder with sweep.json and config.yaml, or check that the one that is there is of this

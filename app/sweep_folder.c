@@ -17,9 +17,16 @@
 
 enum { FOLDER_FILE_BYTES = 1 << 26 };
 
+size_t sweep_count(const struct sweep *sweep)
+{
+    return sweep->plan->trial_count + sweep->plan->base_count;
+}
+
 const char *sweep_trial_name(const struct sweep *sweep, size_t trial)
 {
-    return trial < sweep->plan->trial_count ? sweep->plan->trials[trial].name : "base";
+    const struct sweep_plan *plan = sweep->plan;
+    return trial < plan->trial_count ? plan->trials[trial].name
+                                     : plan->bases[trial - plan->trial_count].name;
 }
 
 rl_status sweep_path(const struct sweep *sweep, size_t trial, const char *name, char *path)
@@ -192,8 +199,11 @@ bool sweep_next_evaluation(const struct sweep *sweep, const struct sweep_job *jo
     const struct rl_config *settings = &sweep->plan->settings;
     char name[64];
     bool trains = settings->sweep.command != CONFIG_SWEEP_EVAL;
-    if (job->trial == sweep->plan->trial_count || !trains) {
-        snprintf(model, SWEEP_PATH_BYTES, "%s", sweep->plan->base.model.path);
+    size_t trials = sweep->plan->trial_count;
+    if (job->trial >= trials || !trains) {
+        snprintf(model, SWEEP_PATH_BYTES, "%s",
+                 job->trial >= trials ? sweep->plan->bases[job->trial - trials].model
+                                      : sweep->plan->base.model.path);
         return !counts_of(sweep, job->trial, 0, counts);
     }
     if (settings->sweep.evaluate == CONFIG_SWEEP_NONE) {

@@ -46,12 +46,12 @@ struct head {
     struct channel *channel; /* NULL: alone */
     struct sweep_pool pool;
     struct sweep_table table;
-    struct head_trial *trials;    /* [trial_count + 1], the last is the base model */
+    struct head_trial *trials;    /* [count] */
     struct head_rank *ranks;      /* [world size] */
-    struct sweep_table_row *rows; /* [trial_count + 1] */
-    double *seconds, *estimates;  /* [trial_count + 1] */
+    struct sweep_table_row *rows; /* [count] */
+    double *seconds, *estimates;  /* [count] */
     uint64_t plan_hash;
-    size_t count;  /* trials, the base model included if it is evaluated */
+    size_t count;  /* trials, then the base models if they are evaluated */
     size_t rung;   /* rungs below it are decided */
     bool stopping; /* asked to */
 };
@@ -60,7 +60,7 @@ struct head {
 
 static int64_t steps_of(const struct head *h, size_t trial)
 {
-    if (trial == h->plan->trial_count) {
+    if (trial >= h->plan->trial_count) {
         return 0;
     }
     return h->rung < h->plan->rung_count ? h->plan->rungs[h->rung] : h->plan->trials[trial].steps;
@@ -75,7 +75,7 @@ static size_t count_of(const struct head *h, enum head_state state)
     return count;
 }
 
-/* Trials of this shard, and the base model. */
+/* Trials of this shard, and base models. */
 static size_t count_own(const struct head *h)
 {
     return h->count - count_of(h, HEAD_ELSEWHERE);
@@ -228,13 +228,15 @@ static void take_own(struct head *h)
 
 /* --- handing out --- */
 
-/* The base model first, since it shows soonest what is wrong with the evaluation; then the trial
- * that will take longest. `count` if none waits. */
+/* Base models first, since they show soonest what is wrong with the evaluation; then the trial that
+ * will take longest. `count` if none waits. */
 static size_t next_trial(const struct head *h)
 {
     size_t best = h->count;
-    if (h->count > h->plan->trial_count && h->trials[h->plan->trial_count].state == HEAD_WAITING) {
-        return h->plan->trial_count;
+    for (size_t i = h->plan->trial_count; i < h->count; i++) {
+        if (h->trials[i].state == HEAD_WAITING) {
+            return i;
+        }
     }
     for (size_t i = 0; i < h->plan->trial_count; i++) {
         if (h->trials[i].state == HEAD_WAITING &&
@@ -251,7 +253,7 @@ static rl_status start_on(struct head *h, int rank, size_t trial)
         .kind = SWEEP_MESSAGE_JOB,
         .job = {.trial = trial,
                 .steps = steps_of(h, trial),
-                .last = trial == h->plan->trial_count || h->rung == h->plan->rung_count}};
+                .last = trial >= h->plan->trial_count || h->rung == h->plan->rung_count}};
     rl_status status = rank == 0 ? sweep_pool_start(&h->pool, &order.job)
                                  : sweep_message_send(h->channel, rank, &order);
     if (status == RL_OK) {
@@ -443,8 +445,8 @@ static rl_status read_state(struct head *h, size_t trial)
 
 static rl_status open_head(struct head *h)
 {
-    size_t count = h->plan->trial_count + 1;
-    h->count = h->plan->trial_count + sweep_plan_evaluates(h->plan);
+    size_t count = sweep_count(h->sweep);
+    h->count = count;
     h->trials = calloc(count, sizeof *h->trials);
     h->rows = calloc(count, sizeof *h->rows);
     h->seconds = calloc(count, sizeof *h->seconds);
@@ -467,7 +469,9 @@ static rl_status open_head(struct head *h)
     h->table = sweep_table_open(stdout, world_has_mpi(h->world));
     sweep_table_say(&h->table, "sweep %s: %zu trials in %zu cells%s, %zu finished before; %s",
                     h->plan->name, h->plan->trial_count, h->plan->cell_count,
-                    h->count > h->plan->trial_count ? " and the base model" : "",
+                    h->plan->base_count == 0   ? ""
+                    : h->plan->base_count == 1 ? " and the base model"
+                                               : " and their base models",
                     count_own(h) - count_of(h, HEAD_WAITING), h->sweep->folder);
     return RL_OK;
 }

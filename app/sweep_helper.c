@@ -32,7 +32,7 @@ static rl_status tell_head(struct helper *h, const struct sweep_message *message
 
 static rl_status obey(struct helper *h, const struct sweep_message *message)
 {
-    if (message->kind == SWEEP_MESSAGE_JOB && message->job.trial <= h->sweep->plan->trial_count) {
+    if (message->kind == SWEEP_MESSAGE_JOB && message->job.trial < sweep_count(h->sweep)) {
         return sweep_pool_start(&h->pool, &message->job);
     }
     if (message->kind == SWEEP_MESSAGE_STOP) {

@@ -52,5 +52,24 @@ best = max(sum(float(r["pass_at_1_A"]) for r in rows if (r["setting"], r["step"]
 assert abs(mean("pass_at_1_A") - best) < 1e-9
 assert len(document["settings"]) == 4 and len(document["groups"]) >= 2
 PYTHON
+
+# Trials of two models: each has its own control, and is compared with that.
+other=$(ls -d "$work"/sweeps/study/trials/grpo-cold-seed1/checkpoints/step_* | tail -n 1)
+write_sweep models "axes: [{model.path: [$work/base, $other], name: [young, old]}]"
+sweep models || { fail "two models"; tail -3 "$work/models.log"; }
+"$foresight" report "$work/sweeps/models" >"$work/report.log" 2>&1 || fail "report of two models: $(cat "$work/report.log")"
+python3 - "$work/sweeps/models" "$work/base" "$other" <<'PYTHON' || fail "not each model's own control"
+import json, sys
+folder, *models = sys.argv[1:]
+assert [b["model"] for b in json.load(open(f"{folder}/sweep.json"))["bases"]] == models
+document = json.load(open(f"{folder}/cells.json"))
+rate = {(r["trial"], r["t_eval"]): r["pass_at_1_B"] for r in document["cells"]}
+assert {trial for trial, _ in rate} == {"base1", "base2", "young", "old"}
+assert len(document["groups"]) == 2 and len(document["claims"]) == 5
+for claim in document["groups"]:
+    trial, base = (("young", "base1"), ("old", "base2"))[claim["setting"] == "old"]
+    wanted = rate[trial, claim["t_eval"]] - rate[base, document["default_temperature"]]
+    assert abs(claim["against_base"]["problems"]["mean"] - wanted) < 1e-9, claim
+PYTHON
 [ $failed -eq 0 ] && echo "reports of sweeps: all as expected"
 exit $failed

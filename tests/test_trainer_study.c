@@ -319,16 +319,16 @@ END_TEST
 
 START_TEST(ties_go_to_the_first)
 {
-    double score[] = {0.2, 0.3, 0.3, 0.5, 0.5, 0.4};
-    int32_t group[] = {STUDY_BASE, STUDY_BASE, STUDY_BASE, 1, 0, 0};
-    struct study_half_a half = {6, 3, score, group, 0};
+    double score[] = {0.2, 0.3, 0.3, 0.9, 0.5, 0.5, 0.4};
+    int32_t group[] = {STUDY_BASE, STUDY_BASE, STUDY_BASE, STUDY_BASE - 1, 1, 0, 0};
+    struct study_half_a half = {7, 3, 2, score, group};
     struct study_choice choice;
     ck_assert_int_eq(study_choose(&half, &choice), RL_OK);
-    ck_assert_int_eq(choice.winner, 3);
-    ck_assert_int_eq(choice.base_tuned, 1);
-    ck_assert_int_eq(choice.base_default, 0);
-    ck_assert_int_eq(choice.of_group[0], 4);
-    ck_assert_int_eq(choice.of_group[1], 3);
+    ck_assert_int_eq(choice.winner, 4);
+    ck_assert_int_eq(choice.base_tuned[0], 1);
+    ck_assert_int_eq(choice.base_tuned[1], 3);
+    ck_assert_int_eq(choice.of_group[0], 5);
+    ck_assert_int_eq(choice.of_group[1], 4);
     ck_assert_int_eq(choice.of_group[2], STUDY_NONE);
     study_choice_fini(&choice);
 }

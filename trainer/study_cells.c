@@ -85,9 +85,12 @@ static void enumerate(struct study_cells *cells)
 {
     const struct study *study = cells->study;
     cells->count = 0;
-    if (study->base.counts != NULL) {
-        add_cells(cells,
-                  (struct study_cell){.setting = STUDY_BASE, .step = STUDY_LAST, .seeds = 1});
+    for (uint32_t b = 0; b < study->base_count; b++) {
+        if (study->bases[b].counts != NULL) {
+            add_cells(cells, (struct study_cell){.setting = STUDY_BASE - (int32_t)b,
+                                                 .step = STUDY_LAST,
+                                                 .seeds = 1});
+        }
     }
     for (uint32_t s = 0; s < study->setting_count; s++) {
         for (int64_t step = next_step(study, s, -1); step >= 0; step = next_step(study, s, step)) {
@@ -140,8 +143,10 @@ static rl_status measure_classes(struct study_cells *cells, const struct count_t
         ranks[p] = (struct ranked){0, table->problems[p].id, p};
         count += table->problems[p].set == 0 ? 1 : 0; /* the first ones: problems are in order */
     }
-    if (cells->study->base.counts != NULL) {
-        add_rates(cells->study->base.counts, ranks);
+    for (uint32_t b = 0; b < cells->study->base_count; b++) {
+        if (cells->study->bases[b].counts != NULL) {
+            add_rates(cells->study->bases[b].counts, ranks);
+        }
     }
     for (uint32_t i = 0; i < cells->study->trial_count; i++) {
         const struct study_trial *trial = &cells->study->trials[i];
@@ -222,13 +227,26 @@ int32_t study_default_temperature(const struct study *study)
     return table != NULL ? eval_find_temperature(table, table->default_temperature) : STUDY_NONE;
 }
 
+uint32_t study_cell_base(const struct study_cells *cells, uint32_t cell)
+{
+    int32_t setting = cells->items[cell].setting;
+    return setting < 0 ? (uint32_t)(STUDY_BASE - setting) : cells->study->settings[setting].base;
+}
+
+int32_t study_base_default(const struct study_cells *cells, uint32_t base)
+{
+    int32_t usual = study_default_temperature(cells->study);
+    return usual >= 0 ? study_last_cell(cells, STUDY_BASE - (int32_t)base, (uint32_t)usual)
+                      : STUDY_NONE;
+}
+
 rl_status study_half_a_make(const struct study_cells *cells, struct study_half_a *out)
 {
     static const struct study_ask ask = {
         .scope = {0, COUNT_SPLIT_A}, .k = 1, .difficulty = STUDY_ANY_CLASS};
     struct study_half_a half = {.count = cells->count,
                                 .group_count = cells->study->group_count,
-                                .base_default = STUDY_NONE};
+                                .base_count = cells->study->base_count};
     half.score = calloc((size_t)cells->count + 1, sizeof *half.score);
     half.group = calloc((size_t)cells->count + 1, sizeof *half.group);
     rl_status status = half.score != NULL && half.group != NULL
@@ -241,13 +259,9 @@ rl_status study_half_a_make(const struct study_cells *cells, struct study_half_a
         if (status == RL_OK && count == 0) {
             status = rl_fail(RL_INVALID, "report: no problem falls into split A");
         }
-        half.group[c] = cell->setting == STUDY_BASE
-                            ? STUDY_BASE
-                            : (int32_t)cells->study->settings[cell->setting].group;
+        half.group[c] = cell->setting < 0 ? cell->setting
+                                          : (int32_t)cells->study->settings[cell->setting].group;
     }
-    int32_t usual = study_default_temperature(cells->study);
-    half.base_default =
-        usual >= 0 ? study_last_cell(cells, STUDY_BASE, (uint32_t)usual) : STUDY_NONE;
     if (status != RL_OK) {
         study_half_a_fini(&half);
         return status;
@@ -273,20 +287,23 @@ static void keep_best(const struct study_half_a *half, uint32_t cell, int32_t *b
 
 rl_status study_choose(const struct study_half_a *half, struct study_choice *out)
 {
-    struct study_choice choice = {.winner = STUDY_NONE,
-                                  .base_default = half->base_default,
-                                  .base_tuned = STUDY_NONE,
-                                  .group_count = half->group_count};
+    struct study_choice choice = {
+        .winner = STUDY_NONE, .group_count = half->group_count, .base_count = half->base_count};
     choice.of_group = calloc((size_t)half->group_count + 1, sizeof *choice.of_group);
-    if (choice.of_group == NULL) {
+    choice.base_tuned = calloc((size_t)half->base_count + 1, sizeof *choice.base_tuned);
+    if (choice.of_group == NULL || choice.base_tuned == NULL) {
+        study_choice_fini(&choice);
         return rl_fail(RL_NO_MEMORY, "report: out of memory");
     }
     for (uint32_t g = 0; g < half->group_count; g++) {
         choice.of_group[g] = STUDY_NONE;
     }
+    for (uint32_t b = 0; b < half->base_count; b++) {
+        choice.base_tuned[b] = STUDY_NONE;
+    }
     for (uint32_t c = 0; c < half->count; c++) {
-        if (half->group[c] == STUDY_BASE) {
-            keep_best(half, c, &choice.base_tuned);
+        if (half->group[c] < 0) {
+            keep_best(half, c, &choice.base_tuned[STUDY_BASE - half->group[c]]);
             continue;
         }
         keep_best(half, c, &choice.winner);
@@ -299,6 +316,7 @@ rl_status study_choose(const struct study_half_a *half, struct study_choice *out
 void study_choice_fini(struct study_choice *choice)
 {
     free(choice->of_group);
+    free(choice->base_tuned);
     *choice = (struct study_choice){0};
 }
 
@@ -356,8 +374,8 @@ static const struct count_table *cell_counts(const struct study_cells *cells, ui
                                              uint32_t index)
 {
     const struct study_cell *c = &cells->items[cell];
-    if (c->setting == STUDY_BASE) {
-        return index == 0 ? cells->study->base.counts : NULL;
+    if (c->setting < 0) {
+        return index == 0 ? cells->study->bases[STUDY_BASE - c->setting].counts : NULL;
     }
     for (uint32_t i = 0; i < cells->study->trial_count; i++) {
         const struct study_trial *trial = &cells->study->trials[i];
@@ -460,7 +478,7 @@ static bool same_seeds(const struct study_cells *cells, uint32_t left, uint32_t 
     const struct study_cell *cell[2] = {&cells->items[left], &cells->items[right]};
     const struct study *study = cells->study;
     uint32_t at[2] = {0};
-    while (cell[0]->setting != STUDY_BASE && cell[1]->setting != STUDY_BASE) {
+    while (cell[0]->setting >= 0 && cell[1]->setting >= 0) {
         for (int side = 0; side < 2; side++) {
             while (at[side] < study->trial_count &&
                    (study->trials[at[side]].setting != (uint32_t)cell[side]->setting ||

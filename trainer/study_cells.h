@@ -7,19 +7,20 @@
 #include "trainer/eval_compare.h"
 #include "trainer/study_data.h"
 
+/* A setting below zero is a base model: STUDY_BASE the first, STUDY_BASE - 1 the second. */
 enum { STUDY_BASE = -1, STUDY_NONE = -1, STUDY_ANY_CLASS = -1 };
 
 /* Step of a cell of the trials' last checkpoints, which need not be at one step for all seeds. */
 #define STUDY_LAST INT64_MAX
 
 struct study_cell {
-    int32_t setting;      /* STUDY_BASE: the base model */
+    int32_t setting;      /* below 0: a base model */
     int64_t step;         /* STUDY_LAST: see there */
     uint32_t temperature; /* index */
     uint32_t seeds;       /* trials behind it */
 };
 
-/* All cells: the base's first, then by setting, step and temperature. */
+/* All cells: the bases' first, then by setting, step and temperature. */
 struct study_cells {
     const struct study *study; /* borrowed */
     struct study_cell *items;  /* owned [count] */
@@ -41,18 +42,16 @@ void study_cells_fini(struct study_cells *cells);
 /* What choosing may look at: per cell its mean pass@1 on split A, and to which candidates it
  * belongs. There are no counts in here, so nothing can be chosen by any other problems. */
 struct study_half_a {
-    uint32_t count, group_count;
-    double *score;        /* owned [count] */
-    int32_t *group;       /* owned [count]; STUDY_BASE: the base model */
-    int32_t base_default; /* cell of the base at its default decoding; STUDY_NONE: not evaluated */
+    uint32_t count, group_count, base_count;
+    double *score;  /* owned [count] */
+    int32_t *group; /* owned [count]; below 0: a base model, as of a cell's setting */
 };
 
 struct study_choice {
-    int32_t winner;       /* best cell that is not the base; STUDY_NONE: there is none */
-    int32_t base_default; /* of study_half_a */
-    int32_t base_tuned;   /* best cell of the base */
-    int32_t *of_group;    /* owned [group_count]: best cell of each group, STUDY_NONE: none */
-    uint32_t group_count;
+    int32_t winner;      /* best cell that is not a base's; STUDY_NONE: there is none */
+    int32_t *base_tuned; /* owned [base_count]: best cell of each base, STUDY_NONE: none */
+    int32_t *of_group;   /* owned [group_count]: best cell of each group, STUDY_NONE: none */
+    uint32_t group_count, base_count;
 };
 
 /* Errors: RL_INVALID (no problem falls into split A), RL_NO_MEMORY. */
@@ -102,7 +101,13 @@ rl_status study_seed_values(const struct study_cells *cells, uint32_t cell,
 /* Step of a cell as a number; of the last checkpoints the largest. */
 int64_t study_cell_step(const struct study_cells *cells, uint32_t cell);
 
-/* Cell of a setting (or STUDY_BASE) at its last checkpoint and a temperature; STUDY_NONE. */
+/* Number of the base model of a cell: the one that its trials start from, or that it is. */
+uint32_t study_cell_base(const struct study_cells *cells, uint32_t cell);
+
+/* Cell of a base model at its default decoding; STUDY_NONE: not evaluated. */
+int32_t study_base_default(const struct study_cells *cells, uint32_t base);
+
+/* Cell of a setting (or base model) at its last checkpoint and a temperature; STUDY_NONE. */
 int32_t study_last_cell(const struct study_cells *cells, int32_t setting, uint32_t temperature);
 
 /* Index of the default temperature of evaluation; STUDY_NONE if it was not evaluated. */

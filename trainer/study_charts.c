@@ -59,7 +59,8 @@ static rl_status heat_cell(const struct charts *c, int32_t cell, uint32_t row, u
     }
     double score = c->half->score[cell];
     heat_colour((score - c->low) / (c->high - c->low), colour, &dark);
-    const char *edge = cell == c->choice->winner || cell == c->choice->base_tuned
+    uint32_t base = study_cell_base(c->cells, (uint32_t)cell);
+    const char *edge = cell == c->choice->winner || cell == c->choice->base_tuned[base]
                            ? " stroke=\"var(--ink)\" stroke-width=\"2.5\""
                            : "";
     return rl_text_printf(c->out,
@@ -138,10 +139,11 @@ static uint32_t group_settings(const struct charts *c, uint32_t group, uint32_t 
 static rl_status group_heat(const struct charts *c, uint32_t group, uint32_t *order)
 {
     uint32_t count = group_settings(c, group, order);
-    bool base = study_last_cell(c->cells, STUDY_BASE, 0) >= 0;
     if (count == 0) {
         return RL_OK;
     }
+    int32_t control = STUDY_BASE - (int32_t)c->cells->study->settings[order[0]].base;
+    bool base = study_last_cell(c->cells, control, 0) >= 0;
     RL_TRY(heat_open(c, c->cells->study->groups[group].label,
                      "pass@1 on split A, last checkpoints, mean over seeds. Rows: temperature of "
                      "sampling; columns: temperature of evaluation",
@@ -153,7 +155,7 @@ static rl_status group_heat(const struct charts *c, uint32_t group, uint32_t *or
         RL_TRY(heat_row(c, (int32_t)order[i], label, i));
     }
     if (base) {
-        RL_TRY(heat_row(c, STUDY_BASE, "base", count));
+        RL_TRY(heat_row(c, control, "base", count));
     }
     return heat_close(c);
 }

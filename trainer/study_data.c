@@ -17,6 +17,7 @@ enum { STUDY_PATH_BYTES = 4096, STUDY_TRIALS_MAX = 100000 };
 
 static const char seed_key[] = "run.seed";
 static const char temperature_key[] = "rollout.temperature";
+static const char model_key[] = "model.path";
 
 static rl_status path_of(const char *dir, const char *trial, const char *name,
                          char out[STUDY_PATH_BYTES])
@@ -209,6 +210,18 @@ static rl_status find_group(struct study *study, const json_t *options, uint32_t
     return RL_OK;
 }
 
+/* The base of trials with these options: the only one, or that of their model.path. */
+static uint32_t find_base(const struct study *study, const json_t *options)
+{
+    const char *model = json_string_value(json_object_get(options, model_key));
+    for (uint32_t b = 0; b < study->base_count && model != NULL; b++) {
+        if (strcmp(study->bases[b].model, model) == 0) {
+            return b;
+        }
+    }
+    return 0;
+}
+
 static rl_status find_setting(struct study *study, const json_t *options, uint32_t *out)
 {
     char *key = options_key(options, NULL);
@@ -225,6 +238,7 @@ static rl_status find_setting(struct study *study, const json_t *options, uint32
     struct study_setting *setting = &study->settings[study->setting_count];
     *out = study->setting_count++;
     setting->key = key;
+    setting->base = find_base(study, options);
     make_label(study->plan, options, NULL, setting->label);
     RL_TRY(read_sampler(study, options, setting));
     return find_group(study, options, &setting->group);
@@ -390,17 +404,55 @@ static rl_status read_plan(struct study *study)
     return RL_OK;
 }
 
-static rl_status read_base(struct study *study)
+static rl_status read_base(struct study *study, const json_t *plan, struct study_base *base)
 {
     char path[STUDY_PATH_BYTES];
-    RL_TRY(path_of(study->dir, NULL, "base/eval/step_000000.h5", path));
-    return access(path, F_OK) == 0 ? count_file_read(path, &study->base.counts) : RL_OK;
+    char name[sizeof base->name + 32];
+    struct count_table *counts = NULL;
+    const char *folder = plan != NULL ? text_of(plan, "name") : "base";
+    base->model = plan != NULL ? text_of(plan, "model") : "";
+    if (strncmp(folder, "base", 4) != 0 || strchr(folder, '/') != NULL ||
+        strlen(folder) >= sizeof base->name) {
+        return rl_fail(RL_CORRUPT, "%s/sweep.json: a base model named \"%s\"", study->dir, folder);
+    }
+    snprintf(base->name, sizeof base->name, "%s", folder);
+    snprintf(base->label, sizeof base->label, "%s%s%s", folder, plan != NULL ? ", " : "",
+             base->model);
+    snprintf(name, sizeof name, "%s/eval/step_000000.h5", base->name);
+    RL_TRY(path_of(study->dir, NULL, name, path));
+    if (access(path, F_OK) != 0) {
+        return RL_OK;
+    }
+    RL_TRY(count_file_read(path, &counts));
+    rl_status status = check_counts(study, counts, path);
+    if (status != RL_OK) {
+        count_table_destroy(counts);
+        return status;
+    }
+    base->counts = counts;
+    return RL_OK;
+}
+
+/* The plan names them where there are several. */
+static rl_status read_bases(struct study *study)
+{
+    const json_t *bases = json_object_get(study->plan, "bases");
+    uint32_t count = json_array_size(bases) > 0 ? (uint32_t)json_array_size(bases) : 1;
+    study->bases = calloc(count, sizeof *study->bases);
+    if (study->bases == NULL) {
+        return rl_fail(RL_NO_MEMORY, "report: out of memory");
+    }
+    for (uint32_t b = 0; b < count; b++) {
+        study->base_count = b + 1;
+        RL_TRY(read_base(study, json_array_get(bases, b), &study->bases[b]));
+    }
+    return RL_OK;
 }
 
 static rl_status read_all(struct study *study)
 {
     RL_TRY(read_plan(study));
-    RL_TRY(read_base(study));
+    RL_TRY(read_bases(study));
     const json_t *trials = json_object_get(study->plan, "trials");
     for (size_t i = 0; i < json_array_size(trials); i++) {
         study->trial_count = (uint32_t)i + 1;
@@ -451,7 +503,10 @@ void study_destroy(struct study *study)
     free(study->trials);
     free(study->settings);
     free(study->groups);
-    count_table_destroy(study->base.counts);
+    for (uint32_t i = 0; i < study->base_count; i++) {
+        count_table_destroy(study->bases[i].counts);
+    }
+    free(study->bases);
     json_decref(study->plan);
     free(study->dir);
     free(study);
@@ -459,8 +514,10 @@ void study_destroy(struct study *study)
 
 const struct count_table *study_counts(const struct study *study)
 {
-    if (study->base.counts != NULL) {
-        return study->base.counts;
+    for (uint32_t i = 0; i < study->base_count; i++) {
+        if (study->bases[i].counts != NULL) {
+            return study->bases[i].counts;
+        }
     }
     for (uint32_t i = 0; i < study->trial_count; i++) {
         if (study->trials[i].evaluation_count > 0 && study->trials[i].evaluations[0].counts) {

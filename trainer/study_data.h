@@ -40,6 +40,15 @@ struct study_setting {
     bool truncated;  /* top-k, top-p or min-p cut the sampler */
     bool unfiltered; /* all samples are trained on alike */
     uint32_t group;
+    uint32_t base; /* the model that its trials start from */
+};
+
+/* A control. */
+struct study_base {
+    char name[32];                 /* its folder in the sweep's; what tables call it as a trial */
+    char label[STUDY_LABEL_BYTES]; /* with its model where there are several */
+    const char *model;             /* model.path; borrowed from the plan, "" of a single base */
+    struct count_table *counts;    /* owned; NULL: not evaluated */
 };
 
 struct study_group {
@@ -55,8 +64,8 @@ struct study {
     struct study_trial *trials;     /* owned [trial_count], in order of the plan */
     struct study_setting *settings; /* owned [setting_count], in order of their first trials */
     struct study_group *groups;     /* owned [group_count], likewise */
-    uint32_t trial_count, setting_count, group_count;
-    struct study_evaluation base; /* counts NULL: not evaluated */
+    struct study_base *bases;       /* owned [base_count], at least one */
+    uint32_t trial_count, setting_count, group_count, base_count;
 };
 
 /* Read SWEEP. A trial without result.json is one that has not ended; its counts are not read.

@@ -33,7 +33,8 @@ static struct study_ask ask_b(uint32_t k)
 static const char *cell_label(const struct study_cells *cells, uint32_t cell)
 {
     int32_t setting = cells->items[cell].setting;
-    return setting == STUDY_BASE ? "base" : cells->study->settings[setting].label;
+    return setting < 0 ? cells->study->bases[STUDY_BASE - setting].label
+                       : cells->study->settings[setting].label;
 }
 
 static json_t *cell_json(const struct study_cells *cells, uint32_t cell)
@@ -82,18 +83,18 @@ static rl_status claim(const struct claims *claims, int32_t cell, const struct s
     rl_status status = object != NULL ? RL_OK : rl_fail(RL_NO_MEMORY, "report: out of memory");
     at_k.k = claims->k;
     majority.figure = EVAL_MAJORITY;
+    uint32_t base = study_cell_base(claims->cells, (uint32_t)cell);
+    int32_t usual = study_base_default(claims->cells, base);
     RL_TRY_GOTO(status, status, fail);
     RL_TRY_GOTO(set_figure(object, "pass_at_1", claims->cells, (uint32_t)cell, ask), status, fail);
     RL_TRY_GOTO(set_figure(object, "pass_at_k", claims->cells, (uint32_t)cell, &at_k), status,
                 fail);
     RL_TRY_GOTO(set_figure(object, "majority", claims->cells, (uint32_t)cell, &majority), status,
                 fail);
-    RL_TRY_GOTO(
-        set_difference(object, "against_base", claims, claims->choice->base_default, cell, ask),
-        status, fail);
-    RL_TRY_GOTO(
-        set_difference(object, "against_tuned_base", claims, claims->choice->base_tuned, cell, ask),
-        status, fail);
+    RL_TRY_GOTO(set_difference(object, "against_base", claims, usual, cell, ask), status, fail);
+    RL_TRY_GOTO(set_difference(object, "against_tuned_base", claims,
+                               claims->choice->base_tuned[base], cell, ask),
+                status, fail);
     *out = object;
     return RL_OK;
 fail:
@@ -115,11 +116,14 @@ static rl_status add_claim(json_t *array, const char *name, const struct claims 
     return RL_OK;
 }
 
-/* The three that everything is about, over `ask`. */
+/* Those that everything is about, over `ask`: each base in two ways, and the winner. */
 static rl_status add_trio(json_t *array, const struct claims *claims, const struct study_ask *ask)
 {
-    RL_TRY(add_claim(array, "base, default decoding", claims, claims->choice->base_default, ask));
-    RL_TRY(add_claim(array, "base, best T_eval", claims, claims->choice->base_tuned, ask));
+    for (uint32_t b = 0; b < claims->choice->base_count; b++) {
+        int32_t usual = study_base_default(claims->cells, b);
+        RL_TRY(add_claim(array, "base, default decoding", claims, usual, ask));
+        RL_TRY(add_claim(array, "base, best T_eval", claims, claims->choice->base_tuned[b], ask));
+    }
     return add_claim(array, "winner", claims, claims->choice->winner, ask);
 }
 
@@ -176,7 +180,8 @@ static rl_status add_null_cells(json_t *array, const struct claims *claims, uint
     const struct study_cells *cells = claims->cells;
     struct study_ask ask = ask_b(1);
     for (uint32_t t = 0; t < study_counts(cells->study)->temperature_count; t++) {
-        int32_t base = study_last_cell(cells, STUDY_BASE, t);
+        int32_t control = STUDY_BASE - (int32_t)cells->study->settings[setting].base;
+        int32_t base = study_last_cell(cells, control, t);
         int32_t cell = study_last_cell(cells, (int32_t)setting, t);
         if (base < 0 || cell < 0) {
             continue;
@@ -208,8 +213,7 @@ uint32_t study_effective_points(const struct study_cells *cells, const struct st
     uint32_t count = 0;
     for (uint32_t c = 0; c < cells->count; c++) {
         const struct study_cell *cell = &cells->items[c];
-        if (cell->setting != STUDY_BASE && cell->step == STUDY_LAST &&
-            half->group[c] == (int32_t)group) {
+        if (cell->setting >= 0 && cell->step == STUDY_LAST && half->group[c] == (int32_t)group) {
             x[count] = cells->study->settings[cell->setting].train_temperature *
                        table->temperatures[cell->temperature];
             y[count++] = half->score[c];

@@ -64,27 +64,30 @@ static json_t *row_of(const struct count_table *table, uint32_t t, uint32_t set)
     return row;
 }
 
-static void add_rows(json_t *rows, const struct study *study, const struct study_trial *trial,
-                     const struct study_evaluation *evaluation)
+/* Whose rows they are: a trial's, or a base model's. */
+struct row_owner {
+    const struct study_trial *trial; /* NULL: a base */
+    const char *name, *setting;
+    double train_temperature;
+};
+
+static void add_rows(json_t *rows, const struct row_owner *owner, int64_t step,
+                     const struct count_table *table)
 {
-    const struct count_table *table = evaluation->counts;
+    bool trial = owner->trial != NULL;
     const char *name = table->sets;
     for (uint32_t set = 0; *name != '\0'; set++) {
         size_t bytes = strcspn(name, "\n");
         for (uint32_t t = 0; t < table->temperature_count; t++) {
             json_t *row = row_of(table, t, set);
-            json_object_set_new(row, "set", json_stringn(name, bytes));
-            json_object_set_new(row, "trial", json_string(trial != NULL ? trial->name : "base"));
-            json_object_set_new(
-                row, "setting",
-                json_string(trial != NULL ? study->settings[trial->setting].label : "base"));
-            json_object_set_new(row, "seed",
-                                trial != NULL ? json_integer(trial->seed) : json_null());
-            json_object_set_new(row, "t_train",
-                                trial != NULL
-                                    ? json_real(study->settings[trial->setting].train_temperature)
-                                    : json_null());
-            json_object_set_new(row, "step", json_integer(evaluation->step));
+            json_t *more =
+                json_pack("{s:s%, s:s, s:s, s:o, s:o, s:I}", "set", name, bytes, "trial",
+                          owner->name, "setting", owner->setting, "seed",
+                          trial ? json_integer(owner->trial->seed) : json_null(), "t_train",
+                          trial ? json_real(owner->train_temperature) : json_null(), "step",
+                          (json_int_t)step);
+            (void)json_object_update(row, more);
+            json_decref(more);
             json_array_append_new(rows, row);
         }
         name += bytes + (name[bytes] == '\n' ? 1 : 0);
@@ -95,12 +98,18 @@ json_t *study_rows_make(const struct study_cells *cells)
 {
     const struct study *study = cells->study;
     json_t *rows = json_array();
-    if (study->base.counts != NULL) {
-        add_rows(rows, study, NULL, &study->base);
+    for (uint32_t b = 0; b < study->base_count; b++) {
+        struct row_owner owner = {.name = study->bases[b].name, .setting = study->bases[b].label};
+        if (study->bases[b].counts != NULL) {
+            add_rows(rows, &owner, 0, study->bases[b].counts);
+        }
     }
     for (uint32_t i = 0; i < study->trial_count; i++) {
-        for (uint32_t k = 0; k < study->trials[i].evaluation_count; k++) {
-            add_rows(rows, study, &study->trials[i], &study->trials[i].evaluations[k]);
+        const struct study_trial *trial = &study->trials[i];
+        const struct study_setting *setting = &study->settings[trial->setting];
+        struct row_owner owner = {trial, trial->name, setting->label, setting->train_temperature};
+        for (uint32_t k = 0; k < trial->evaluation_count; k++) {
+            add_rows(rows, &owner, trial->evaluations[k].step, trial->evaluations[k].counts);
         }
     }
     return rows;
@@ -184,8 +193,10 @@ json_t *study_spent_make(const struct study *study)
     double tokens = 0;
     json_int_t states[4] = {0};
     static const char *const names[] = {"done", "failed", "stopped_early"};
-    if (study->base.counts != NULL) {
-        count_evaluation(study->base.counts, &samples, &tokens);
+    for (uint32_t b = 0; b < study->base_count; b++) {
+        if (study->bases[b].counts != NULL) {
+            count_evaluation(study->bases[b].counts, &samples, &tokens);
+        }
     }
     for (uint32_t i = 0; i < study->trial_count; i++) {
         const struct study_trial *trial = &study->trials[i];

@@ -62,6 +62,17 @@ static json_t *trials_json(const struct sweep_plan *plan)
     return trials;
 }
 
+/* The controls, where there are several. */
+static json_t *bases_json(const struct sweep_plan *plan)
+{
+    json_t *bases = json_array();
+    for (size_t i = 0; i < plan->base_count; i++) {
+        (void)json_array_append_new(bases, json_pack("{s:s, s:s}", "name", plan->bases[i].name,
+                                                     "model", plan->bases[i].model));
+    }
+    return bases;
+}
+
 /* eval.temperatures, or eval.temperature alone, as the evaluation of a trial resolves them. */
 static json_t *temperatures_json(const struct sweep_plan *plan)
 {
@@ -105,6 +116,9 @@ rl_status sweep_plan_json(const struct sweep_plan *plan, char **out)
         "eval_temperatures", temperatures_json(plan), "axes", axes, "halving", "steps",
         rungs_json(plan), "keep", plan->settings.halving.keep, "ranks_per_trial",
         (int)plan->settings.sweep.ranks_per_trial, "trials", trials_json(plan));
+    if (plan->base_count > 1) {
+        (void)json_object_set_new(root, "bases", bases_json(plan));
+    }
     char *text = root != NULL ? json_dumps(root, JSON_INDENT(1) | JSON_REAL_PRECISION(15)) : NULL;
     json_decref(root);
     if (text == NULL) {

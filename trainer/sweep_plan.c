@@ -260,6 +260,52 @@ static rl_status check_shards(const struct sweep_plan *plan)
                : RL_OK;
 }
 
+/* model.path of a trial. */
+static const char *model_of(const struct sweep_plan *plan, const struct sweep_trial *trial)
+{
+    for (size_t i = 0; i < trial->options.count; i++) {
+        if (strcmp(trial->options.items[i].key, "model.path") == 0) {
+            return trial->options.items[i].value;
+        }
+    }
+    return plan->base.model.path;
+}
+
+static void add_base(struct sweep_plan *plan, const char *model)
+{
+    for (size_t b = 0; b < plan->base_count; b++) {
+        if (strcmp(plan->bases[b].model, model) == 0) {
+            return;
+        }
+    }
+    plan->bases[plan->base_count++] = (struct sweep_base){.name = "base", .model = model};
+}
+
+/* One control for each model that trials start from. */
+static rl_status make_bases(struct sweep_plan *plan)
+{
+    void *bases = NULL;
+    if (!sweep_plan_evaluates(plan)) {
+        return RL_OK;
+    }
+    RL_TRY(rl_arena_calloc(plan->arena, plan->trial_count, sizeof *plan->bases, &bases));
+    plan->bases = bases;
+    for (size_t i = 0; i < plan->trial_count; i++) {
+        const char *model = model_of(plan, &plan->trials[i]);
+        if (model[0] == '\0') {
+            return rl_fail(RL_INVALID,
+                           "sweep %s: model.path is not set; the base model is the control of "
+                           "every sweep that evaluates",
+                           plan->name);
+        }
+        add_base(plan, model);
+    }
+    for (size_t b = 0; b < plan->base_count && plan->base_count > 1; b++) {
+        snprintf(plan->bases[b].name, sizeof plan->bases[b].name, "base%zu", b + 1);
+    }
+    return RL_OK;
+}
+
 /* The shared part of all trials; validated for itself, so that its faults are named once. */
 static rl_status make_base(struct sweep_plan *plan)
 {
@@ -280,12 +326,7 @@ static rl_status make_base(struct sweep_plan *plan)
                        "(sweep.evaluate: none does without)",
                        plan->name);
     }
-    return sweep_plan_evaluates(plan) && plan->base.model.path[0] == '\0'
-               ? rl_fail(RL_INVALID,
-                         "sweep %s: model.path is not set in the shared configuration; the base "
-                         "model is the control of every sweep that evaluates",
-                         plan->name)
-               : RL_OK;
+    return RL_OK;
 }
 
 rl_status sweep_plan_read(const char *path, char *const *overrides, int override_count,
@@ -303,6 +344,7 @@ rl_status sweep_plan_read(const char *path, char *const *overrides, int override
     RL_TRY_GOTO(read_rungs(plan), status, fail);
     RL_TRY_GOTO(check_shards(plan), status, fail);
     RL_TRY_GOTO(make_trials(plan), status, fail);
+    RL_TRY_GOTO(make_bases(plan), status, fail);
     RL_TRY_GOTO(sweep_names_make(plan), status, fail);
     RL_TRY_GOTO(resolve_trials(plan), status, fail);
     *out = plan;

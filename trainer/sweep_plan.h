@@ -57,6 +57,12 @@ struct sweep_trial {
     double units;    /* tokens at most: what its cost is taken to be proportional to */
 };
 
+/* A model that trials start from: the control of those. */
+struct sweep_base {
+    char name[16];     /* its folder: base, or base1, base2 ... where model.path is an axis */
+    const char *model; /* model.path */
+};
+
 struct sweep_plan {
     struct rl_arena *arena;     /* holds everything below */
     struct rl_config settings;  /* its sections sweep and halving count */
@@ -74,6 +80,8 @@ struct sweep_plan {
     size_t exclusion_count;
     struct sweep_trial *trials; /* [trial_count], in order of the axes, the seed fastest */
     size_t trial_count, cell_count;
+    struct sweep_base *bases; /* [base_count] in order of the trials; none if nothing evaluates */
+    size_t base_count;
     int64_t rungs[SWEEP_RUNGS_MAX]; /* [rung_count] steps, the last rung not among them */
     size_t rung_count;
 };
