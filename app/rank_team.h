@@ -1,6 +1,6 @@
-/* Ranks that all do the same work side by side (fine-tuning, distillation): each process that
- * mpirun started runs one work function on a compute thread, while its main thread moves the bytes
- * of their collective. One process needs neither thread nor MPI. */
+/* Ranks that all do the same work side by side (fine-tuning, distillation, evaluation): each
+ * process that mpirun started runs one work function on a compute thread, while its main thread
+ * moves the bytes of their collective. One process needs neither thread nor MPI. */
 #ifndef FORESIGHT_APP_RANK_TEAM_H
 #define FORESIGHT_APP_RANK_TEAM_H
 

@@ -50,13 +50,15 @@ assert len(of) == 2 and abs(mean("pass_at_1_B") - winner["pass_at_1"]["mean"]) <
 best = max(sum(float(r["pass_at_1_A"]) for r in rows if (r["setting"], r["step"], r["t_eval"]) == key) / 2
            for key in {(r["setting"], r["step"], r["t_eval"]) for r in rows if r["trial"] != "base"})
 assert abs(mean("pass_at_1_A") - best) < 1e-9
+assert all(float(row["kept_mass"]) == 1 for row in rows)
 assert len(document["settings"]) == 4 and len(document["groups"]) >= 2
 PYTHON
 
-# Trials of two models: each has its own control, and is compared with that.
+# Trials of two models: each has its own control, and is compared with that. Evaluated with
+# truncation, so that something of the probability is cut.
 other=$(ls -d "$work"/sweeps/study/trials/grpo-cold-seed1/checkpoints/step_* | tail -n 1)
 write_sweep models "axes: [{model.path: [$work/base, $other], name: [young, old]}]"
-sweep models || { fail "two models"; tail -3 "$work/models.log"; }
+sweep models eval.top_k=2 || { fail "two models"; tail -3 "$work/models.log"; }
 "$foresight" report "$work/sweeps/models" >"$work/report.log" 2>&1 || fail "report of two models: $(cat "$work/report.log")"
 python3 - "$work/sweeps/models" "$work/base" "$other" <<'PYTHON' || fail "not each model's own control"
 import json, sys
@@ -65,6 +67,7 @@ assert [b["model"] for b in json.load(open(f"{folder}/sweep.json"))["bases"]] ==
 document = json.load(open(f"{folder}/cells.json"))
 rate = {(r["trial"], r["t_eval"]): r["pass_at_1_B"] for r in document["cells"]}
 assert {trial for trial, _ in rate} == {"base1", "base2", "young", "old"}
+assert all(0.01 < r["kept_mass"] < 0.999 for r in document["cells"])
 assert len(document["groups"]) == 2 and len(document["claims"]) == 5
 for claim in document["groups"]:
     trial, base = (("young", "base1"), ("old", "base2"))[claim["setting"] == "old"]
