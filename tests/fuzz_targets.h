@@ -267,7 +267,9 @@ static inline bool fuzz_safetensors(const uint8_t *data, size_t bytes)
         fuzz_must(elements >= 0 && (entry->bytes > 0 || elements == 0), "sizes agree");
         float *values = malloc(((size_t)elements + 1) * sizeof(float));
         fuzz_must(values != NULL, "elements fit the file");
-        safetensors_to_fp32(entry, values);
+        if (safetensors_check_dtype(entry) == RL_OK) {
+            safetensors_to_fp32(entry, 0, elements, values);
+        }
         free(values);
     }
     safetensors_close(file);
