@@ -40,7 +40,7 @@ check(rows["e"]["switch_gap_us"]["p50"] < rows["e"]["pass_us"], "a pause in (e)"
 check(all(rows[name]["switch_gap_us"]["count"] == 0 for name in "abc"), "switch while running")
 
 for arguments, words in ((["async", "--repeats", "0"], "1 to"), (["async", "--clock", "x"], "wall"),
-                         (["async", "workrs=1"], "no option"), (["nonsense"], "kernels|async"),
+                         (["async", "workrs=1"], "no option"), (["nonsense"], "kernels|decode"),
                          (["kernels", "--isa", "x"], "expected ref")):
     done = bench(*arguments)
     check(done.returncode == 2 and words in done.stderr, arguments, done.returncode, done.stderr)
