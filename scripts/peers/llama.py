@@ -11,7 +11,7 @@ PROMPT, NEW = 64, 128
 
 
 def bar(model, dtype, batch):
-    """What issue and documentation promise, or None."""
+    """The ratio aimed at, or None."""
     if model in ("m1", "m10"):
         return 3.0
     if model == "m100":
@@ -34,8 +34,12 @@ def batched_bench(args, path, batches, flash):
     out = output_of([args.llama, "-m", path, "-c", most * (PROMPT + NEW), "-b", 2048, "-ub", 512,
                      "-npp", PROMPT, "-ntg", NEW, "-npl", batches, "-t", args.threads, "-tb",
                      args.threads, "-fa", flash, "--output-format", "jsonl"])
-    lines = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
-    return {line["pl"]: (line["speed_tg"], line["speed_pp"]) for line in lines}
+    # other lines of its output may end where one of these starts
+    lines = [json.loads(line[line.index("{"):]) for line in out.splitlines() if "{" in line]
+    rates = {line["pl"]: (line["speed_tg"], line["speed_pp"]) for line in lines}
+    if sorted(rates) != sorted(map(int, batches.split(","))):
+        raise Missing(f"{args.llama} printed figures of batches {sorted(rates)}, not of {batches}")
+    return rates
 
 
 def ours(args, model, dtype, batches):
