@@ -247,7 +247,7 @@ rl_status tokenizer_encode_masked(const struct tokenizer *tokenizer, const char 
                                   const unsigned char *plain, unsigned flags,
                                   struct token_buffer *out)
 {
-    struct encode_job *job;
+    struct encode_job *job = NULL;
     size_t before = out->count;
     RL_TRY(job_acquire(tokenizer, &job));
     job->plain = (flags & TOKENIZER_PLAIN_TEXT) != 0;
