@@ -3,7 +3,8 @@ from common import parameters, shapes
 
 SECTIONS = [
     ("decode", "Decode", "A prompt of 64 tokens, then 128 new ones of each sequence, sampled from the"
-     " whole vocabulary with log-probs; a peer computes logits and samples nothing."
+     " whole vocabulary with log-probs; a peer computes logits and samples nothing. Its q8_0 stands"
+     " beside our bf16: there are no 8-bit weights here."
      " Tokens a second of all sequences; rows without a peer are our own figures alone."),
     ("prefill", "Prefill", "Prompts: of the same runs, and longer ones alone."),
     ("train", "Training", "Forward, backward, clipping, AdamW and (ours) the publish cast."),
@@ -115,7 +116,7 @@ multiply-adds on registers, and reads of the very weights, by all threads at onc
 process over weights + KV cache (decode) or over the printed footprint (training); on the smallest
 models the program itself is most of it. {note}
 
-Own figures alone: `foresight bench decode|prefill|train|kernels|tokenizer` (`foresight bench --help`).
+Own figures alone: `foresight bench decode|prefill|speculation|train|kernels|tokenizer` (`foresight bench --help`).
 
 {shape_table()}
 Qwen2's architecture: biases on q, k and v, tied head, random weights.
