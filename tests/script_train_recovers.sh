@@ -66,7 +66,7 @@ sound hopeless 2 $steps
 # the rate, so that it comes about once whatever the kernels.
 mpirun_flags=
 wild=(async.order=fixed_lag optimizer.max_grad_norm=0 optimizer.updates_per_step=1
-    optimizer.learning_rate=0.35 optimizer.weight_decay=8)
+    optimizer.learning_rate=0.35 optimizer.weight_decay=8 checkpoint.every=1 checkpoint.keep_last=12)
 version_is_step() {
     python3 - "$work/runs/$1/metrics.jsonl" <<'PY' || fail "$1: versions"
 import json, sys
