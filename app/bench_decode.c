@@ -357,15 +357,8 @@ static rl_status read_options(struct decode_bench *b, int *argc, char **argv)
     RL_TRY(bench_take_count(argc, argv, "--group", DECODE_BATCH_MAX, &b->group));
     RL_TRY(bench_take_count(argc, argv, "--chunk", DECODE_TOKENS_MAX, &b->chunk));
     RL_TRY(bench_take_count(argc, argv, "--runs", BENCH_RUNS_MAX, &b->runs));
-    for (int i = 0; i < b->batches.count; i++) {
-        if (b->batches.values[i] % b->group != 0) {
-            return rl_fail(RL_INVALID, "bench: --batch %lld does not divide into groups of %lld",
-                           (long long)b->batches.values[i], (long long)b->group);
-        }
-    }
-    return *argc == 1 ? RL_OK
-                      : rl_fail(RL_INVALID, "bench: %s is no option here; foresight bench --help",
-                                argv[1]);
+    RL_TRY(bench_check_groups(&b->batches, b->group));
+    return bench_take_end(*argc, argv);
 }
 
 static int run_bench(struct decode_bench *b, int argc, char **argv)

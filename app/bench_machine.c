@@ -215,6 +215,24 @@ double bench_median(double *values, size_t count)
     return 0.5 * (values[(count - 1) / 2] + values[count / 2]);
 }
 
+rl_status bench_take_end(int argc, char **argv)
+{
+    return argc == 1 ? RL_OK
+                     : rl_fail(RL_INVALID, "bench: %s is no option here; foresight bench --help",
+                               argv[1]);
+}
+
+rl_status bench_check_groups(const struct bench_list *batches, int64_t group)
+{
+    for (int i = 0; i < batches->count; i++) {
+        if (batches->values[i] % group != 0) {
+            return rl_fail(RL_INVALID, "bench: --batch %lld does not divide into groups of %lld",
+                           (long long)batches->values[i], (long long)group);
+        }
+    }
+    return RL_OK;
+}
+
 rl_status bench_json_print(const struct bench_machine *machine, const char *bench, json_t *lines)
 {
     json_t *out =

@@ -65,6 +65,12 @@ rl_status bench_take_count(int *argc, char **argv, const char *flag, int64_t max
 rl_status bench_take_list(int *argc, char **argv, const char *flag, int64_t max,
                           struct bench_list *list);
 
+/* After all options were taken: is anything left? Errors: RL_INVALID, naming it. */
+rl_status bench_take_end(int argc, char **argv);
+
+/* Errors: RL_INVALID if a batch is no multiple of `group` samples of one prompt. */
+rl_status bench_check_groups(const struct bench_list *batches, int64_t group);
+
 /* Add {cpu, isa, threads} of the machine to `lines` (taken) under the benchmark's name and print
  * them as one line of JSON. Errors: RL_IO, RL_NO_MEMORY. */
 rl_status bench_json_print(const struct bench_machine *machine, const char *bench, json_t *lines);

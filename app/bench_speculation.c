@@ -341,15 +341,8 @@ static rl_status read_options(struct speculation_bench *b, int *argc, char **arg
     RL_TRY(read_temperatures(b, temperatures));
     RL_TRY(app_take_value(argc, argv, "--speculation", &mode));
     RL_TRY(read_mode(b, mode));
-    for (int i = 0; i < b->batches.count; i++) {
-        if (b->batches.values[i] % b->group != 0) {
-            return rl_fail(RL_INVALID, "bench: --batch %lld does not divide into groups of %lld",
-                           (long long)b->batches.values[i], (long long)b->group);
-        }
-    }
-    return *argc == 1 ? RL_OK
-                      : rl_fail(RL_INVALID, "bench: %s is no option here; foresight bench --help",
-                                argv[1]);
+    RL_TRY(bench_check_groups(&b->batches, b->group));
+    return bench_take_end(*argc, argv);
 }
 
 int bench_speculation(int argc, char **argv)

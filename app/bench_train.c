@@ -283,9 +283,7 @@ static rl_status read_options(struct train_bench *b, int *argc, char **argv)
                        "--microbatch one",
                        TRAIN_GROUP);
     }
-    return *argc == 1 ? RL_OK
-                      : rl_fail(RL_INVALID, "bench: %s is no option here; foresight bench --help",
-                                argv[1]);
+    return bench_take_end(*argc, argv);
 }
 
 int bench_train(int argc, char **argv)
