@@ -224,6 +224,49 @@ struct kernel_add_args {
     int64_t count;
 };
 
+/* y += rate (x - y), count elements. */
+struct kernel_blend_args {
+    float *y;
+    const float *x;
+    int64_t count;
+    float rate;
+};
+
+/* All bytes become 0. */
+struct kernel_zero_args {
+    void *data;
+    size_t bytes;
+};
+
+/* to = from: `rows` rows of `bytes`, which begin `stride` bytes apart on both sides; no row is
+ * copied to where another one lies. */
+struct kernel_copy_args {
+    void *to;
+    const void *from;
+    int64_t rows;
+    size_t bytes, stride;
+};
+
+/* y[i] = x[rows[i]]. */
+struct kernel_gather_args {
+    const float *x;
+    const int32_t *rows; /* [M] */
+    float *y;            /* [M, C] */
+    int64_t m, c;
+};
+
+/* packed = w, then zeros up to a multiple of 64 bytes: what linear_pack is for a matrix. With
+ * `changed`: its bit i becomes whether element i of `packed`, in bytes of `dtype`, differs from
+ * that of `previous`. */
+struct kernel_vector_pack_args {
+    const float *w; /* [count] */
+    void *packed;
+    int64_t count;
+    enum kernel_dtype dtype; /* of the matrices beside it; the vector itself is fp32 */
+    const void *previous;    /* like `packed`, not the same memory; NULL without `changed` */
+    uint8_t *changed;        /* [elements with the padding / 8] overwritten; may be NULL */
+};
+
 /* *sum = sum of squares in double, fixed blocks (independent of threads). */
 struct kernel_sum_squares_args {
     const float *x;

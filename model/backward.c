@@ -4,7 +4,6 @@
 #include "model/workspace.h"
 
 #include <assert.h>
-#include <string.h>
 
 /* dW += dY^T X and, with `dx`, the gradient of the input. */
 static void linear_backward(const struct model_pass *pass, const struct model_linear *map,
@@ -169,6 +168,20 @@ static void attention_backward(const struct model_pass *pass, int32_t layer)
     norm_backward(pass, &(struct norm_gradient){norm, ws->dnorm, ws->dx, true});
 }
 
+/* to [N, C] = the sum of its gathered rows, in order, for each token: adding rows where ids say is
+ * what an embedding's gradient does. */
+static void scatter_rows(const struct model_pass *pass, float *from, float *to)
+{
+    const struct model_workspace *ws = pass->workspace;
+    int64_t width = pass->layout->arch.width;
+    int64_t n = pass->batch->token_count;
+    struct kernel_zero_args zero = {.data = to, .bytes = (size_t)(n * width) * sizeof(float)};
+    struct kernel_embedding_args scatter = {
+        .ids = ws->rows, .y = from, .dw = to, .m = ws->head_rows, .v = n, .c = width};
+    pass->kernels->zero(&zero, pass->context->pool);
+    pass->kernels->embedding_backward(&scatter, pass->context->pool);
+}
+
 /* Head, then its gathered rows back to their tokens, then the last norm: leaves dx. */
 static void head_backward(const struct model_pass *pass, const float *g_logprob,
                           const float *g_entropy)
@@ -197,16 +210,12 @@ static void head_backward(const struct model_pass *pass, const float *g_logprob,
         .c = width,
     };
     pass->kernels->head_backward(&args, pass->context->pool);
-    for (int64_t i = 0; ws->g_gathered != NULL && i < ws->head_rows * width; i++) {
-        dgathered[i] += ws->g_gathered[i];
+    if (ws->g_gathered != NULL) {
+        struct kernel_add_args add = {
+            .y = dgathered, .x = ws->g_gathered, .count = ws->head_rows * width};
+        pass->kernels->add(&add, pass->context->pool);
     }
-    memset(dhidden, 0, (size_t)(n * width) * sizeof(float));
-    for (int64_t i = 0; i < ws->head_rows; i++) {
-        float *row = dhidden + ws->rows[i] * width;
-        for (int64_t c = 0; c < width; c++) {
-            row[c] += dgathered[i * width + c];
-        }
-    }
+    scatter_rows(pass, dgathered, dhidden);
     struct model_norm norm = {MODEL_PARAM_FINAL_NORM, -1, ws->output, NULL,
                               ws->inv_final,          n,  width};
     norm_backward(pass, &(struct norm_gradient){norm, dhidden, ws->dx, false});

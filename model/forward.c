@@ -119,8 +119,10 @@ struct kernel_attention_args model_attention_args(const struct model_pass *pass,
 static void carry_residual(const struct model_pass *pass, float *to, const float *from)
 {
     if (to != from) {
-        size_t floats = (size_t)pass->batch->token_count * (size_t)pass->layout->arch.width;
-        memcpy(to, from, floats * sizeof(float));
+        int64_t floats = pass->batch->token_count * pass->layout->arch.width;
+        struct kernel_copy_args copy = {
+            .to = to, .from = from, .rows = 1, .bytes = (size_t)floats * sizeof(float)};
+        pass->kernels->copy_rows(&copy, pass->context->pool);
     }
 }
 
@@ -254,14 +256,18 @@ void model_forward(const struct model_context *context, const void *image, struc
                                                    batch->token_count, layout->arch.width});
 }
 
-static void gather_rows(const struct model_workspace *workspace, int64_t width, const int32_t *rows,
-                        int64_t m)
+static void gather_rows(const struct model_context *context,
+                        const struct model_workspace *workspace, const int32_t *rows, int64_t m)
 {
     for (int64_t i = 0; i < m; i++) {
         assert(rows[i] >= 0 && rows[i] < workspace->max_tokens);
-        memcpy(workspace->gathered + i * width, workspace->hidden + rows[i] * width,
-               (size_t)width * sizeof(float));
     }
+    struct kernel_gather_args gather = {.x = workspace->hidden,
+                                        .rows = rows,
+                                        .y = workspace->gathered,
+                                        .m = m,
+                                        .c = context->layout->arch.width};
+    context->kernels->gather_rows(&gather, context->pool);
 }
 
 void model_head_forward(const struct model_context *context, const void *image,
@@ -277,7 +283,7 @@ void model_head_forward(const struct model_context *context, const void *image,
     if (m == 0) {
         return;
     }
-    gather_rows(workspace, layout->arch.width, args->hidden_rows, m);
+    gather_rows(context, workspace, args->hidden_rows, m);
     memcpy(workspace->rows, args->hidden_rows, (size_t)m * sizeof(*args->hidden_rows));
     memcpy(workspace->targets, args->targets, (size_t)m * sizeof(*args->targets));
     struct kernel_head_args head = {
@@ -318,7 +324,7 @@ void model_head_decode(const struct model_context *context, const void *image,
     assert(workspace->keep == MODEL_KEEP_LOGITS ||
            model_sampling_keep(args->sampling) == MODEL_KEEP_NOTHING);
     const struct model_layout *layout = context->layout;
-    gather_rows(workspace, layout->arch.width, args->hidden_rows, args->m);
+    gather_rows(context, workspace, args->hidden_rows, args->m);
     /* In turns: a row's result does not depend on its company, and the logits stay small. */
     for (int64_t row = 0; row < args->m; row += workspace->decode_rows) {
         int64_t left = args->m - row;

@@ -24,10 +24,6 @@ void model_kv_fini(struct model_kv *kv);
 /* Bytes of one page: all layers, k and v. */
 size_t model_kv_page_bytes(const struct model_layout *layout);
 
-/* Copy a page in every layer (copy-on-write of a shared prefix's last page). */
-void model_kv_copy_page(const struct model_layout *layout, struct model_kv *kv, int32_t from,
-                        int32_t to);
-
 /* How threads share a generation pass; the bits are the same. */
 enum model_split {
     MODEL_SPLIT_AUTO,     /* whichever of the others is expected to be faster */
@@ -42,6 +38,10 @@ struct model_context {
     struct rl_pool *pool; /* may be NULL */
     enum model_split split;
 };
+
+/* Copy a page in every layer (copy-on-write of a shared prefix's last page). */
+void model_kv_copy_page(const struct model_context *context, struct model_kv *kv, int32_t from,
+                        int32_t to);
 
 /* Packed tokens. For training every segment starts at position 0 or has a prefix. */
 struct model_batch {

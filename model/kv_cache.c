@@ -144,15 +144,14 @@ void model_kv_fini(struct model_kv *kv)
     memset(kv, 0, sizeof(*kv));
 }
 
-void model_kv_copy_page(const struct model_layout *layout, struct model_kv *kv, int32_t from,
+void model_kv_copy_page(const struct model_context *context, struct model_kv *kv, int32_t from,
                         int32_t to)
 {
-    const size_t bytes = page_bytes(layout);
-    const size_t old = (size_t)from * bytes;
-    const size_t new = (size_t)to *bytes;
-    for (int32_t layer = 0; layer < layout->arch.layers; layer++) {
-        size_t base = (size_t)layer * kv->layer_bytes;
-        memcpy(kv->k + base + new, kv->k + base + old, bytes);
-        memcpy(kv->v + base + new, kv->v + base + old, bytes);
-    }
+    const size_t bytes = page_bytes(context->layout);
+    struct kernel_copy_args copy = {.to = kv->k + (size_t)to * bytes,
+                                    .from = kv->k + (size_t)from * bytes,
+                                    .rows = 2 * (int64_t)context->layout->arch.layers, /* v too */
+                                    .bytes = bytes,
+                                    .stride = kv->layer_bytes};
+    context->kernels->copy_rows(&copy, context->pool);
 }

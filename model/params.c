@@ -248,20 +248,6 @@ void model_params_init(const struct model_layout *layout, uint64_t seed, float *
     }
 }
 
-/* bits = which elements of `width` bytes differ; `bytes` is a multiple of 8 of them. */
-static void mark_bytes(const unsigned char *now, const unsigned char *before, size_t bytes,
-                       size_t width, uint8_t *bits)
-{
-    for (size_t i = 0; i < bytes / width; i += 8) {
-        unsigned mark = 0;
-        for (size_t j = 0; j < 8; j++) {
-            bool differs = memcmp(now + (i + j) * width, before + (i + j) * width, width) != 0;
-            mark |= (unsigned)differs << j;
-        }
-        bits[i / 8] = (uint8_t)mark;
-    }
-}
-
 /* Image offsets are multiples of 64 bytes, so every tensor's bits start in a byte of their own. */
 static uint8_t *changed_bits(const struct model_layout *layout, const struct model_tensor *tensor,
                              const struct model_image_diff *diff)
@@ -286,21 +272,20 @@ struct kernel_linear_pack_args model_params_pack_args(const struct model_layout 
     return pack;
 }
 
-/* Padding too, so that equal weights mean equal images, byte for byte. */
-void model_params_publish_vector(const struct model_layout *layout,
-                                 const struct model_tensor *tensor, const float *master,
-                                 void *image, const struct model_image_diff *diff)
+struct kernel_vector_pack_args model_params_vector_args(const struct model_layout *layout,
+                                                        const struct model_tensor *tensor,
+                                                        const float *master, void *image,
+                                                        const struct model_image_diff *diff)
 {
-    unsigned char *place = (unsigned char *)image + tensor->image_offset;
-    size_t bytes = (size_t)tensor->cols * sizeof(float);
-    size_t padded = (size_t)align_up((int64_t)bytes, IMAGE_ALIGN_BYTES);
-    memcpy(place, master + tensor->offset, bytes);
-    memset(place + bytes, 0, padded - bytes);
+    struct kernel_vector_pack_args pack = {.w = master + tensor->offset,
+                                           .packed = (unsigned char *)image + tensor->image_offset,
+                                           .count = tensor->cols,
+                                           .dtype = layout->dtype};
     if (diff != NULL) {
-        const unsigned char *previous = (const unsigned char *)diff->previous;
-        mark_bytes(place, previous + tensor->image_offset, padded,
-                   model_image_element_bytes(layout), changed_bits(layout, tensor, diff));
+        pack.previous = (const unsigned char *)diff->previous + tensor->image_offset;
+        pack.changed = changed_bits(layout, tensor, diff);
     }
+    return pack;
 }
 
 void model_params_publish_diff(const struct model_layout *layout,
@@ -314,7 +299,9 @@ void model_params_publish_diff(const struct model_layout *layout,
                 model_params_pack_args(layout, tensor, master, image, diff);
             kernels->linear_pack(&pack, pool);
         } else {
-            model_params_publish_vector(layout, tensor, master, image, diff);
+            struct kernel_vector_pack_args pack =
+                model_params_vector_args(layout, tensor, master, image, diff);
+            kernels->vector_pack(&pack, pool);
         }
     }
 }

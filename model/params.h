@@ -97,14 +97,15 @@ void model_params_publish_diff(const struct model_layout *layout,
                                const struct model_image_diff *diff, struct rl_pool *pool);
 
 /* One tensor of it, for a caller that changes masters and makes their image in one pass: what the
- * kernel packs a matrix with; copying and comparing a vector. `diff` may be NULL. */
+ * kernel packs a matrix with (linear_pack), or a vector (vector_pack). `diff` may be NULL. */
 struct kernel_linear_pack_args model_params_pack_args(const struct model_layout *layout,
                                                       const struct model_tensor *tensor,
                                                       const float *master, void *image,
                                                       const struct model_image_diff *diff);
-void model_params_publish_vector(const struct model_layout *layout,
-                                 const struct model_tensor *tensor, const float *master,
-                                 void *image, const struct model_image_diff *diff);
+struct kernel_vector_pack_args model_params_vector_args(const struct model_layout *layout,
+                                                        const struct model_tensor *tensor,
+                                                        const float *master, void *image,
+                                                        const struct model_image_diff *diff);
 
 /* Bytes of an element in the sense of model_image_diff. */
 size_t model_image_element_bytes(const struct model_layout *layout);

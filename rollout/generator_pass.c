@@ -266,7 +266,7 @@ rl_status rollout_generator_tick(struct rollout_generator *generator, bool *busy
         return RL_OK;
     }
     for (int32_t i = 0; i < plan.copy_count; i++) {
-        model_kv_copy_page(g->context.layout, &g->kv, plan.copies[i].from, plan.copies[i].to);
+        model_kv_copy_page(&g->context, &g->kv, plan.copies[i].from, plan.copies[i].to);
     }
     generator_draft_plan(g, &plan);
     int32_t rows = fill_pass(g, &plan);

@@ -557,6 +557,84 @@ static void case_add(struct call *c)
     }
 }
 
+static void case_blend(struct call *c)
+{
+    struct kernel_blend_args a = {.count = call_size(c, 1, 900, 1024 * 1024), .rate = 0.05f};
+    a.y = memory_output(&c->memory, a.count, 1.0);
+    a.x = memory_floats(&c->memory, a.count, 1.0);
+    c->flops = 3.0 * (double)a.count;
+    while (call_again(c)) {
+        c->table->blend(&a, c->pool);
+    }
+}
+
+/* An output that is compared by its bits. */
+static void *memory_bits(struct memory *m, size_t bytes)
+{
+    unsigned char *data = memory_area(m, bytes, true);
+    m->areas[m->count - 1].integers = true;
+    for (size_t i = 0; i < bytes; i++) {
+        data[i] = (unsigned char)memory_pick(m, 0, 255);
+    }
+    return data;
+}
+
+static void case_zero(struct call *c)
+{
+    struct kernel_zero_args a = {.bytes = (size_t)call_size(c, 0, 3000, 8 << 20)};
+    a.data = memory_bits(&c->memory, a.bytes);
+    while (call_again(c)) {
+        c->table->zero(&a, c->pool);
+    }
+}
+
+static void case_copy_rows(struct call *c)
+{
+    struct kernel_copy_args a = {.rows = call_size(c, 0, 5, 6),
+                                 .bytes = (size_t)call_size(c, 0, 700, 3 << 20)};
+    a.stride = a.bytes + (size_t)call_size(c, 0, 100, 64);
+    size_t bytes = (size_t)a.rows * a.stride;
+    a.from = memory_floats(&c->memory, (int64_t)(bytes / sizeof(float)) + 1, 1.0);
+    a.to = memory_bits(&c->memory, bytes);
+    while (call_again(c)) {
+        c->table->copy_rows(&a, c->pool);
+    }
+}
+
+static void case_gather_rows(struct call *c)
+{
+    struct kernel_gather_args a = {.m = call_size(c, 1, 60, 4096), .c = call_size(c, 1, 70, 128)};
+    int64_t from = call_size(c, 1, 40, 300);
+    a.x = memory_floats(&c->memory, from * a.c, 1.0);
+    a.rows = memory_ids(&c->memory, a.m, from);
+    a.y = memory_output(&c->memory, a.m * a.c, 1.0);
+    while (call_again(c)) {
+        c->table->gather_rows(&a, c->pool);
+    }
+}
+
+static void case_vector_pack(struct call *c)
+{
+    struct kernel_vector_pack_args a = {.count = call_size(c, 1, 300, 4096),
+                                        .dtype = call_dtype(c)};
+    size_t bytes = ((size_t)a.count * sizeof(float) + 63) / 64 * 64;
+    size_t width = a.dtype == KERNEL_BF16 ? 2 : 4;
+    a.w = memory_floats(&c->memory, a.count, 3.0);
+    if (call_flip(c)) { /* against a vector in which every fifth element or so was another */
+        char *previous = memory_area(&c->memory, bytes, false);
+        memcpy(previous, a.w, (size_t)a.count * sizeof(float));
+        for (size_t i = (size_t)memory_pick(&c->memory, 0, 4); i < bytes / width; i += 5) {
+            previous[i * width + (size_t)memory_pick(&c->memory, 0, (int64_t)width - 1)] ^= 1;
+        }
+        a.previous = previous;
+        a.changed = memory_bits(&c->memory, bytes / width / 8);
+    }
+    a.packed = memory_bits(&c->memory, bytes);
+    while (call_again(c)) {
+        c->table->vector_pack(&a, c->pool);
+    }
+}
+
 static void case_sum_squares(struct call *c)
 {
     struct kernel_sum_squares_args a = {.count = call_size(c, 1, 200000, 1024 * 1024)};

@@ -114,8 +114,11 @@ START_TEST(copied_pages_are_equal_in_every_layer)
 {
     struct model_architecture arch = fixture_architecture(0);
     struct model_layout *layout = NULL;
+    struct model_context context = {0};
     struct model_kv kv;
     ck_assert_int_eq(model_layout_create(&arch, KERNEL_FP32, 64, &layout), RL_OK);
+    ck_assert_int_eq(kernel_table_get(kernel_isa_best(), &context.kernels), RL_OK);
+    context.layout = layout;
     layout->kv_dtype = _i == 0 ? KERNEL_FP32 : KERNEL_BF16;
     ck_assert_int_eq(model_kv_create(layout, 3, &kv), RL_OK);
     size_t page = (size_t)arch.kv_heads * (size_t)arch.head_dim * KERNEL_PAGE_TOKENS *
@@ -127,7 +130,7 @@ START_TEST(copied_pages_are_equal_in_every_layer)
         kv.k[i] = (unsigned char)(i % 251);
         kv.v[i] = (unsigned char)(i % 241);
     }
-    model_kv_copy_page(layout, &kv, 2, 0);
+    model_kv_copy_page(&context, &kv, 2, 0);
     for (size_t layer = 0; layer < (size_t)arch.layers; layer++) {
         const unsigned char *k = kv.k + layer * kv.layer_bytes;
         const unsigned char *v = kv.v + layer * kv.layer_bytes;

@@ -127,7 +127,7 @@ static void reserve_pages(struct engine *e, struct sequence *s, int32_t tokens)
     if (first < s->page_count) {
         ck_assert_int_eq(model_pages_make_private(e->pages, &s->pages[first], &from), RL_OK);
         if (from >= 0) {
-            model_kv_copy_page(e->f.layout, &e->kv, from, s->pages[first]);
+            model_kv_copy_page(&e->f.context, &e->kv, from, s->pages[first]);
         }
     }
     int32_t wanted = model_pages_for_tokens(tokens);

@@ -294,7 +294,8 @@ static rl_status run_minibatch(struct learner *l, const struct batcher_plan *pla
     double start = rl_clock_now_s(NULL);
     objective_stats_init(&stats);
     RL_TRY(learner_measure_minibatch(l, plan, mini));
-    memset(l->grad, 0, (size_t)l->args.layout->master_count * sizeof(float));
+    size_t bytes = (size_t)l->args.layout->master_count * sizeof(float);
+    l->args.kernels->zero(&(struct kernel_zero_args){l->grad, bytes}, l->args.pool);
     for (uint32_t i = 0; i < mini->microbatch_count; i++) {
         uint32_t micro = mini->first_microbatch + i;
         RL_TRY(learner_teacher_microbatch(l, plan, micro));

@@ -79,22 +79,26 @@ void learner_teacher_start(struct learner *l, uint32_t version)
         return;
     }
     if (version == 0) {
-        memcpy(l->teaching.average, l->args.master,
-               (size_t)l->args.layout->master_count * sizeof(float));
+        struct kernel_copy_args copy = {.to = l->teaching.average,
+                                        .from = l->args.master,
+                                        .rows = 1,
+                                        .bytes =
+                                            (size_t)l->args.layout->master_count * sizeof(float)};
+        l->args.kernels->copy_rows(&copy, l->args.pool);
     }
     publish_average(l);
 }
 
 void learner_teacher_follow(struct learner *l)
 {
-    float *average = l->teaching.average;
-    float rate = (float)l->args.config->teacher.ema_rate;
-    if (average == NULL) {
+    struct kernel_blend_args blend = {.y = l->teaching.average,
+                                      .x = l->args.master,
+                                      .count = l->args.layout->master_count,
+                                      .rate = (float)l->args.config->teacher.ema_rate};
+    if (blend.y == NULL) {
         return;
     }
-    for (int64_t i = 0; i < l->args.layout->master_count; i++) {
-        average[i] += rate * (l->args.master[i] - average[i]);
-    }
+    l->args.kernels->blend(&blend, l->args.pool);
     publish_average(l);
 }
 

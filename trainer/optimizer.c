@@ -152,7 +152,9 @@ static void optimizer_update_tensor(struct optimizer *optimizer, const struct mo
         optimizer->kernels->adamw_pack(&args, pool);
     } else {
         optimizer->kernels->adamw(&args.adamw, pool);
-        model_params_publish_vector(layout, tensor, weights->master, weights->image, weights->diff);
+        struct kernel_vector_pack_args pack = model_params_vector_args(
+            layout, tensor, weights->master, weights->image, weights->diff);
+        optimizer->kernels->vector_pack(&pack, pool);
     }
 }
 

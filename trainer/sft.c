@@ -243,7 +243,8 @@ static int rank_of_next(struct sft *s, uint32_t tokens)
 /* This rank's share of the update's examples: gradients and sums. */
 static rl_status run_share(struct sft *s, uint64_t *tokens)
 {
-    memset(s->grad, 0, (size_t)s->args->layout->master_count * sizeof(float));
+    size_t bytes = (size_t)s->args->layout->master_count * sizeof(float);
+    s->args->kernels->zero(&(struct kernel_zero_args){s->grad, bytes}, s->args->pool);
     memset(s->sums, 0, sizeof(s->sums));
     memset(s->rank_tokens, 0, (size_t)s->collective->size * sizeof(uint64_t));
     *tokens = 0;
