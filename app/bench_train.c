@@ -127,7 +127,7 @@ static double footprint(const struct train_bench *b)
     int64_t packed = b->tokens < b->microbatch ? b->tokens : b->microbatch;
     packed = packed / b->sequence * b->sequence;
     int32_t pages = model_packing_pages(packed, packed / b->sequence);
-    return (double)learner_bytes(b->layout, &b->config) + (double)b->layout->image_bytes +
+    return (double)learner_bytes(b->layout, &b->config, 1).all + (double)b->layout->image_bytes +
            (double)model_workspace_bytes(b->layout, packed, optimizer_keep(&b->config)) +
            (double)pages * (double)model_kv_page_bytes(b->layout);
 }

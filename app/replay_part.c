@@ -181,7 +181,9 @@ static rl_status load_checkpoint(struct replay *r, uint64_t step, struct replay_
     }
     RL_TRY(checkpoint_verify(path, &found));
     RL_TRY(slabs_alloc(r->session.layout, out));
-    RL_TRY(checkpoint_load(path, r->session.layout, out->master, out->m, out->v, &state));
+    struct checkpoint_moments moments = {
+        .m = out->m, .v = out->v, .count = r->session.layout->master_count};
+    RL_TRY(checkpoint_load(path, r->session.layout, out->master, &moments, &state));
     rl_status status = teacher_alloc(&r->config, out);
     if (status == RL_OK) {
         status = checkpoint_load_teacher(path, r->session.layout, out->teacher);

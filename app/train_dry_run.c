@@ -10,7 +10,7 @@
 struct arithmetic {
     int64_t prompts, samples, completions, updates, steps, epochs_milli;
     int64_t learners, workers;
-    double learner_gib, arena_gib, worker_gib, activation_gib;
+    double learner_gib, moments_gib, arena_gib, worker_gib, activation_gib;
 };
 
 static double gib(size_t bytes)
@@ -38,13 +38,16 @@ static struct arithmetic compute_arithmetic(const struct rl_config *config,
     struct rollout_generator_options options;
     bool together = ranks == 1;
     size_t image = session->layout->image_bytes;
+    int learners = together ? 1 : (int)config->cluster.learners;
+    struct learner_bytes bytes = learner_bytes(session->layout, config, learners);
     session_generator_options(config, (int32_t)config->rollout.prompts_per_step + 1, &options);
     struct arithmetic a = {.prompts = config->rollout.prompts_per_step,
                            .samples = config->rollout.samples_per_prompt,
                            .steps = config->run.steps,
                            .updates = config->run.steps * config->optimizer.updates_per_step,
-                           .learners = together ? 1 : config->cluster.learners,
-                           .learner_gib = gib(learner_bytes(session->layout, config)),
+                           .learners = learners,
+                           .learner_gib = gib(bytes.all),
+                           .moments_gib = gib(bytes.moments),
                            .arena_gib =
                                gib((size_t)(together ? 2 : weight_window_slots(config)) * image),
                            .worker_gib = gib(rollout_generator_bytes(session->layout, &options)),
@@ -68,22 +71,24 @@ static void print_text(const struct arithmetic *a, const struct session *session
         "run         %lld steps = %lld updates = %lld completions = %.3f epochs of %llu prompts\n",
         (long long)a->steps, (long long)a->updates, (long long)(a->steps * a->completions),
         (double)a->epochs_milli / 1000.0, (unsigned long long)prompts);
-    printf("memory      learner %.2f GiB (weights, gradients, moments), activations up to %.2f "
-           "GiB a micro-batch,\n            weight slots %.2f GiB a node, rollout rank %.2f GiB\n",
-           a->learner_gib, a->activation_gib, a->arena_gib, a->worker_gib);
+    printf(
+        "memory      learner %.2f GiB (weights, gradients, moments of %.2f GiB), activations up to "
+        "%.2f GiB a micro-batch,\n            weight slots %.2f GiB a node, rollout rank %.2f "
+        "GiB\n",
+        a->learner_gib, a->moments_gib, a->activation_gib, a->arena_gib, a->worker_gib);
 }
 
 static void print_json(const struct arithmetic *a, const struct session *session, uint64_t prompts)
 {
     json_t *object = json_pack(
-        "{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:f}", "architecture",
-        session->layout->arch.name, "parameters", (json_int_t)session->layout->param_count,
-        "learners", (json_int_t)a->learners, "workers", (json_int_t)a->workers, "prompts_per_step",
-        (json_int_t)a->prompts, "samples_per_prompt", (json_int_t)a->samples,
-        "completions_per_step", (json_int_t)a->completions, "steps", (json_int_t)a->steps,
-        "updates", (json_int_t)a->updates, "prompts", (json_int_t)prompts, "learner_gib",
-        a->learner_gib, "activation_gib", a->activation_gib, "weight_slots_gib", a->arena_gib,
-        "rollout_gib", a->worker_gib);
+        "{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f, s:f, s:f}",
+        "architecture", session->layout->arch.name, "parameters",
+        (json_int_t)session->layout->param_count, "learners", (json_int_t)a->learners, "workers",
+        (json_int_t)a->workers, "prompts_per_step", (json_int_t)a->prompts, "samples_per_prompt",
+        (json_int_t)a->samples, "completions_per_step", (json_int_t)a->completions, "steps",
+        (json_int_t)a->steps, "updates", (json_int_t)a->updates, "prompts", (json_int_t)prompts,
+        "learner_gib", a->learner_gib, "moments_gib", a->moments_gib, "activation_gib",
+        a->activation_gib, "weight_slots_gib", a->arena_gib, "rollout_gib", a->worker_gib);
     char *text = object != NULL ? json_dumps(object, JSON_COMPACT) : NULL;
     if (text != NULL) {
         printf("%s\n", text);

@@ -16,7 +16,8 @@ enum follow_command {
     FOLLOW_START = 1,
     FOLLOW_BATCH = 2,
     FOLLOW_STOP = 3,
-    FOLLOW_ROLL_BACK = 4 /* only right after a batch whose step asks for it */
+    FOLLOW_ROLL_BACK = 4, /* only right after a batch whose step asks for it */
+    FOLLOW_SAVE = 5       /* moments are shared out: serve those that a checkpoint needs */
 };
 
 struct follow_header {
@@ -54,6 +55,11 @@ rl_status train_follow_start(struct collective *collective, const char *checkpoi
 rl_status train_follow_roll_back(struct collective *collective, const char *checkpoint)
 {
     return send_checkpoint(collective, FOLLOW_ROLL_BACK, checkpoint);
+}
+
+rl_status train_follow_save(struct collective *collective)
+{
+    return send_command(collective, (struct follow_header){.command = FOLLOW_SAVE}, NULL);
 }
 
 rl_status train_follow_stop(struct collective *collective)
@@ -210,8 +216,9 @@ static rl_status follow_start(const struct follower *f, const char *checkpoint)
     if (checkpoint[0] == '\0') {
         return learner_publish_first(f->learner, 0);
     }
-    RL_TRY(checkpoint_load(checkpoint, f->session->layout, learner_master(f->learner), optimizer->m,
-                           optimizer->v, &state));
+    struct checkpoint_moments moments = checkpoint_moments_of(optimizer);
+    RL_TRY(checkpoint_load(checkpoint, f->session->layout, learner_master(f->learner), &moments,
+                           &state));
     optimizer->step = (int64_t)state.updates;
     rl_status status = checkpoint_load_teacher(checkpoint, f->session->layout,
                                                learner_teacher_average(f->learner));
@@ -238,6 +245,8 @@ static rl_status obey(const struct follower *f)
             status = follow_start(f, payload);
         } else if (status == RL_OK && header.command == FOLLOW_BATCH) {
             status = follow_batch(f, &header, payload);
+        } else if (status == RL_OK && header.command == FOLLOW_SAVE) {
+            status = optimizer_serve(learner_shared_optimizer(f->learner));
         }
         free(payload);
         RL_TRY(status);

@@ -20,6 +20,10 @@ rl_status train_follow_batch(struct collective *collective, struct trajectory_gr
  * beginning). */
 rl_status train_follow_roll_back(struct collective *collective, const char *checkpoint);
 
+/* Rank 0, whose moments are shared out: it fetches some (optimizer_fetch) until it has said that it
+ * is done (optimizer_fetch_end). */
+rl_status train_follow_save(struct collective *collective);
+
 /* Rank 0: the run is over. */
 rl_status train_follow_stop(struct collective *collective);
 

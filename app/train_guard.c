@@ -54,8 +54,8 @@ static rl_status load_start(const struct session *session, const struct rl_confi
     RL_TRY(session_load_master(session, config->model.path, &master));
     memcpy(learner_master(learner), master, bytes);
     device_free(master);
-    memset(optimizer->m, 0, bytes);
-    memset(optimizer->v, 0, bytes);
+    memset(optimizer->m, 0, (size_t)optimizer->count * sizeof(float));
+    memset(optimizer->v, 0, (size_t)optimizer->count * sizeof(float));
     optimizer->step = 0;
     return RL_OK;
 }
@@ -69,8 +69,9 @@ rl_status train_guard_roll_back(const struct session *session, const struct rl_c
     if (checkpoint[0] == '\0') {
         RL_TRY(load_start(session, config, learner));
     } else {
-        RL_TRY(checkpoint_load(checkpoint, session->layout, learner_master(learner), optimizer->m,
-                               optimizer->v, &state));
+        struct checkpoint_moments moments = checkpoint_moments_of(optimizer);
+        RL_TRY(checkpoint_load(checkpoint, session->layout, learner_master(learner), &moments,
+                               &state));
         optimizer->step = (int64_t)state.updates;
     }
     rl_status status = learner_roll_back(learner, (uint32_t)state.version, report);

@@ -233,8 +233,9 @@ static rl_status resume_from(struct train_run *run, const char *path)
 {
     struct checkpoint_state state = {0};
     struct optimizer_state *optimizer = learner_optimizer(run->learner);
-    rl_status status = checkpoint_load(path, run->session->layout, learner_master(run->learner),
-                                       optimizer->m, optimizer->v, &state);
+    struct checkpoint_moments moments = checkpoint_moments_of(optimizer);
+    rl_status status =
+        checkpoint_load(path, run->session->layout, learner_master(run->learner), &moments, &state);
     if (status == RL_OK) {
         status = checkpoint_load_teacher(path, run->session->layout,
                                          learner_teacher_average(run->learner));

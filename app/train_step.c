@@ -434,13 +434,28 @@ fail:
     return status;
 }
 
+/* Moments that are shared out are fetched meanwhile: no checkpoint can be written without all
+ * learners. */
+static rl_status submit(struct train_run *run, const struct checkpoint_state *state)
+{
+    const struct optimizer_state *optimizer = learner_optimizer(run->learner);
+    struct optimizer *shared = learner_shared_optimizer(run->learner);
+    struct checkpoint_slabs slabs = {.master = learner_master(run->learner),
+                                     .teacher = learner_teacher_average(run->learner),
+                                     .shared = shared};
+    if (shared == NULL) {
+        slabs.adam_m = optimizer->m;
+        slabs.adam_v = optimizer->v;
+        return checkpoint_writer_submit(run->writer, state, &slabs);
+    }
+    RL_TRY(train_follow_save(run->collective));
+    rl_status status = checkpoint_writer_submit(run->writer, state, &slabs);
+    rl_status end = optimizer_fetch_end(shared);
+    return status != RL_OK ? status : end;
+}
+
 rl_status train_run_save(struct train_run *run, struct train_snapshot *snapshot, bool wait)
 {
-    struct optimizer_state *optimizer = learner_optimizer(run->learner);
-    struct checkpoint_slabs slabs = {.master = learner_master(run->learner),
-                                     .adam_m = optimizer->m,
-                                     .adam_v = optimizer->v,
-                                     .teacher = learner_teacher_average(run->learner)};
     double start = rl_clock_now_s(NULL);
     rl_status status = flush_segment(run);
     run->checkpoint_now = false;
@@ -450,7 +465,7 @@ rl_status train_run_save(struct train_run *run, struct train_snapshot *snapshot,
         status = weight_window_save(&window, &snapshot->state.images, &snapshot->state.image_count);
     }
     if (status == RL_OK) {
-        status = checkpoint_writer_submit(run->writer, &snapshot->state, &slabs);
+        status = submit(run, &snapshot->state);
     }
     if (status == RL_OK && wait) {
         status = checkpoint_writer_wait(run->writer, 0);

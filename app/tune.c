@@ -95,10 +95,10 @@ static rl_status read_record(struct tune *t, const char *path, const struct chec
 /* --- opening
  * -------------------------------------------------------------------------------------------- */
 
-static rl_status alloc_slab(const struct tune *t, const char *what, float **out)
+static rl_status alloc_slab(int64_t count, const char *what, float **out)
 {
     void *memory = NULL;
-    RL_TRY(device_alloc((size_t)t->session->layout->master_count * sizeof(float), what, &memory));
+    RL_TRY(device_alloc((size_t)count * sizeof(float), what, &memory));
     *out = memory;
     return RL_OK;
 }
@@ -106,10 +106,13 @@ static rl_status alloc_slab(const struct tune *t, const char *what, float **out)
 static rl_status load_checkpoint(struct tune *t, const char *path)
 {
     struct checkpoint_state state = {0};
-    RL_TRY(alloc_slab(t, "master weights", &t->master));
-    RL_TRY(alloc_slab(t, "moments", &t->adam_m));
-    RL_TRY(alloc_slab(t, "moments", &t->adam_v));
-    RL_TRY(checkpoint_load(path, t->session->layout, t->master, t->adam_m, t->adam_v, &state));
+    struct checkpoint_moments *moments = &t->moments;
+    int64_t count = t->session->layout->master_count;
+    optimizer_own_share(t->config, t->team->collective, count, &moments->first, &moments->count);
+    RL_TRY(alloc_slab(count, "master weights", &t->master));
+    RL_TRY(alloc_slab(moments->count, "moments", &moments->m));
+    RL_TRY(alloc_slab(moments->count, "moments", &moments->v));
+    RL_TRY(checkpoint_load(path, t->session->layout, t->master, moments, &state));
     rl_status status = read_record(t, path, &state);
     if (status == RL_OK && state.seed != (uint64_t)t->config->run.seed) {
         status = rl_fail(RL_INVALID, "run.seed is %lld, the checkpoint was made with %llu",
@@ -185,8 +188,8 @@ void tune_close(struct tune *tune)
 {
     checkpoint_writer_stop(tune->writer);
     rl_metrics_destroy(tune->metrics);
-    device_free(tune->adam_v);
-    device_free(tune->adam_m);
+    device_free(tune->moments.v);
+    device_free(tune->moments.m);
     device_free(tune->master);
     json_decref(tune->note);
     rl_log_close_file();
@@ -211,8 +214,10 @@ void tune_checkpoint_name(const struct tune *tune, char out[64])
 /* Handed to the writer; it is on the disk when the job ends. */
 static rl_status save_on_leader(struct tune *t, const struct sft_point *point)
 {
-    struct checkpoint_slabs slabs = {
-        .master = point->master, .adam_m = point->adam_m, .adam_v = point->adam_v};
+    struct checkpoint_slabs slabs = {.master = point->master,
+                                     .adam_m = point->adam_m,
+                                     .adam_v = point->adam_v,
+                                     .shared = point->shared};
     struct checkpoint_state state = {.step = t->step,
                                      .version = t->step,
                                      .updates = (uint64_t)point->state.optimizer_step,
@@ -229,6 +234,22 @@ static rl_status save_on_leader(struct tune *t, const struct sft_point *point)
     return status;
 }
 
+/* Where moments are shared out, the leader has them from the others meanwhile. */
+static rl_status save_together(struct tune *t, const struct sft_point *point)
+{
+    rl_status mine = RL_OK;
+    if (t->leader) {
+        mine = save_on_leader(t, point);
+    } else if (point->shared != NULL) {
+        return optimizer_serve(point->shared);
+    }
+    if (point->shared != NULL) {
+        rl_status end = optimizer_fetch_end(point->shared);
+        mine = mine != RL_OK ? mine : end;
+    }
+    return mine;
+}
+
 static rl_status save(void *arg, const struct sft_point *point)
 {
     struct tune *t = arg;
@@ -239,7 +260,7 @@ static rl_status save(void *arg, const struct sft_point *point)
                        s->tail_updates > 0 ? s->tail_loss / (double)s->tail_updates : 0, s->update);
     }
     t->step = t->job_step + (uint64_t)point->state.update;
-    rl_status mine = t->leader ? save_on_leader(t, point) : RL_OK;
+    rl_status mine = save_together(t, point);
     RL_TRY(collective_agree(t->team->collective, mine, &worst));
     if (worst == RL_OK && point->finished) {
         t->job_step = t->step;
@@ -301,7 +322,7 @@ static double expected_updates(const struct tune *t, const struct tune_job *job)
 rl_status tune_job(struct tune *tune, const struct tune_job *job, double *loss)
 {
     struct tune *t = tune;
-    struct sft_resume resume = {t->sft, t->adam_m, t->adam_v};
+    struct sft_resume resume = {t->sft, t->moments.m, t->moments.v};
     struct sft_args args = {.config = t->config,
                             .layout = t->session->layout,
                             .kernels = t->session->kernels,

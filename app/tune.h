@@ -34,9 +34,9 @@ struct tune {
     struct checkpoint_target target;
     struct checkpoint_writer *writer; /* leader only */
     struct sft_state sft;
-    float *adam_m, *adam_v;
-    uint64_t job_step, job_tokens; /* at the start of the job at work */
-    int64_t skipped;               /* of finished jobs */
+    struct checkpoint_moments moments; /* of this rank's share; owned */
+    uint64_t job_step, job_tokens;     /* at the start of the job at work */
+    int64_t skipped;                   /* of finished jobs */
     struct progress_bar bar;
     const struct tune_job *job;
     double last_busy_s, last_elapsed_s;

@@ -167,7 +167,9 @@ static rl_status load_checkpoint(const char *dir, const struct model_layout *lay
             return rl_fail(RL_NO_MEMORY, "out of memory");
         }
     }
-    return checkpoint_load(dir, layout, out->slabs[0], out->slabs[1], out->slabs[2], &out->state);
+    struct checkpoint_moments moments = {
+        .m = out->slabs[1], .v = out->slabs[2], .count = layout->master_count};
+    return checkpoint_load(dir, layout, out->slabs[0], &moments, &out->state);
 }
 
 static rl_status check_saved(const struct saved *a, const struct saved *b, int64_t count)

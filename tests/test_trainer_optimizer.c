@@ -67,7 +67,7 @@ static struct bench bench_make(struct optimizer_options options, enum kernel_isa
 static void bench_step(struct bench *b, double inverse, struct optimizer_report *report)
 {
     struct optimizer_weights weights = {.master = b->master, .grad = b->grad, .image = b->image};
-    optimizer_step(b->optimizer, &weights, inverse, NULL, report);
+    ck_assert_int_eq(optimizer_step(b->optimizer, &weights, inverse, NULL, report), RL_OK);
 }
 
 static void bench_free(struct bench *b)
@@ -294,7 +294,7 @@ static void update_in_parts(struct outcome *o)
     struct optimizer_state *state = optimizer_state(o->optimizer);
     struct optimizer_report would;
     struct model_image_diff diff = {o->previous, o->changed};
-    optimizer_measure(o->optimizer, o->grad, 0.25, NULL, &would);
+    ck_assert_int_eq(optimizer_measure(o->optimizer, o->grad, 0.25, NULL, &would), RL_OK);
     for (int32_t t = 0; t < l->tensor_count; t++) {
         int64_t at = l->tensors[t].offset;
         struct kernel_adamw_args args = {.param = o->f.master + at,
@@ -318,7 +318,7 @@ static void update_at_once(struct outcome *o)
     struct optimizer_report report;
     struct model_image_diff diff = {o->previous, o->changed};
     struct optimizer_weights weights = {o->f.master, o->grad, o->f.image, &diff};
-    optimizer_step(o->optimizer, &weights, 0.25, o->f.pool, &report);
+    ck_assert_int_eq(optimizer_step(o->optimizer, &weights, 0.25, o->f.pool, &report), RL_OK);
     ck_assert_int_eq(report.outcome, OPTIMIZER_UPDATED);
 }
 
@@ -363,10 +363,13 @@ START_TEST(weights_that_overflow_are_seen)
         struct bench b = bench_make(options, kernel_isa_best());
         struct optimizer_weights weights = {.master = b.master, .grad = b.grad, .image = b.image};
         gradient_fill(b.grad, 1, 1.0f);
-        optimizer_measure(b.optimizer, b.grad, 1, NULL, &report);
-        ck_assert(optimizer_apply(b.optimizer, &weights, &report, NULL));
+        ck_assert_int_eq(optimizer_measure(b.optimizer, b.grad, 1, NULL, &report), RL_OK);
+        bool finite = false;
+        ck_assert_int_eq(optimizer_apply(b.optimizer, &weights, &report, NULL, &finite), RL_OK);
+        ck_assert(finite);
         b.master[which == 0 ? MATRIX - 1 : VECTOR_AT] = INFINITY;
-        ck_assert(!optimizer_apply(b.optimizer, &weights, &report, NULL));
+        ck_assert_int_eq(optimizer_apply(b.optimizer, &weights, &report, NULL, &finite), RL_OK);
+        ck_assert(!finite);
         bench_free(&b);
     }
 }
@@ -408,7 +411,7 @@ START_TEST(options_come_from_the_config)
     ck_assert_int_eq(rl_config_init(&config), RL_OK);
     ck_assert_int_eq(rl_config_override(&config, "optimizer.lr_scheduler_type=cosine"), RL_OK);
     ck_assert_int_eq(rl_config_override(&config, "optimizer.warmup_steps=7"), RL_OK);
-    optimizer_options_from_config(&config, 50, &options);
+    optimizer_options_from_config(&config, 50, NULL, &options);
     ck_assert_int_eq(options.schedule.type, CONFIG_LR_COSINE);
     ck_assert_int_eq(options.schedule.warmup_updates, 7);
     ck_assert_int_eq(options.schedule.total_updates, 50);

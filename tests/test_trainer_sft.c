@@ -258,11 +258,11 @@ static void update_by_objective(struct bench *b, const float *advantage, bool on
     fixture_publish(&b->f);
     pass_open(b, &pass);
     double denominator = pass_run(b, &pass, advantage, on_policy);
-    optimizer_options_from_config(&b->config, 1, &options);
+    optimizer_options_from_config(&b->config, 1, NULL, &options);
     ck_assert_int_eq(optimizer_create(&options, b->f.layout, b->f.kernels, &optimizer), RL_OK);
     struct optimizer_weights weights = {
         .master = b->f.master, .grad = pass.grad, .image = b->f.image};
-    optimizer_step(optimizer, &weights, 1.0 / denominator, NULL, &report);
+    ck_assert_int_eq(optimizer_step(optimizer, &weights, 1.0 / denominator, NULL, &report), RL_OK);
     ck_assert_int_eq(report.outcome, OPTIMIZER_UPDATED);
     memcpy(result, b->f.master, slab_bytes(b));
     optimizer_destroy(optimizer);

@@ -255,6 +255,60 @@ static void sums_broadcast(struct rank *rank, size_t bytes, int root)
     free(data);
 }
 
+/* Parts of very different sizes, one of them empty. */
+static void part_bounds(int learners, int64_t unit, int64_t *bounds)
+{
+    bounds[0] = 0;
+    for (int rank = 0; rank < learners; rank++) {
+        bounds[rank + 1] = bounds[rank] + (rank == 1 ? 0 : unit * (1 + 2 * rank) + 3);
+    }
+}
+
+/* The sums of the own part are those of the whole array; the other parts stay. */
+static void sums_shared(struct rank *rank, int64_t unit)
+{
+    int me = world_rank(rank->world);
+    int64_t bounds[9];
+    part_bounds(world_learners(rank->world), unit, bounds);
+    int64_t count = bounds[world_learners(rank->world)];
+    float *values = malloc((size_t)count * sizeof *values);
+    float *whole = malloc((size_t)count * sizeof *whole);
+    RANK_CHECK(values != NULL && whole != NULL);
+    for (int64_t i = 0; i < count; i++) {
+        values[i] = whole[i] = sum_value(me, i);
+    }
+    RANK_CHECK(collective_sum_float(rank->collective, whole, count) == RL_OK);
+    RANK_CHECK(collective_sum_share(rank->collective, values, bounds) == RL_OK);
+    for (int64_t i = 0; i < count; i++) {
+        bool own = i >= bounds[me] && i < bounds[me + 1];
+        float expected = own ? whole[i] : sum_value(me, i);
+        RANK_CHECK(memcmp(&values[i], &expected, sizeof expected) == 0);
+    }
+    free(whole);
+    free(values);
+}
+
+static void sums_gather(struct rank *rank, int64_t unit, int root)
+{
+    int me = world_rank(rank->world);
+    int64_t bounds[9];
+    part_bounds(world_learners(rank->world), unit, bounds);
+    int64_t count = bounds[world_learners(rank->world)];
+    bool here = root == COLLECTIVE_ALL || root == me;
+    unsigned char *part = malloc((size_t)(bounds[me + 1] - bounds[me]) + 1);
+    unsigned char *whole = here ? calloc((size_t)count, 1) : NULL;
+    RANK_CHECK(part != NULL && (whole != NULL || !here));
+    for (int64_t i = bounds[me]; i < bounds[me + 1]; i++) {
+        part[i - bounds[me]] = (unsigned char)(i * 29 + 11);
+    }
+    RANK_CHECK(collective_gather(rank->collective, part, bounds, whole, root) == RL_OK);
+    for (int64_t i = 0; i < count && here; i++) {
+        RANK_CHECK(whole[i] == (unsigned char)(i * 29 + 11));
+    }
+    free(whole);
+    free(part);
+}
+
 static void *sums_compute(void *arg)
 {
     struct rank *rank = arg;
@@ -269,6 +323,12 @@ static void *sums_compute(void *arg)
         sums_broadcast(rank, 0, 0);
         sums_broadcast(rank, 1, 1);
         sums_broadcast(rank, 5 * 1024 * 1024 + 3, world_learners(rank->world) - 1);
+        for (int root = COLLECTIVE_ALL; root < world_learners(rank->world); root++) {
+            sums_gather(rank, 1, root);
+            sums_gather(rank, 1100000, root);
+        }
+        sums_shared(rank, 1);
+        sums_shared(rank, 300000);
         RANK_CHECK(collective_barrier(rank->collective) == RL_OK);
     }
     atomic_store(&rank->finished, true);
@@ -281,6 +341,20 @@ static int case_sums(void)
     rank_start(&rank, 3, 40.0, 8);
     rank_run(&rank, sums_compute);
     return rank_end(&rank, 0);
+}
+
+/* Equal sizes, other parts. */
+static void *parts_mismatch_compute(void *arg)
+{
+    struct rank *rank = arg;
+    float values[8] = {0};
+    if (rank->collective != NULL) {
+        int64_t cut = world_rank(rank->world) == 0 ? 3 : 5;
+        int64_t bounds[] = {0, cut, 8};
+        RANK_CHECK(collective_sum_share(rank->collective, values, bounds) == RL_INTERNAL);
+    }
+    atomic_store(&rank->finished, true);
+    return NULL;
 }
 
 static void *mismatch_compute(void *arg)
@@ -302,6 +376,14 @@ static int case_mismatch(void)
     struct rank rank = {0};
     rank_start(&rank, 2, 40.0, 8);
     rank_run(&rank, mismatch_compute);
+    return rank_end(&rank, 0);
+}
+
+static int case_parts_mismatch(void)
+{
+    struct rank rank = {0};
+    rank_start(&rank, 2, 40.0, 8);
+    rank_run(&rank, parts_mismatch_compute);
     return rank_end(&rank, 0);
 }
 
@@ -588,15 +670,11 @@ static const struct {
     const char *name;
     int (*run)(void);
 } rank_cases[] = {
-    {"storm", case_storm},
-    {"sums", case_sums},
-    {"mismatch", case_mismatch},
-    {"death", case_death},
-    {"learner_death", case_learner_death},
-    {"sleeper", case_sleeper},
-    {"weights", case_weights},
-    {"idle", case_idle},
-    {"absent", case_absent},
+    {"storm", case_storm},       {"sums", case_sums},
+    {"mismatch", case_mismatch}, {"parts_mismatch", case_parts_mismatch},
+    {"death", case_death},       {"learner_death", case_learner_death},
+    {"sleeper", case_sleeper},   {"weights", case_weights},
+    {"idle", case_idle},         {"absent", case_absent},
 };
 
 static int rank_main(const char *name)
@@ -691,7 +769,7 @@ START_TEST(cases)
         {"mismatch", "3", false, 3, 0}, {"weights", "3", false, 3, 0},
         {"idle", "2", false, 2, 0},     {"death", "3", true, 2, 0},
         {"sleeper", "3", true, 3, 0},   {"learner_death", "3", true, 1, 1},
-        {"absent", "3", true, 1, 1},
+        {"absent", "3", true, 1, 1},    {"parts_mismatch", "3", false, 3, 0},
     };
     launch_check(launches[_i]);
 }
@@ -714,6 +792,16 @@ START_TEST(alone)
     ck_assert_int_eq(collective_sum_float(collective, values, 2), RL_OK);
     ck_assert(values[0] == 1.0f);
     ck_assert_int_eq(collective_sum_float(collective, NULL, 2), RL_INVALID);
+    ck_assert_int_eq(collective_sum_share(collective, values, (int64_t[]){0, 2}), RL_OK);
+    ck_assert(values[1] == 2.0f);
+    ck_assert_int_eq(collective_sum_share(collective, values, (int64_t[]){1, 2}), RL_INVALID);
+    float copy[2] = {0};
+    ck_assert_int_eq(collective_gather(collective, values, (int64_t[]){0, -1}, copy, 0),
+                     RL_INVALID);
+    ck_assert_int_eq(collective_gather(collective, values, (int64_t[]){0, 8}, copy, 1), RL_INVALID);
+    ck_assert_int_eq(collective_gather(collective, values, (int64_t[]){0, 8}, NULL, 0), RL_INVALID);
+    ck_assert_int_eq(collective_gather(collective, values, (int64_t[]){0, 8}, copy, 0), RL_OK);
+    ck_assert(copy[1] == 2.0f);
     collective_destroy(collective);
     struct channel *channel = NULL;
     struct channel_mpi_options options = {
@@ -732,7 +820,7 @@ int main(int argc, char **argv)
     TCase *tests = tcase_create("ranks");
     tcase_set_timeout(tests, 250);
     tcase_add_test(tests, alone);
-    tcase_add_loop_test(tests, cases, 0, 9);
+    tcase_add_loop_test(tests, cases, 0, 10);
     suite_add_tcase(suite, tests);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);

@@ -333,13 +333,19 @@ rl_status checkpoint_find_before(const char *run_dir, uint64_t step, char *path)
                                     count - later);
 }
 
+struct checkpoint_moments checkpoint_moments_of(struct optimizer_state *optimizer)
+{
+    return (struct checkpoint_moments){
+        .m = optimizer->m, .v = optimizer->v, .first = optimizer->first, .count = optimizer->count};
+}
+
 rl_status checkpoint_load(const char *path, const struct model_layout *layout, float *master,
-                          float *adam_m, float *adam_v, struct checkpoint_state *out)
+                          const struct checkpoint_moments *moments, struct checkpoint_state *out)
 {
     char state_path[CHECKPOINT_PATH_MAX];
     struct checkpoint_state state = {0};
     RL_TRY(path_format(state_path, "%s/state.h5", path));
-    RL_TRY(checkpoint_state_read(state_path, layout->master_count, adam_m, adam_v, &state));
+    RL_TRY(checkpoint_state_read(state_path, layout->master_count, moments, &state));
     if (master != NULL) {
         rl_status status = model_params_load(layout, path, master, NULL);
         if (status != RL_OK) {

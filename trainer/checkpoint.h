@@ -10,6 +10,7 @@
 #include "core/trajectory.h"
 #include "model/params.h"
 #include "model/tokenizer.h"
+#include "trainer/optimizer.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -54,6 +55,15 @@ struct checkpoint_slabs {
     const float *master;
     const float *adam_m, *adam_v;
     const float *teacher; /* NULL unless teacher.policy is ema */
+    /* NULL, or fetched from in place of adam_m and adam_v, which are NULL then; while submitting or
+     * saving. The other learners serve. */
+    struct optimizer *shared;
+};
+
+/* Where loaded moments go: those of the floats [first, first + count) of the slabs. Borrowed. */
+struct checkpoint_moments {
+    float *m, *v; /* [count] */
+    int64_t first, count;
 };
 
 /* Where and how to save. All borrowed; must outlive a writer that was started with it. */
@@ -84,11 +94,14 @@ rl_status checkpoint_find_before(const char *run_dir, uint64_t step, char *path)
  * and reason named), RL_IO. */
 rl_status checkpoint_verify(const char *path, uint64_t *step);
 
-/* Read a verified checkpoint: masters and moments into slabs [layout->master_count] (each may be
- * NULL to skip), the rest into *out. Errors: RL_CORRUPT, RL_IO, RL_INVALID (another model),
- * RL_NO_MEMORY. */
+/* Read a verified checkpoint: masters into a slab [layout->master_count], moments or a stretch of
+ * them (each NULL to skip), the rest into *out. Errors: RL_CORRUPT, RL_IO, RL_INVALID (another
+ * model), RL_NO_MEMORY. */
 rl_status checkpoint_load(const char *path, const struct model_layout *layout, float *master,
-                          float *adam_m, float *adam_v, struct checkpoint_state *out);
+                          const struct checkpoint_moments *moments, struct checkpoint_state *out);
+
+/* Where the moments that an optimizer has here go: all of them, or its share. */
+struct checkpoint_moments checkpoint_moments_of(struct optimizer_state *optimizer);
 
 /* Read the teacher's moving average into [layout->master_count]; nothing is done for NULL. Errors:
  * RL_INVALID (there is none), RL_CORRUPT, RL_IO. */

@@ -63,17 +63,46 @@ static rl_status write_images(struct h5_file *file, const struct checkpoint_stat
     return RL_OK;
 }
 
+static const char *const moment_names[2] = {"optimizer/m", "optimizer/v"};
+
+struct moment_source {
+    struct optimizer *optimizer;
+    int slab;
+};
+
+static rl_status fetch_moments(void *arg, uint64_t first, uint64_t count, void *data)
+{
+    const struct moment_source *source = arg;
+    return optimizer_fetch(source->optimizer, &(struct optimizer_window){.slab = source->slab,
+                                                                         .first = (int64_t)first,
+                                                                         .count = (int64_t)count,
+                                                                         .out = data});
+}
+
+static rl_status write_moments(struct h5_file *file, const struct checkpoint_slabs *slabs,
+                               int64_t count)
+{
+    const float *here[2] = {slabs->adam_m, slabs->adam_v};
+    for (int i = 0; i < 2; i++) {
+        struct moment_source shared = {slabs->shared, i};
+        struct h5_source source = {
+            .type = H5_F32, .count = (uint64_t)count, .read = fetch_moments, .arg = &shared};
+        RL_TRY(slabs->shared != NULL
+                   ? h5_file_write_from(file, moment_names[i], &source, STATE_MOMENT_LEVEL)
+                   : h5_file_write(file, moment_names[i], H5_F32, here[i], (uint64_t)count,
+                                   STATE_MOMENT_LEVEL));
+    }
+    return RL_OK;
+}
+
 static rl_status write_all(struct h5_file *file, const struct checkpoint_state *state,
                            const struct checkpoint_slabs *slabs, int64_t count)
 {
-    bool moments = slabs->adam_m != NULL && slabs->adam_v != NULL;
+    bool moments = slabs->shared != NULL || (slabs->adam_m != NULL && slabs->adam_v != NULL);
     const char *config = state->config_text != NULL ? state->config_text : "";
     RL_TRY(write_numbers(file, state, count, moments));
     if (moments) {
-        RL_TRY(h5_file_write(file, "optimizer/m", H5_F32, slabs->adam_m, (uint64_t)count,
-                             STATE_MOMENT_LEVEL));
-        RL_TRY(h5_file_write(file, "optimizer/v", H5_F32, slabs->adam_v, (uint64_t)count,
-                             STATE_MOMENT_LEVEL));
+        RL_TRY(write_moments(file, slabs, count));
     }
     if (slabs->teacher != NULL) {
         RL_TRY(h5_file_write(file, "teacher/average", H5_F32, slabs->teacher, (uint64_t)count,
@@ -134,18 +163,19 @@ static rl_status read_numbers(struct h5_file *file, const char *path, int64_t co
     return h5_file_read_f64(file, "cpu_s", &state->cpu_s);
 }
 
-static rl_status read_moments(struct h5_file *file, const char *path, bool present, int64_t count,
-                              float *slabs[2])
+static rl_status read_moments(struct h5_file *file, const char *path,
+                              const struct checkpoint_moments *moments, int64_t count)
 {
-    static const char *const names[2] = {"optimizer/m", "optimizer/v"};
+    float *const slabs[2] = {moments->m, moments->v};
     for (int i = 0; i < 2; i++) {
-        if (slabs[i] == NULL) {
-            continue;
+        uint64_t found = 0;
+        RL_TRY(h5_file_count(file, moment_names[i], H5_F32, &found));
+        if (found != (uint64_t)count) {
+            return rl_fail(RL_CORRUPT, "%s: %s: %" PRIu64 " elements, expected %" PRId64, path,
+                           moment_names[i], found, count);
         }
-        if (!present) {
-            return rl_fail(RL_INVALID, "%s: holds no optimizer moments", path);
-        }
-        RL_TRY(h5_file_read(file, names[i], H5_F32, slabs[i], (uint64_t)count));
+        RL_TRY(h5_file_read_part(file, moment_names[i], H5_F32, slabs[i], (uint64_t)moments->first,
+                                 (uint64_t)moments->count));
     }
     return RL_OK;
 }
@@ -195,16 +225,18 @@ static rl_status read_blobs(struct h5_file *file, struct checkpoint_state *state
     return segment_groups_read(file, "partial/", &state->partial, &state->partial_count);
 }
 
-rl_status checkpoint_state_read(const char *path, int64_t count, float *adam_m, float *adam_v,
+rl_status checkpoint_state_read(const char *path, int64_t count,
+                                const struct checkpoint_moments *moments,
                                 struct checkpoint_state *out)
 {
     struct h5_file *file = NULL;
     RL_TRY(h5_file_open(path, &file));
     struct checkpoint_state state = {0};
-    bool moments = false;
-    rl_status status = read_numbers(file, path, count, &state, &moments);
-    if (status == RL_OK) {
-        status = read_moments(file, path, moments, count, (float *[2]){adam_m, adam_v});
+    bool present = false;
+    rl_status status = read_numbers(file, path, count, &state, &present);
+    if (status == RL_OK && moments != NULL) {
+        status = present ? read_moments(file, path, moments, count)
+                         : rl_fail(RL_INVALID, "%s: holds no optimizer moments", path);
     }
     if (status == RL_OK) {
         status = read_blobs(file, &state);

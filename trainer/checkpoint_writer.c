@@ -209,26 +209,42 @@ static rl_status copy_state(const struct checkpoint_state *from, struct checkpoi
     return copy_images(from, to);
 }
 
-static void copy_slabs(struct checkpoint_writer *writer, const struct checkpoint_slabs *slabs)
+static rl_status copy_moments(const struct checkpoint_slabs *slabs, int64_t count, float *out)
+{
+    const float *here[2] = {slabs->adam_m, slabs->adam_v};
+    for (int i = 0; i < 2; i++) {
+        float *copy = out + i * count;
+        if (slabs->shared == NULL) {
+            memcpy(copy, here[i], (size_t)count * sizeof(float));
+            continue;
+        }
+        RL_TRY(optimizer_fetch(slabs->shared,
+                               &(struct optimizer_window){.slab = i, .count = count, .out = copy}));
+    }
+    return RL_OK;
+}
+
+static rl_status copy_slabs(struct checkpoint_writer *writer, const struct checkpoint_slabs *slabs)
 {
     size_t count = (size_t)writer->target->layout->master_count;
     memcpy(writer->slab, slabs->master, count * sizeof(float));
-    memcpy(writer->slab + count, slabs->adam_m, count * sizeof(float));
-    memcpy(writer->slab + 2 * count, slabs->adam_v, count * sizeof(float));
     if (writer->teacher) {
         memcpy(writer->slab + 3 * count, slabs->teacher, count * sizeof(float));
     }
+    return copy_moments(slabs, (int64_t)count, writer->slab + count);
 }
 
 static rl_status submit_copy(struct checkpoint_writer *writer, const struct checkpoint_state *state,
                              const struct checkpoint_slabs *slabs)
 {
     rl_status status = copy_state(state, &writer->state);
+    if (status == RL_OK) {
+        status = copy_slabs(writer, slabs);
+    }
     if (status != RL_OK) {
         snapshot_clear(writer);
         return status;
     }
-    copy_slabs(writer, slabs);
     pthread_mutex_lock(&writer->mutex);
     writer->busy = true;
     pthread_cond_broadcast(&writer->changed);
@@ -241,7 +257,7 @@ rl_status checkpoint_writer_submit(struct checkpoint_writer *writer,
                                    const struct checkpoint_slabs *slabs)
 {
     double started_s = rl_clock_now_s(NULL);
-    bool moments = slabs->adam_m != NULL && slabs->adam_v != NULL;
+    bool moments = slabs->shared != NULL || (slabs->adam_m != NULL && slabs->adam_v != NULL);
     RL_TRY(checkpoint_writer_wait(writer, 0));
     bool copied = moments && snapshot_has_room(writer, slabs->teacher != NULL);
     rl_status status = copied ? submit_copy(writer, state, slabs)

@@ -24,7 +24,7 @@ static rl_status set_options(struct learner *l)
     const struct rl_config *config = l->args.config;
     struct optimizer_options optimizer;
     int64_t updates = config->run.steps * config->optimizer.updates_per_step;
-    optimizer_options_from_config(config, updates, &optimizer);
+    optimizer_options_from_config(config, updates, l->args.collective, &optimizer);
     RL_TRY(optimizer_create(&optimizer, l->args.layout, l->args.kernels, &l->optimizer));
     RL_TRY(objective_options_from_config(config, &l->objective));
     advantage_options_from_config(config, &l->advantage);
@@ -100,14 +100,18 @@ void learner_destroy(struct learner *learner)
     free(learner);
 }
 
-size_t learner_bytes(const struct model_layout *layout, const struct rl_config *config)
+struct learner_bytes learner_bytes(const struct model_layout *layout,
+                                   const struct rl_config *config, int learners)
 {
     size_t slab = (size_t)layout->master_count * sizeof(float);
+    int64_t share = optimizer_largest_share(config, layout->master_count, learners);
     bool taught = config->teacher.loss != CONFIG_TEACHER_NONE;
     bool average = taught && config->teacher.policy == CONFIG_TEACHER_EMA;
     bool frozen = taught && config->teacher.policy == CONFIG_TEACHER_INITIAL;
     size_t images = objective_needs_reference(config) + (average || frozen);
-    return (average ? 5 : 4) * slab + images * layout->image_bytes;
+    struct learner_bytes bytes = {.moments = 2 * (size_t)share * sizeof(float)};
+    bytes.all = (average ? 3 : 2) * slab + bytes.moments + images * layout->image_bytes;
+    return bytes;
 }
 
 /* --- images
@@ -208,7 +212,7 @@ static rl_status reduce(struct learner *l, struct objective_stats *stats, uint32
 {
     struct collective *c = l->args.collective;
     double bits[] = {(*faults & GUARD_LOGPROB) != 0, (*faults & GUARD_ADVANTAGE) != 0};
-    RL_TRY(collective_sum_float(c, l->grad, l->args.layout->master_count));
+    RL_TRY(optimizer_reduce(l->optimizer, c, l->grad));
     RL_TRY(collective_sum_double(c, objective_stats_sums(stats), OBJECTIVE_SUM_COUNT));
     RL_TRY(collective_max_double(c, objective_stats_maxima(stats), OBJECTIVE_MAX_COUNT));
     RL_TRY(collective_min_double(c, objective_stats_minima(stats), OBJECTIVE_MIN_COUNT));
@@ -241,10 +245,11 @@ static rl_status apply(struct learner *l, const struct optimizer_report *would,
     struct model_image_diff diff;
     struct optimizer_weights weights = {.master = l->args.master, .grad = l->grad};
     double wait_s;
+    bool finite = true;
     RL_TRY(begin_image(l, &weights.image, &wait_s));
     report->slot_wait_s += wait_s;
     weights.diff = image_diff(l, &diff);
-    bool finite = optimizer_apply(l->optimizer, &weights, would, l->args.pool);
+    RL_TRY(optimizer_apply(l->optimizer, &weights, would, l->args.pool, &finite));
     report->grad_norm += would->grad_norm;
     report->updates++;
     report->faults |= finite ? 0 : GUARD_WEIGHTS;
@@ -258,8 +263,8 @@ static rl_status update(struct learner *l, const struct objective_stats *stats, 
 {
     struct optimizer_report would;
     double denominator = objective_denominator(&l->objective, stats);
-    optimizer_measure(l->optimizer, l->grad, denominator > 0 ? 1.0 / denominator : 0, l->args.pool,
-                      &would);
+    RL_TRY(optimizer_measure(l->optimizer, l->grad, denominator > 0 ? 1.0 / denominator : 0,
+                             l->args.pool, &would));
     report->learning_rate = would.learning_rate;
     bool loss_finite = isfinite(objective_loss(&l->objective, stats));
     faults |= would.outcome == OPTIMIZER_SKIPPED_NONFINITE || !loss_finite ? GUARD_GRADIENT : 0;
@@ -467,6 +472,11 @@ uint64_t learner_image_hash(const struct learner *learner)
 struct optimizer_state *learner_optimizer(struct learner *learner)
 {
     return optimizer_state(learner->optimizer);
+}
+
+struct optimizer *learner_shared_optimizer(struct learner *learner)
+{
+    return optimizer_is_shared(learner->optimizer) ? learner->optimizer : NULL;
 }
 
 struct guard_state *learner_guard(struct learner *learner)

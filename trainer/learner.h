@@ -100,6 +100,10 @@ rl_status learner_publish(struct learner *learner, const struct learner_report *
 uint32_t learner_version(const struct learner *learner);
 float *learner_master(struct learner *learner);
 struct optimizer_state *learner_optimizer(struct learner *learner);
+
+/* Where moments that are shared out among learners are fetched from and served; NULL if they are
+ * all here. Borrowed. */
+struct optimizer *learner_shared_optimizer(struct learner *learner);
 struct guard_state *learner_guard(struct learner *learner);
 
 /* Answer to GUARD_ROLL_BACK of the last step: the caller has put sound weights and moments of
@@ -129,7 +133,13 @@ const void *learner_image(const struct learner *learner);
 rl_status learner_probe(struct learner *learner, struct trajectory_group *const *groups,
                         uint32_t count, double *largest, uint64_t *tokens);
 
-/* Bytes that a learner holds beside activations: masters, gradients, moments, images. */
-size_t learner_bytes(const struct model_layout *layout, const struct rl_config *config);
+/* Bytes that each of `learners` holds at most beside activations: masters, gradients, moments,
+ * images. */
+struct learner_bytes {
+    size_t all;
+    size_t moments; /* of these */
+};
+struct learner_bytes learner_bytes(const struct model_layout *layout,
+                                   const struct rl_config *config, int learners);
 
 #endif

@@ -10,8 +10,9 @@
 #include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
-enum { OPTIMIZER_NORM_BLOCK = 65536 }; /* kernel_sum_squares_args.block_sums */
+enum { WINDOW_END = -1 }; /* optimizer_window.slab: nothing more is fetched */
 
 /* Added to the norm before dividing, as torch.nn.utils.clip_grad_norm_ does. */
 #define OPTIMIZER_CLIP_EPSILON 1e-6
@@ -21,11 +22,12 @@ struct optimizer {
     const struct model_layout *layout;
     const struct kernel_table *kernels;
     struct optimizer_state state;
+    struct optimizer_share share;
     double *block_sums; /* scratch of the norm */
 };
 
 void optimizer_options_from_config(const struct rl_config *config, int64_t total_updates,
-                                   struct optimizer_options *out)
+                                   struct collective *learners, struct optimizer_options *out)
 {
     *out = (struct optimizer_options){
         .schedule =
@@ -41,7 +43,13 @@ void optimizer_options_from_config(const struct rl_config *config, int64_t total
         .epsilon = config->optimizer.adam_epsilon,
         .weight_decay = config->optimizer.weight_decay,
         .max_grad_norm = config->optimizer.max_grad_norm,
+        .share_among = config->optimizer.zero_stage > 0 ? learners : NULL,
     };
+}
+
+int64_t optimizer_largest_share(const struct rl_config *config, int64_t count, int learners)
+{
+    return config->optimizer.zero_stage > 0 ? optimizer_share_largest(count, learners) : count;
 }
 
 enum model_keep optimizer_keep(const struct rl_config *config)
@@ -50,6 +58,15 @@ enum model_keep optimizer_keep(const struct rl_config *config)
                                             [CONFIG_RECOMPUTE_FULL] = MODEL_KEEP_INPUTS,
                                             [CONFIG_RECOMPUTE_OFF] = MODEL_KEEP_ALL};
     return keeps[config->optimizer.recompute];
+}
+
+void optimizer_own_share(const struct rl_config *config, const struct collective *learners,
+                         int64_t count, int64_t *first, int64_t *own)
+{
+    int64_t unit = optimizer_largest_share(config, count, learners->size);
+    int64_t begin = config->optimizer.zero_stage > 0 ? unit * learners->rank : 0;
+    *first = begin < count ? begin : count;
+    *own = count - *first < unit ? count - *first : unit;
 }
 
 static rl_status optimizer_check(const struct optimizer_options *options)
@@ -76,6 +93,20 @@ static rl_status optimizer_check(const struct optimizer_options *options)
     return RL_OK;
 }
 
+static rl_status share_out(struct optimizer *optimizer)
+{
+    struct optimizer_state *state = &optimizer->state;
+    int64_t count = optimizer->layout->master_count;
+    RL_TRY(optimizer_share_init(&optimizer->share, optimizer->options.share_among, count));
+    state->count = count;
+    if (optimizer->share.collective != NULL) {
+        int rank = optimizer->share.collective->rank;
+        state->first = optimizer->share.bounds[rank];
+        state->count = optimizer->share.bounds[rank + 1] - state->first;
+    }
+    return RL_OK;
+}
+
 rl_status optimizer_create(const struct optimizer_options *options,
                            const struct model_layout *layout, const struct kernel_table *kernels,
                            struct optimizer **out)
@@ -88,12 +119,12 @@ rl_status optimizer_create(const struct optimizer_options *options,
     optimizer->options = *options;
     optimizer->layout = layout;
     optimizer->kernels = kernels;
-    optimizer->state.count = layout->master_count;
     optimizer->state.rate_scale = 1;
-    size_t bytes = (size_t)layout->master_count * sizeof(float);
     size_t blocks = (size_t)layout->master_count / OPTIMIZER_NORM_BLOCK + 1;
     rl_status status;
     void *buffer = NULL;
+    RL_TRY_GOTO(share_out(optimizer), status, fail);
+    size_t bytes = (size_t)optimizer->state.count * sizeof(float);
     RL_TRY_GOTO(device_alloc(bytes, "first moments", &buffer), status, fail);
     optimizer->state.m = buffer;
     RL_TRY_GOTO(device_alloc(bytes, "second moments", &buffer), status, fail);
@@ -115,46 +146,158 @@ void optimizer_destroy(struct optimizer *optimizer)
     device_free(optimizer->block_sums);
     device_free(optimizer->state.v);
     device_free(optimizer->state.m);
+    optimizer_share_fini(&optimizer->share);
     free(optimizer);
 }
 
 /* Padding between tensors is 0, so the norm may run over the whole slab at once. */
-static double optimizer_norm(struct optimizer *optimizer, const float *slab, double factor,
-                             struct rl_pool *pool)
+static struct kernel_sum_squares_args squares_args(const struct optimizer *optimizer,
+                                                   const float *slab, double *squares)
 {
-    double squares = 0;
-    struct kernel_sum_squares_args args = {
-        .x = slab,
-        .count = optimizer->state.count,
-        .sum = &squares,
-        .block_sums = optimizer->block_sums,
-    };
-    optimizer->kernels->sum_squares(&args, pool);
-    return sqrt(squares) * factor;
+    return (struct kernel_sum_squares_args){.x = slab,
+                                            .count = optimizer->layout->master_count,
+                                            .sum = squares,
+                                            .block_sums = optimizer->block_sums};
 }
 
-/* A tensor's update and its part of the image, in one pass over its elements. */
-static void optimizer_update_tensor(struct optimizer *optimizer, const struct model_tensor *tensor,
-                                    const struct optimizer_weights *weights,
-                                    const struct kernel_adamw_args *common, struct rl_pool *pool)
+static rl_status gradient_norm(struct optimizer *optimizer, const float *grad, struct rl_pool *pool,
+                               double *norm)
+{
+    double squares = 0;
+    struct kernel_sum_squares_args args = squares_args(optimizer, grad, &squares);
+    if (optimizer->share.collective != NULL) {
+        RL_TRY(optimizer_share_squares(&optimizer->share, optimizer->kernels, &args, pool));
+    } else {
+        optimizer->kernels->sum_squares(&args, pool);
+    }
+    *norm = sqrt(squares);
+    return RL_OK;
+}
+
+rl_status optimizer_reduce(struct optimizer *optimizer, struct collective *collective, float *grad)
+{
+    return optimizer->share.collective != NULL
+               ? collective_sum_share(collective, grad, optimizer->share.bounds)
+               : collective_sum_float(collective, grad, optimizer->layout->master_count);
+}
+
+bool optimizer_is_shared(const struct optimizer *optimizer)
+{
+    return optimizer->share.collective != NULL;
+}
+
+static rl_status window_check(const struct optimizer *optimizer,
+                              const struct optimizer_window *window)
+{
+    int64_t total = optimizer->layout->master_count;
+    if (window->slab < 0 || window->slab > 1 || window->first < 0 || window->count < 0 ||
+        window->first > total - window->count) {
+        return rl_fail(RL_INVALID, "optimizer: moments %" PRId64 " + %" PRId64 " of slab %" PRId64,
+                       window->first, window->count, window->slab);
+    }
+    return RL_OK;
+}
+
+static const float *slab_of(const struct optimizer *optimizer,
+                            const struct optimizer_window *window)
+{
+    return window->slab == 0 ? optimizer->state.m : optimizer->state.v;
+}
+
+rl_status optimizer_fetch(struct optimizer *optimizer, const struct optimizer_window *window)
+{
+    const float *slab = slab_of(optimizer, window);
+    struct optimizer_window asked = *window;
+    RL_TRY(window_check(optimizer, window));
+    if (!optimizer_is_shared(optimizer)) {
+        memcpy(window->out, slab + window->first, (size_t)window->count * sizeof(float));
+        return RL_OK;
+    }
+    RL_TRY(collective_broadcast(optimizer->share.collective, &asked, sizeof(asked), 0));
+    return optimizer_share_collect(&optimizer->share, slab, window);
+}
+
+rl_status optimizer_fetch_end(struct optimizer *optimizer)
+{
+    struct optimizer_window end = {.slab = WINDOW_END};
+    return optimizer_is_shared(optimizer)
+               ? collective_broadcast(optimizer->share.collective, &end, sizeof(end), 0)
+               : RL_OK;
+}
+
+rl_status optimizer_serve(struct optimizer *optimizer)
+{
+    struct optimizer_window window = {0};
+    while (optimizer_is_shared(optimizer)) {
+        RL_TRY(collective_broadcast(optimizer->share.collective, &window, sizeof(window), 0));
+        if (window.slab == WINDOW_END) {
+            break;
+        }
+        window.out = NULL;
+        RL_TRY(window_check(optimizer, &window));
+        RL_TRY(optimizer_share_collect(&optimizer->share, slab_of(optimizer, &window), &window));
+    }
+    return RL_OK;
+}
+
+/* The floats of a tensor whose moments are here: [first, end) within it. */
+struct tensor_part {
+    int64_t first, end;
+    bool whole;
+};
+
+static struct tensor_part tensor_part(const struct optimizer_state *state,
+                                      const struct model_tensor *tensor)
+{
+    int64_t count = tensor->rows * tensor->cols;
+    int64_t first = state->first - tensor->offset;
+    int64_t end = first + state->count;
+    struct tensor_part part = {.first = first > 0 ? first : 0, .end = end < count ? end : count};
+    part.whole = part.first == 0 && part.end == count;
+    return part;
+}
+
+/* A tensor's update and, of a whole matrix, its part of the image, in one pass over its elements.
+ */
+static void update_tensor(struct optimizer *optimizer, const struct model_tensor *tensor,
+                          const struct optimizer_weights *weights,
+                          const struct kernel_adamw_args *common, struct rl_pool *pool)
 {
     const struct model_layout *layout = optimizer->layout;
+    struct tensor_part part = tensor_part(&optimizer->state, tensor);
     struct kernel_adamw_pack_args args = {.adamw = *common};
-    args.adamw.param += tensor->offset;
-    args.adamw.grad += tensor->offset;
-    args.adamw.m += tensor->offset;
-    args.adamw.v += tensor->offset;
-    args.adamw.count = tensor->rows * tensor->cols;
-    if (tensor->matrix) {
-        args.adamw.weight_decay = (float)optimizer->options.weight_decay;
+    int64_t at = tensor->offset + part.first;
+    if (part.first >= part.end) {
+        return;
+    }
+    args.adamw.param += at;
+    args.adamw.grad += at;
+    args.adamw.m += at - optimizer->state.first;
+    args.adamw.v += at - optimizer->state.first;
+    args.adamw.count = part.end - part.first;
+    args.adamw.weight_decay = tensor->matrix ? (float)optimizer->options.weight_decay : 0;
+    if (tensor->matrix && part.whole) {
         args.pack =
             model_params_pack_args(layout, tensor, weights->master, weights->image, weights->diff);
         optimizer->kernels->adamw_pack(&args, pool);
     } else {
         optimizer->kernels->adamw(&args.adamw, pool);
+    }
+}
+
+/* What update_tensor left out of the image. */
+static void publish_rest(struct optimizer *optimizer, const struct model_tensor *tensor,
+                         const struct optimizer_weights *weights, struct rl_pool *pool)
+{
+    const struct model_layout *layout = optimizer->layout;
+    if (!tensor->matrix) {
         struct kernel_vector_pack_args pack = model_params_vector_args(
             layout, tensor, weights->master, weights->image, weights->diff);
         optimizer->kernels->vector_pack(&pack, pool);
+    } else if (!tensor_part(&optimizer->state, tensor).whole) {
+        struct kernel_linear_pack_args pack =
+            model_params_pack_args(layout, tensor, weights->master, weights->image, weights->diff);
+        optimizer->kernels->linear_pack(&pack, pool);
     }
 }
 
@@ -170,11 +313,13 @@ static enum optimizer_outcome optimizer_judge(double norm, double scale, double 
     return inv_denominator > 0 ? OPTIMIZER_UPDATED : OPTIMIZER_SKIPPED_EMPTY;
 }
 
-void optimizer_measure(struct optimizer *optimizer, const float *grad, double inv_denominator,
-                       struct rl_pool *pool, struct optimizer_report *report)
+rl_status optimizer_measure(struct optimizer *optimizer, const float *grad, double inv_denominator,
+                            struct rl_pool *pool, struct optimizer_report *report)
 {
     const struct optimizer_options *options = &optimizer->options;
-    double norm = optimizer_norm(optimizer, grad, inv_denominator, pool);
+    double norm = 0;
+    RL_TRY(gradient_norm(optimizer, grad, pool, &norm));
+    norm *= inv_denominator;
     double limit = options->max_grad_norm;
     double clip = limit > 0 ? fmin(1.0, limit / (norm + OPTIMIZER_CLIP_EPSILON)) : 1.0;
     double scale = inv_denominator * clip;
@@ -185,12 +330,14 @@ void optimizer_measure(struct optimizer *optimizer, const float *grad, double in
                                   .learning_rate = rate * optimizer->state.rate_scale,
                                   .clip_scale = clip,
                                   .grad_scale = scale};
+    return RL_OK;
 }
 
-bool optimizer_apply(struct optimizer *optimizer, const struct optimizer_weights *weights,
-                     const struct optimizer_report *report, struct rl_pool *pool)
+rl_status optimizer_apply(struct optimizer *optimizer, const struct optimizer_weights *weights,
+                          const struct optimizer_report *report, struct rl_pool *pool, bool *finite)
 {
     const struct optimizer_options *options = &optimizer->options;
+    const struct model_layout *layout = optimizer->layout;
     struct optimizer_state *state = &optimizer->state;
     int32_t nonfinite = 0;
     assert(report->outcome == OPTIMIZER_UPDATED);
@@ -209,10 +356,17 @@ bool optimizer_apply(struct optimizer *optimizer, const struct optimizer_weights
         .epsilon = (float)options->epsilon,
         .nonfinite = &nonfinite,
     };
-    for (int32_t i = 0; i < optimizer->layout->tensor_count; i++) {
-        optimizer_update_tensor(optimizer, &optimizer->layout->tensors[i], weights, &common, pool);
+    for (int32_t i = 0; i < layout->tensor_count; i++) {
+        update_tensor(optimizer, &layout->tensors[i], weights, &common, pool);
     }
-    return nonfinite == 0;
+    if (optimizer->share.collective != NULL) {
+        RL_TRY(optimizer_share_spread(&optimizer->share, weights->master, &nonfinite));
+    }
+    for (int32_t i = 0; i < layout->tensor_count; i++) {
+        publish_rest(optimizer, &layout->tensors[i], weights, pool);
+    }
+    *finite = nonfinite == 0;
+    return RL_OK;
 }
 
 void optimizer_skip(struct optimizer *optimizer, const char *why)
@@ -223,21 +377,28 @@ void optimizer_skip(struct optimizer *optimizer, const char *why)
     rl_log(RL_LOG_WARN, "update after %" PRId64 " skipped: %s", state->step, why);
 }
 
-void optimizer_step(struct optimizer *optimizer, const struct optimizer_weights *weights,
-                    double inv_denominator, struct rl_pool *pool, struct optimizer_report *report)
+rl_status optimizer_step(struct optimizer *optimizer, const struct optimizer_weights *weights,
+                         double inv_denominator, struct rl_pool *pool,
+                         struct optimizer_report *report)
 {
-    optimizer_measure(optimizer, weights->grad, inv_denominator, pool, report);
+    bool finite = true;
+    RL_TRY(optimizer_measure(optimizer, weights->grad, inv_denominator, pool, report));
     if (report->outcome == OPTIMIZER_UPDATED) {
-        (void)optimizer_apply(optimizer, weights, report, pool);
-    } else if (report->outcome == OPTIMIZER_SKIPPED_NONFINITE) {
+        return optimizer_apply(optimizer, weights, report, pool, &finite);
+    }
+    if (report->outcome == OPTIMIZER_SKIPPED_NONFINITE) {
         optimizer_skip(optimizer, "the gradient is not finite");
     }
+    return RL_OK;
 }
 
 bool optimizer_weights_finite(struct optimizer *optimizer, const float *master,
                               struct rl_pool *pool)
 {
-    return isfinite(optimizer_norm(optimizer, master, 1, pool));
+    double squares = 0;
+    struct kernel_sum_squares_args args = squares_args(optimizer, master, &squares);
+    optimizer->kernels->sum_squares(&args, pool);
+    return isfinite(squares);
 }
 
 struct optimizer_state *optimizer_state(struct optimizer *optimizer)

@@ -1,10 +1,14 @@
 /* AdamW on the master slab: global-norm clipping, learning-rate schedule, decay of matrices only,
  * and the guard that keeps numbers that are not finite out of the weights. Every learner rank calls
- * it with the same all-reduced gradient and so keeps the same weights. */
+ * it with the same reduced gradient and so keeps the same weights. Moments are kept whole by every
+ * rank, or shared out among them (optimizer_share.h): then measuring and applying are collective,
+ * and of the gradient each rank needs its own share only. The weights have the same bits either
+ * way. */
 #ifndef FORESIGHT_TRAINER_OPTIMIZER_H
 #define FORESIGHT_TRAINER_OPTIMIZER_H
 
 #include "model/forward.h"
+#include "trainer/optimizer_share.h"
 #include "trainer/schedule.h"
 
 #include <stdbool.h>
@@ -13,7 +17,9 @@ struct optimizer_options {
     struct schedule schedule;
     double beta1, beta2, epsilon; /* epsilon > 0 */
     double weight_decay;
-    double max_grad_norm; /* 0: no clipping */
+    double max_grad_norm;           /* 0: no clipping */
+    struct collective *share_among; /* ranks that share the moments out, borrowed for life; NULL:
+                                       they are all here */
 };
 
 enum optimizer_outcome {
@@ -32,8 +38,9 @@ struct optimizer_report {
 
 /* Moments and counters; the caller may read and write `state` for checkpoints between steps. */
 struct optimizer_state {
-    float *m, *v;        /* [master_count], owned by the optimizer, 64-byte aligned */
-    int64_t count;       /* master_count */
+    float *m, *v;        /* [count], owned by the optimizer, 64-byte aligned */
+    int64_t first;       /* where they begin in the slabs, floats; 0 unless shared out */
+    int64_t count;       /* master_count, or this rank's share of it */
     int64_t step;        /* updates made */
     int64_t skipped;     /* updates skipped because something was not finite, in all */
     int64_t skipped_run; /* the same, in a row */
@@ -45,14 +52,23 @@ struct optimizer;
 /* What an update works on; all borrowed for the call. */
 struct optimizer_weights {
     float *master;                       /* [master_count] */
-    const float *grad;                   /* [master_count], only read */
+    const float *grad;                   /* [master_count], only read; of it, the own share */
     void *image;                         /* [image_bytes]: becomes the image of the new masters */
     const struct model_image_diff *diff; /* of the image against another; may be NULL */
 };
 
-/* Options from optimizer.*; total_updates: updates of the whole run. */
+/* Options from optimizer.*; total_updates: updates of the whole run; `learners`: who trains
+ * together, borrowed for the optimizer's life. */
 void optimizer_options_from_config(const struct rl_config *config, int64_t total_updates,
-                                   struct optimizer_options *out);
+                                   struct collective *learners, struct optimizer_options *out);
+
+/* Floats of the largest share of slabs of `count` among so many learners, as the configuration has
+ * it: `count` if nothing is shared out. */
+int64_t optimizer_largest_share(const struct rl_config *config, int64_t count, int learners);
+
+/* The floats [*first, *first + *own) whose moments an optimizer of this learner will keep. */
+void optimizer_own_share(const struct rl_config *config, const struct collective *learners,
+                         int64_t count, int64_t *first, int64_t *own);
 
 /* What the workspace of training keeps of a forward pass, from optimizer.recompute. */
 enum model_keep optimizer_keep(const struct rl_config *config);
@@ -67,19 +83,36 @@ rl_status optimizer_create(const struct optimizer_options *options,
 void optimizer_destroy(struct optimizer *optimizer);
 
 /* One update: master -= AdamW(grad * inv_denominator), and its image. A skipped update changes
- * neither weights nor image nor moments nor the step. */
-void optimizer_step(struct optimizer *optimizer, const struct optimizer_weights *weights,
-                    double inv_denominator, struct rl_pool *pool, struct optimizer_report *report);
+ * neither weights nor image nor moments nor the step. Errors: the collective's; after one the
+ * weights are of no use. */
+rl_status optimizer_step(struct optimizer *optimizer, const struct optimizer_weights *weights,
+                         double inv_denominator, struct rl_pool *pool,
+                         struct optimizer_report *report);
 
 /* The same in parts, for a caller with reasons of its own to skip: what the update would be,
- * changing nothing; making it (report->outcome must be OPTIMIZER_UPDATED), which returns whether
- * every new weight is finite; counting that it was not made because something was not finite, and
- * saying so. */
-void optimizer_measure(struct optimizer *optimizer, const float *grad, double inv_denominator,
-                       struct rl_pool *pool, struct optimizer_report *report);
-bool optimizer_apply(struct optimizer *optimizer, const struct optimizer_weights *weights,
-                     const struct optimizer_report *report, struct rl_pool *pool);
+ * changing nothing; making it (report->outcome must be OPTIMIZER_UPDATED), *finite: every new
+ * weight is; counting that it was not made because something was not finite, and saying so. */
+rl_status optimizer_measure(struct optimizer *optimizer, const float *grad, double inv_denominator,
+                            struct rl_pool *pool, struct optimizer_report *report);
+rl_status optimizer_apply(struct optimizer *optimizer, const struct optimizer_weights *weights,
+                          const struct optimizer_report *report, struct rl_pool *pool,
+                          bool *finite);
 void optimizer_skip(struct optimizer *optimizer, const char *why);
+
+/* Sum a gradient [master_count] over the ranks of `collective`, as far as this rank's update needs
+ * it. Errors: the collective's. */
+rl_status optimizer_reduce(struct optimizer *optimizer, struct collective *collective, float *grad);
+
+/* True if the moments are shared out. */
+bool optimizer_is_shared(const struct optimizer *optimizer);
+
+/* Moments for a checkpoint that rank 0 writes, as much at a time as it has room for. Rank 0 fetches
+ * windows in any order and says when it is done; meanwhile the other ranks serve. Collective where
+ * moments are shared out, else a copy, and nothing to serve. Errors: the collective's, RL_INVALID
+ * (no such moments), RL_NO_MEMORY. */
+rl_status optimizer_fetch(struct optimizer *optimizer, const struct optimizer_window *window);
+rl_status optimizer_fetch_end(struct optimizer *optimizer);
+rl_status optimizer_serve(struct optimizer *optimizer);
 
 /* True if every weight is finite. Reads master [master_count] once. */
 bool optimizer_weights_finite(struct optimizer *optimizer, const float *master,

@@ -141,7 +141,7 @@ static rl_status create_optimizer(struct sft *s)
     const struct rl_config *config = s->args->config;
     s->progress.updates = (int64_t)((s->total_tokens + (uint64_t)config->sft.batch_tokens - 1) /
                                     (uint64_t)config->sft.batch_tokens);
-    optimizer_options_from_config(config, s->progress.updates, &options);
+    optimizer_options_from_config(config, s->progress.updates, s->collective, &options);
     return optimizer_create(&options, s->args->layout, s->args->kernels, &s->optimizer);
 }
 
@@ -263,16 +263,16 @@ static rl_status run_share(struct sft *s, uint64_t *tokens)
 
 static rl_status run_update(struct sft *s, struct optimizer_report *report)
 {
-    const struct model_layout *layout = s->args->layout;
     double start = rl_clock_now_s(NULL);
     RL_TRY(run_share(s, &s->progress.update_tokens));
     s->progress.busy_s += rl_clock_now_s(NULL) - start;
-    RL_TRY(collective_sum_float(s->collective, s->grad, layout->master_count));
+    RL_TRY(optimizer_reduce(s->optimizer, s->collective, s->grad));
     RL_TRY(collective_sum_double(s->collective, s->sums, SFT_SUMS));
     start = rl_clock_now_s(NULL);
     struct optimizer_weights weights = {
         .master = s->args->master, .grad = s->grad, .image = s->image};
-    optimizer_step(s->optimizer, &weights, 1.0 / s->sums[SFT_TOKENS], s->args->pool, report);
+    RL_TRY(
+        optimizer_step(s->optimizer, &weights, 1.0 / s->sums[SFT_TOKENS], s->args->pool, report));
     s->progress.busy_s += rl_clock_now_s(NULL) - start;
     s->state.tokens += s->progress.update_tokens;
     s->state.update++;
@@ -310,10 +310,12 @@ static rl_status report_update(struct sft *s, const struct optimizer_report *rep
 static rl_status save_point(struct sft *s)
 {
     const struct optimizer_state *optimizer = optimizer_state(s->optimizer);
+    bool shared = optimizer_is_shared(s->optimizer);
     struct sft_point point = {.state = s->state,
                               .master = s->args->master,
-                              .adam_m = optimizer->m,
-                              .adam_v = optimizer->v,
+                              .adam_m = shared ? NULL : optimizer->m,
+                              .adam_v = shared ? NULL : optimizer->v,
+                              .shared = shared ? s->optimizer : NULL,
                               .finished = is_finished(s)};
     point.state.optimizer_step = optimizer->step;
     point.state.skipped = optimizer->skipped;
@@ -339,7 +341,7 @@ static void resume(struct sft *s)
 {
     const struct sft_resume *from = s->args->resume;
     struct optimizer_state *optimizer = optimizer_state(s->optimizer);
-    size_t bytes = (size_t)s->args->layout->master_count * sizeof(float);
+    size_t bytes = (size_t)optimizer->count * sizeof(float);
     if (from == NULL) {
         return;
     }

@@ -53,7 +53,9 @@ struct sft_state {
 struct sft_point {
     struct sft_state state;
     const float *master, *adam_m, *adam_v; /* [master_count] */
-    bool finished;                         /* after the last update */
+    struct optimizer *shared; /* NULL, or what shares moments out: rank 0 fetches them, the others
+                                 serve; the two above are NULL then */
+    bool finished;            /* after the last update */
 };
 
 /* Called on every rank at the same points: every args.save_every updates, when the run is stopped,
@@ -63,7 +65,7 @@ typedef rl_status (*sft_save_fn)(void *arg, const struct sft_point *point);
 /* A point to go on from: its weights are in args.master. Borrowed. */
 struct sft_resume {
     struct sft_state state;
-    const float *adam_m, *adam_v; /* [master_count] */
+    const float *adam_m, *adam_v; /* of this rank's share (optimizer_own_share) */
 };
 
 struct sft_args {

@@ -4,6 +4,7 @@
 #include "core/log.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 static rl_status collective_check(const struct collective *c, const void *values, int64_t count)
 {
@@ -45,6 +46,42 @@ rl_status collective_broadcast(struct collective *c, void *data, size_t bytes, i
         return rl_fail(RL_INVALID, "broadcast from learner %d of %d", root, c->size);
     }
     return c->ops->broadcast(c, data, bytes, root);
+}
+
+static rl_status bounds_check(const struct collective *c, const int64_t *bounds)
+{
+    if (bounds[0] != 0) {
+        return rl_fail(RL_INVALID, "learner %d: parts that begin at %lld", c->rank,
+                       (long long)bounds[0]);
+    }
+    for (int rank = 0; rank < c->size; rank++) {
+        if (bounds[rank + 1] < bounds[rank]) {
+            return rl_fail(RL_INVALID, "learner %d: the part of rank %d is [%lld, %lld)", c->rank,
+                           rank, (long long)bounds[rank], (long long)bounds[rank + 1]);
+        }
+    }
+    return RL_OK;
+}
+
+rl_status collective_sum_share(struct collective *c, float *values, const int64_t *bounds)
+{
+    RL_TRY(bounds_check(c, bounds));
+    RL_TRY(collective_check(c, values, bounds[c->size]));
+    return c->ops->sum_share(c, values, bounds);
+}
+
+rl_status collective_gather(struct collective *c, const void *part, const int64_t *bounds,
+                            void *whole, int root)
+{
+    RL_TRY(bounds_check(c, bounds));
+    RL_TRY(collective_check(c, part, bounds[c->rank + 1] - bounds[c->rank]));
+    if (root < COLLECTIVE_ALL || root >= c->size) {
+        return rl_fail(RL_INVALID, "gathering at learner %d of %d", root, c->size);
+    }
+    if (root == COLLECTIVE_ALL || root == c->rank) {
+        RL_TRY(collective_check(c, whole, bounds[c->size]));
+    }
+    return c->ops->gather(c, part, bounds, whole, root);
 }
 
 rl_status collective_agree(struct collective *c, rl_status mine, rl_status *worst)
@@ -90,6 +127,25 @@ static rl_status local_broadcast(struct collective *c, void *data, size_t bytes,
     return RL_OK;
 }
 
+static rl_status local_sum_share(struct collective *c, float *values, const int64_t *bounds)
+{
+    (void)c;
+    (void)values;
+    (void)bounds;
+    return RL_OK;
+}
+
+static rl_status local_gather(struct collective *c, const void *part, const int64_t *bounds,
+                              void *whole, int root)
+{
+    (void)c;
+    (void)root;
+    if (part != whole && bounds[1] > 0) {
+        memcpy(whole, part, (size_t)bounds[1]);
+    }
+    return RL_OK;
+}
+
 static rl_status local_agree(struct collective *c, rl_status mine, rl_status *worst)
 {
     (void)c;
@@ -108,6 +164,8 @@ static const struct collective_ops local_ops = {
     .max_double = local_double,
     .min_double = local_double,
     .broadcast = local_broadcast,
+    .sum_share = local_sum_share,
+    .gather = local_gather,
     .agree = local_agree,
     .destroy = local_destroy,
 };

@@ -15,12 +15,17 @@
 
 struct collective;
 
+enum { COLLECTIVE_ALL = -1 }; /* every rank is the root */
+
 struct collective_ops {
     rl_status (*sum_float)(struct collective *c, float *values, int64_t count);
     rl_status (*sum_double)(struct collective *c, double *values, int64_t count);
     rl_status (*max_double)(struct collective *c, double *values, int64_t count);
     rl_status (*min_double)(struct collective *c, double *values, int64_t count);
     rl_status (*broadcast)(struct collective *c, void *data, size_t bytes, int root);
+    rl_status (*sum_share)(struct collective *c, float *values, const int64_t *bounds);
+    rl_status (*gather)(struct collective *c, const void *part, const int64_t *bounds, void *whole,
+                        int root);
     rl_status (*agree)(struct collective *c, rl_status mine, rl_status *worst);
     void (*destroy)(struct collective *c);
 };
@@ -60,6 +65,19 @@ rl_status collective_min_double(struct collective *c, double *values, int64_t co
 
 /* Copy `bytes` bytes at `data` of rank `root` to the other ranks' `data`. Errors as above. */
 rl_status collective_broadcast(struct collective *c, void *data, size_t bytes, int root);
+
+/* An array in parts: rank r has the elements [bounds[r], bounds[r + 1]), `bounds` [size + 1] rising
+ * from 0 and the same on all ranks. A rank may have none. */
+
+/* Sum over ranks as collective_sum_float makes it, to the same bits, but every rank gets only its
+ * own part of `values` [bounds[size]]; the other parts are as they were. Errors as above. */
+rl_status collective_sum_share(struct collective *c, float *values, const int64_t *bounds);
+
+/* Put the parts of an array of bytes together: `part` is this rank's; `whole` [bounds[size]] is
+ * filled on rank `root`, or on every rank with COLLECTIVE_ALL, and not touched elsewhere. In place
+ * where part is whole + bounds[rank]. Errors as above. */
+rl_status collective_gather(struct collective *c, const void *part, const int64_t *bounds,
+                            void *whole, int root);
 
 /* Every rank gives its status, every rank gets the worst (the largest code); RL_OK if all are
  * fine. The return value is about the exchange itself. */

@@ -1,395 +1,16 @@
-/* Collectives over MPI, point to point and non-blocking. The compute thread hands in one request
- * and sleeps; the pump runs it as a small state machine: first all ranks exchange a header (which
- * finds calls that do not match, carries agree() and is the barrier), then a sum goes piece by
- * piece: every rank receives everybody's values of its own chunk, adds them in rank order, and
- * sends the result to all. MPI only ever touches scratch memory of ours, so a caller whose deadline
- * passes may free its own at once. Invariant: everything below `mutex` in the struct is touched
+/* Collectives over MPI, point to point and non-blocking: the compute thread's side. It hands in one
+ * request and sleeps; the pump carries it out (collective_mpi_pump.c). A caller whose deadline
+ * passes may free its memory at once. Invariant: everything below `mutex` in the struct is touched
  * only while holding it. */
+#include "transport/collective_mpi_internal.h"
+
 #include "core/log.h"
 #include "core/wait.h"
-#include "transport/collective.h"
-#include "transport/mpi_internal.h"
 
 #include <inttypes.h>
-#include <math.h>
-#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-enum { COLLECTIVE_PIECE_BYTES = 4 * 1024 * 1024, COLLECTIVE_TAG = 7, COLLECTIVE_BLOCK = 512 };
-#define COLLECTIVE_MAGIC UINT64_C(0x464c4f4353460001)
-
-enum collective_op { OP_AGREE, OP_SUM_FLOAT, OP_SUM_DOUBLE, OP_MAX, OP_MIN, OP_BROADCAST };
-
-enum collective_stage {
-    STAGE_IDLE,      /* no request */
-    STAGE_SUBMITTED, /* waits for the pump */
-    STAGE_HEADERS,
-    STAGE_GATHER, /* my chunk of everybody comes in */
-    STAGE_SPREAD, /* the finished chunks go round */
-    STAGE_COPY,   /* a piece of a broadcast */
-    STAGE_DONE
-};
-
-struct collective_header {
-    uint64_t magic;
-    uint64_t sequence;
-    uint64_t count; /* elements, or bytes of a broadcast */
-    int32_t op;
-    int32_t root;
-    int32_t status; /* of agree */
-    int32_t reserved;
-};
-
-struct collective_mpi {
-    struct collective base;
-    MPI_Comm comm;
-    double timeout_s;
-    pthread_mutex_t mutex;
-    pthread_cond_t finished;
-    rl_status broken; /* RL_OK while it works */
-    int broken_rank;
-    /* The request. */
-    enum collective_stage stage;
-    enum collective_op op;
-    void *data;      /* the caller's */
-    uint64_t count;  /* elements (bytes of a broadcast) */
-    uint64_t offset; /* elements done */
-    uint64_t sequence;
-    int root;
-    rl_status worst;
-    /* Scratch. */
-    struct collective_header mine;
-    struct collective_header *headers; /* [size] */
-    unsigned char *out;    /* [COLLECTIVE_PIECE_BYTES] this rank's piece, then the sum */
-    unsigned char *in;     /* [COLLECTIVE_PIECE_BYTES + size chunks' rounding] */
-    MPI_Request *receives; /* [size] */
-    MPI_Request *sends;    /* [size] */
-};
-
-static size_t op_bytes(enum collective_op op)
-{
-    switch (op) {
-    case OP_SUM_FLOAT:
-        return sizeof(float);
-    case OP_SUM_DOUBLE:
-    case OP_MAX:
-    case OP_MIN:
-        return sizeof(double);
-    case OP_AGREE:
-    case OP_BROADCAST:
-        break;
-    }
-    return 1;
-}
-
-static const char *op_name(enum collective_op op)
-{
-    static const char *const names[] = {"agree", "sum (float)", "sum (double)",
-                                        "max",   "min",         "broadcast"};
-    return (unsigned)op < 6 ? names[op] : "unknown";
-}
-
-/* Elements of the piece that starts at `offset`. */
-static uint64_t piece_count(const struct collective_mpi *c)
-{
-    uint64_t most = COLLECTIVE_PIECE_BYTES / op_bytes(c->op);
-    uint64_t left = c->count - c->offset;
-    return left < most ? left : most;
-}
-
-/* Elements [first, first + count) of the piece belong to `rank`. */
-static void piece_chunk(const struct collective_mpi *c, int rank, uint64_t *first, uint64_t *count)
-{
-    uint64_t total = piece_count(c);
-    uint64_t unit = (total + (uint64_t)c->base.size - 1) / (uint64_t)c->base.size;
-    uint64_t start = unit * (uint64_t)rank;
-    *first = start < total ? start : total;
-    *count = total - *first < unit ? total - *first : unit;
-}
-
-static void collective_break(struct collective_mpi *c, rl_status status, int rank)
-{
-    if (c->broken == RL_OK) {
-        c->broken = status;
-        c->broken_rank = rank;
-    }
-    pthread_cond_broadcast(&c->finished);
-}
-
-static void post_receive(struct collective_mpi *c, int rank, void *data, size_t bytes)
-{
-    if (MPI_Irecv(data, (int)bytes, MPI_BYTE, rank, COLLECTIVE_TAG, c->comm, &c->receives[rank]) !=
-        MPI_SUCCESS) {
-        c->receives[rank] = MPI_REQUEST_NULL;
-        rl_fail(RL_INTERNAL, "learners' %s: cannot receive from rank %d", op_name(c->op), rank);
-        collective_break(c, RL_INTERNAL, rank);
-    }
-}
-
-static void post_send(struct collective_mpi *c, int rank, const void *data, size_t bytes)
-{
-    if (MPI_Isend(data, (int)bytes, MPI_BYTE, rank, COLLECTIVE_TAG, c->comm, &c->sends[rank]) !=
-        MPI_SUCCESS) {
-        c->sends[rank] = MPI_REQUEST_NULL;
-        rl_fail(RL_INTERNAL, "learners' %s: cannot send to rank %d", op_name(c->op), rank);
-        collective_break(c, RL_INTERNAL, rank);
-    }
-}
-
-static void begin_headers(struct collective_mpi *c)
-{
-    c->mine = (struct collective_header){.magic = COLLECTIVE_MAGIC,
-                                         .sequence = c->sequence,
-                                         .count = c->count,
-                                         .op = (int32_t)c->op,
-                                         .root = c->root,
-                                         .status = (int32_t)c->worst};
-    for (int rank = 0; rank < c->base.size; rank++) {
-        if (rank != c->base.rank) {
-            post_receive(c, rank, &c->headers[rank], sizeof c->mine);
-            post_send(c, rank, &c->mine, sizeof c->mine);
-        }
-    }
-    c->stage = STAGE_HEADERS;
-}
-
-static void begin_gather(struct collective_mpi *c)
-{
-    size_t width = op_bytes(c->op);
-    uint64_t first = 0;
-    uint64_t mine = 0;
-    uint64_t count = 0;
-    memcpy(c->out, (unsigned char *)c->data + c->offset * width, piece_count(c) * width);
-    piece_chunk(c, c->base.rank, &first, &mine);
-    for (int rank = 0; rank < c->base.size; rank++) {
-        if (rank == c->base.rank) {
-            continue;
-        }
-        piece_chunk(c, rank, &first, &count);
-        post_receive(c, rank, c->in + (uint64_t)rank * mine * width, mine * width);
-        post_send(c, rank, c->out + first * width, count * width);
-    }
-    c->stage = STAGE_GATHER;
-}
-
-static void begin_spread(struct collective_mpi *c)
-{
-    size_t width = op_bytes(c->op);
-    uint64_t my_first = 0;
-    uint64_t mine = 0;
-    uint64_t first = 0;
-    uint64_t count = 0;
-    piece_chunk(c, c->base.rank, &my_first, &mine);
-    for (int rank = 0; rank < c->base.size; rank++) {
-        if (rank == c->base.rank) {
-            continue;
-        }
-        piece_chunk(c, rank, &first, &count);
-        post_receive(c, rank, c->out + first * width, count * width);
-        post_send(c, rank, c->out + my_first * width, mine * width);
-    }
-    c->stage = STAGE_SPREAD;
-}
-
-static void begin_copy(struct collective_mpi *c)
-{
-    uint64_t bytes = piece_count(c);
-    if (c->base.rank != c->root) {
-        post_receive(c, c->root, c->out, bytes);
-    } else {
-        memcpy(c->out, (unsigned char *)c->data + c->offset, bytes);
-        for (int rank = 0; rank < c->base.size; rank++) {
-            if (rank != c->root) {
-                post_send(c, rank, c->out, bytes);
-            }
-        }
-    }
-    c->stage = STAGE_COPY;
-}
-
-/* The next piece, or the end. */
-static void begin_piece(struct collective_mpi *c)
-{
-    if (c->op == OP_AGREE || c->offset >= c->count) {
-        c->stage = STAGE_DONE;
-        pthread_cond_broadcast(&c->finished);
-    } else if (c->op == OP_BROADCAST) {
-        begin_copy(c);
-    } else {
-        begin_gather(c);
-    }
-}
-
-static double larger(double a, double b)
-{
-    return isnan(a) || a > b ? a : b;
-}
-
-static double smaller(double a, double b)
-{
-    return isnan(a) || a < b ? a : b;
-}
-
-static void combine_double(enum collective_op op, double *total, const double *values, size_t count)
-{
-    for (size_t i = 0; i < count; i++) {
-        if (op == OP_SUM_DOUBLE) {
-            total[i] += values[i];
-        } else {
-            total[i] = op == OP_MAX ? larger(values[i], total[i]) : smaller(values[i], total[i]);
-        }
-    }
-}
-
-static void combine_float(float *total, const float *values, size_t count)
-{
-    for (size_t i = 0; i < count; i++) {
-        total[i] += values[i];
-    }
-}
-
-/* Fold my chunk over the ranks, always from rank 0 up, block by block. */
-static void reduce_chunk(struct collective_mpi *c)
-{
-    size_t width = op_bytes(c->op);
-    uint64_t first = 0;
-    uint64_t count = 0;
-    double block[COLLECTIVE_BLOCK];
-    piece_chunk(c, c->base.rank, &first, &count);
-    for (uint64_t start = 0; start < count; start += COLLECTIVE_BLOCK) {
-        size_t n = count - start < COLLECTIVE_BLOCK ? (size_t)(count - start) : COLLECTIVE_BLOCK;
-        unsigned char *own = c->out + (first + start) * width;
-        for (int rank = 0; rank < c->base.size; rank++) {
-            const void *values =
-                rank == c->base.rank ? own : c->in + ((uint64_t)rank * count + start) * width;
-            if (rank == 0) {
-                memcpy(block, values, n * width);
-            } else if (c->op == OP_SUM_FLOAT) {
-                combine_float((float *)(void *)block, values, n);
-            } else {
-                combine_double(c->op, block, values, n);
-            }
-        }
-        memcpy(own, block, n * width);
-    }
-}
-
-static void finish_piece(struct collective_mpi *c)
-{
-    size_t width = op_bytes(c->op);
-    uint64_t count = piece_count(c);
-    if (c->stage != STAGE_COPY || c->base.rank != c->root) {
-        memcpy((unsigned char *)c->data + c->offset * width, c->out, count * width);
-    }
-    c->offset += count;
-    begin_piece(c);
-}
-
-/* All ranks must have called the same thing. */
-static void finish_headers(struct collective_mpi *c)
-{
-    for (int rank = 0; rank < c->base.size; rank++) {
-        const struct collective_header *header = &c->headers[rank];
-        if (rank == c->base.rank) {
-            continue;
-        }
-        if (header->magic != COLLECTIVE_MAGIC || header->sequence != c->sequence ||
-            header->op != (int32_t)c->op || header->count != c->count || header->root != c->root) {
-            rl_fail(RL_INTERNAL,
-                    "learners' calls differ: rank %d is at %s of %" PRIu64 " (call %" PRIu64
-                    "), rank %d at %s of %" PRIu64 " (call %" PRIu64 ")",
-                    c->base.rank, op_name(c->op), c->count, c->sequence, rank,
-                    op_name((enum collective_op)header->op), header->count, header->sequence);
-            collective_break(c, RL_INTERNAL, rank);
-            return;
-        }
-        if (header->status > (int32_t)c->worst && header->status < (int32_t)RL_STATUS_COUNT) {
-            c->worst = (rl_status)header->status;
-        }
-    }
-    begin_piece(c);
-}
-
-/* True when every posted request has ended. */
-static bool all_ended(struct collective_mpi *c)
-{
-    bool ended = true;
-    for (int rank = 0; rank < c->base.size; rank++) {
-        MPI_Request *both[2] = {&c->receives[rank], &c->sends[rank]};
-        for (int i = 0; i < 2; i++) {
-            int done = 1;
-            if (*both[i] != MPI_REQUEST_NULL &&
-                (MPI_Test(both[i], &done, MPI_STATUS_IGNORE) != MPI_SUCCESS || !done)) {
-                ended = false;
-            }
-        }
-    }
-    return ended;
-}
-
-/* One step of the state machine; true if it moved. */
-static bool collective_step(struct collective_mpi *c)
-{
-    if (c->broken != RL_OK || c->stage == STAGE_IDLE || c->stage == STAGE_DONE) {
-        return false;
-    }
-    if (c->stage == STAGE_SUBMITTED) {
-        begin_headers(c);
-        return true;
-    }
-    if (!all_ended(c)) {
-        return false;
-    }
-    if (c->stage == STAGE_HEADERS) {
-        finish_headers(c);
-    } else if (c->stage == STAGE_GATHER) {
-        reduce_chunk(c);
-        begin_spread(c);
-    } else {
-        finish_piece(c);
-    }
-    return true;
-}
-
-bool collective_mpi_progress(struct collective *base)
-{
-    if (base->size == 1) {
-        return false;
-    }
-    struct collective_mpi *c = (struct collective_mpi *)base;
-    bool worked = false;
-    pthread_mutex_lock(&c->mutex);
-    while (collective_step(c)) {
-        worked = true;
-    }
-    pthread_mutex_unlock(&c->mutex);
-    return worked;
-}
-
-bool collective_mpi_active(struct collective *base)
-{
-    if (base->size == 1) {
-        return false;
-    }
-    struct collective_mpi *c = (struct collective_mpi *)base;
-    pthread_mutex_lock(&c->mutex);
-    bool active = c->stage != STAGE_IDLE && c->stage != STAGE_DONE && c->broken == RL_OK;
-    pthread_mutex_unlock(&c->mutex);
-    return active;
-}
-
-void collective_mpi_note_lost(struct collective *base, int rank)
-{
-    if (base->size == 1 || rank >= base->size) {
-        return;
-    }
-    struct collective_mpi *c = (struct collective_mpi *)base;
-    pthread_mutex_lock(&c->mutex);
-    collective_break(c, RL_PEER_LOST, rank);
-    pthread_mutex_unlock(&c->mutex);
-}
 
 /* Say who has not answered. */
 static rl_status fail_timeout(struct collective_mpi *c)
@@ -403,9 +24,9 @@ static rl_status fail_timeout(struct collective_mpi *c)
         }
     }
     bool unserved = c->stage == STAGE_SUBMITTED;
-    collective_break(c, RL_TIMEOUT, -1);
+    collective_mpi_break(c, RL_TIMEOUT, -1);
     return rl_fail(RL_TIMEOUT, "learners' %s (call %" PRIu64 "): no answer within %.1f s from%s",
-                   op_name(c->op), c->sequence, c->timeout_s,
+                   collective_mpi_op_name(c->op), c->sequence, c->timeout_s,
                    unserved ? " this rank's own pump" : missing);
 }
 
@@ -426,7 +47,7 @@ static rl_status call_wait(struct collective_mpi *c)
         return RL_OK;
     }
     if (c->broken == RL_PEER_LOST) {
-        return rl_fail(RL_PEER_LOST, "learners' %s: rank %d is lost", op_name(c->op),
+        return rl_fail(RL_PEER_LOST, "learners' %s: rank %d is lost", collective_mpi_op_name(c->op),
                        c->broken_rank);
     }
     return c->broken;
@@ -450,7 +71,7 @@ static rl_status collective_call(struct collective_mpi *c, enum collective_op op
         c->stage = STAGE_IDLE;
         c->data = NULL;
     } else {
-        rl_fail(status, "learners' %s: an earlier call failed", op_name(op));
+        rl_fail(status, "learners' %s: an earlier call failed", collective_mpi_op_name(op));
     }
     pthread_mutex_unlock(&c->mutex);
     return status;
@@ -489,6 +110,41 @@ static rl_status mpi_broadcast(struct collective *base, void *data, size_t bytes
     return call_values(base, OP_BROADCAST, data, bytes, root);
 }
 
+struct collective_parts {
+    enum collective_op op;
+    void *data;
+    const void *part;
+    const int64_t *bounds;
+    int root;
+};
+
+/* An array in parts: what the pump counts is the longest of them. */
+static rl_status call_parts(struct collective *base, const struct collective_parts *parts)
+{
+    struct collective_mpi *c = (struct collective_mpi *)base;
+    int64_t longest = 0;
+    for (int rank = 0; rank < base->size; rank++) {
+        int64_t length = parts->bounds[rank + 1] - parts->bounds[rank];
+        longest = length > longest ? length : longest;
+    }
+    pthread_mutex_lock(&c->mutex);
+    memcpy(c->bounds, parts->bounds, ((size_t)base->size + 1) * sizeof *c->bounds);
+    c->part = parts->part;
+    pthread_mutex_unlock(&c->mutex);
+    return call_values(base, parts->op, parts->data, (uint64_t)longest, parts->root);
+}
+
+static rl_status mpi_sum_share(struct collective *base, float *values, const int64_t *bounds)
+{
+    return call_parts(base, &(struct collective_parts){OP_SUM_SHARE, values, NULL, bounds, 0});
+}
+
+static rl_status mpi_gather(struct collective *base, const void *part, const int64_t *bounds,
+                            void *whole, int root)
+{
+    return call_parts(base, &(struct collective_parts){OP_GATHER, whole, part, bounds, root});
+}
+
 static rl_status mpi_agree(struct collective *base, rl_status mine, rl_status *worst)
 {
     struct collective_mpi *c = (struct collective_mpi *)base;
@@ -512,6 +168,7 @@ static void mpi_destroy(struct collective *base)
     pthread_mutex_destroy(&c->mutex);
     free(c->receives);
     free(c->sends);
+    free(c->bounds);
     if (!open) {
         free(c->headers);
         free(c->out);
@@ -526,6 +183,8 @@ static const struct collective_ops mpi_ops = {
     .max_double = mpi_max_double,
     .min_double = mpi_min_double,
     .broadcast = mpi_broadcast,
+    .sum_share = mpi_sum_share,
+    .gather = mpi_gather,
     .agree = mpi_agree,
     .destroy = mpi_destroy,
 };
@@ -538,8 +197,9 @@ static rl_status create_scratch(struct collective_mpi *c)
     c->in = malloc(COLLECTIVE_PIECE_BYTES + size * size * sizeof(double));
     c->receives = malloc(size * sizeof(MPI_Request));
     c->sends = malloc(size * sizeof(MPI_Request));
+    c->bounds = calloc(size + 1, sizeof *c->bounds);
     if (c->headers == NULL || c->out == NULL || c->in == NULL || c->receives == NULL ||
-        c->sends == NULL) {
+        c->sends == NULL || c->bounds == NULL) {
         return rl_fail(RL_NO_MEMORY, "no memory for the collectives of %zu learners", size);
     }
     for (size_t i = 0; i < size; i++) {
@@ -584,6 +244,7 @@ rl_status collective_mpi_create(struct world *world, double timeout_s, struct co
         free(c->in);
         free(c->receives);
         free(c->sends);
+        free(c->bounds);
         free(c);
         return status;
     }

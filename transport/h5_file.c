@@ -306,62 +306,124 @@ static hid_t dataset_create(struct h5_file *file, const char *name, enum h5_type
     return dataset;
 }
 
-/* Read or write elements [first, first + count) of a dataset. */
-static bool dataset_move(hid_t dataset, enum h5_type type, void *data, uint64_t first,
-                         uint64_t count, bool write)
+/* Read or write a range. */
+static bool dataset_move(hid_t dataset, enum h5_type type, const struct h5_range *range, bool write)
 {
-    hsize_t start = first;
-    hsize_t length = count;
+    hsize_t start = range->first;
+    hsize_t length = range->count;
     hid_t memory = H5Screate_simple(1, &length, NULL);
     hid_t space = H5Dget_space(dataset);
     hid_t id = h5_type_id(type);
-    unsigned char *at = (unsigned char *)data + first * h5_type_bytes(type);
     bool fine = memory >= 0 && space >= 0 &&
                 H5Sselect_hyperslab(space, H5S_SELECT_SET, &start, NULL, &length, NULL) >= 0;
     if (fine && write) {
-        fine = H5Dwrite(dataset, id, memory, space, H5P_DEFAULT, at) >= 0;
+        fine = H5Dwrite(dataset, id, memory, space, H5P_DEFAULT, range->data) >= 0;
     } else if (fine) {
-        fine = H5Dread(dataset, id, memory, space, H5P_DEFAULT, at) >= 0;
+        fine = H5Dread(dataset, id, memory, space, H5P_DEFAULT, range->data) >= 0;
     }
     H5Sclose(space);
     H5Sclose(memory);
     return fine;
 }
 
-bool h5_dataset_move(hid_t dataset, enum h5_type type, void *data, uint64_t count, bool write)
+/* Slices begin where chunks do. */
+static uint64_t slice_count(enum h5_type type, uint64_t first, uint64_t left)
 {
     uint64_t slice = H5_SLICE_BYTES / h5_type_bytes(type);
-    for (uint64_t first = 0; first < count; first += slice) {
-        if (first > 0) {
+    uint64_t count = slice - first % slice;
+    return left < count ? left : count;
+}
+
+bool h5_dataset_move(hid_t dataset, enum h5_type type, const struct h5_range *range, bool write)
+{
+    uint64_t done = 0;
+    while (done < range->count) {
+        if (done > 0) {
             h5_leave();
             if (h5_enter() != RL_OK) {
                 return false;
             }
         }
-        uint64_t length = count - first < slice ? count - first : slice;
-        if (!dataset_move(dataset, type, data, first, length, write)) {
+        struct h5_range slice = {.data = (unsigned char *)range->data + done * h5_type_bytes(type),
+                                 .first = range->first + done,
+                                 .count =
+                                     slice_count(type, range->first + done, range->count - done)};
+        if (!dataset_move(dataset, type, &slice, write)) {
             return false;
         }
+        done += slice.count;
     }
     return true;
+}
+
+/* The new dataset is complete: `status` says whether all went well. The caller has the turn. */
+static rl_status dataset_finish(struct h5_file *file, const char *name, hid_t dataset,
+                                rl_status status)
+{
+    if (H5Dclose(dataset) < 0 && status == RL_OK) {
+        status = h5_fail(RL_IO, file, name, "cannot write");
+    }
+    return status == RL_OK ? h5_written(file, name) : status;
 }
 
 rl_status h5_file_write(struct h5_file *file, const char *name, enum h5_type type, const void *data,
                         uint64_t count, int level)
 {
+    struct h5_range all = {.data = (void *)(uintptr_t)data, .count = count};
     rl_status status = h5_enter();
     if (status == RL_OK) {
         hid_t dataset = dataset_create(file, name, type, count, level);
         if (dataset < 0) {
             status = h5_fail(RL_IO, file, name, "cannot create the dataset");
-        } else if (!h5_dataset_move(dataset, type, (void *)(uintptr_t)data, count, true)) {
+        } else if (!h5_dataset_move(dataset, type, &all, true)) {
             status = h5_fail(RL_IO, file, name, "cannot write");
         }
-        if (dataset >= 0 && H5Dclose(dataset) < 0 && status == RL_OK) {
-            status = h5_fail(RL_IO, file, name, "cannot write");
-        }
-        status = status == RL_OK ? h5_written(file, name) : status;
+        status = dataset < 0 ? status : dataset_finish(file, name, dataset, status);
     }
+    h5_leave();
+    return status;
+}
+
+/* Slice by slice from the source, which is asked while others may have the turn. */
+static rl_status write_slices(struct h5_file *file, const char *name, hid_t dataset,
+                              const struct h5_source *source)
+{
+    rl_status status = RL_OK;
+    void *data = malloc(H5_SLICE_BYTES);
+    if (data == NULL) {
+        return rl_fail(RL_NO_MEMORY, "%s: %s: no memory for a slice", file->path, name);
+    }
+    for (uint64_t first = 0; first < source->count && status == RL_OK;) {
+        struct h5_range slice = {data, first,
+                                 slice_count(source->type, first, source->count - first)};
+        status = source->read(source->arg, slice.first, slice.count, data);
+        if (status == RL_OK) {
+            status = h5_enter();
+            if (status == RL_OK && !dataset_move(dataset, source->type, &slice, true)) {
+                status = h5_fail(RL_IO, file, name, "cannot write");
+            }
+            h5_leave();
+        }
+        first += slice.count;
+    }
+    free(data);
+    return status;
+}
+
+rl_status h5_file_write_from(struct h5_file *file, const char *name, const struct h5_source *source,
+                             int level)
+{
+    hid_t dataset = H5I_INVALID_HID;
+    rl_status status = h5_enter();
+    if (status == RL_OK) {
+        dataset = dataset_create(file, name, source->type, source->count, level);
+        status = dataset < 0 ? h5_fail(RL_IO, file, name, "cannot create the dataset") : RL_OK;
+    }
+    h5_leave();
+    RL_TRY(status);
+    status = write_slices(file, name, dataset, source);
+    rl_status turn = h5_enter();
+    status = dataset_finish(file, name, dataset, status == RL_OK ? turn : status);
     h5_leave();
     return status;
 }

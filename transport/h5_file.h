@@ -28,6 +28,20 @@ rl_status h5_file_create(const char *path, struct h5_file **out);
 rl_status h5_file_write(struct h5_file *file, const char *name, enum h5_type type, const void *data,
                         uint64_t count, int level);
 
+/* An array that is not in one place. */
+struct h5_source {
+    enum h5_type type;
+    uint64_t count;
+    /* Put elements [first, first + count) into `data`; called from the first to the last. */
+    rl_status (*read)(void *arg, uint64_t first, uint64_t count, void *data);
+    void *arg;
+};
+
+/* The same dataset from a source, with room for a slice of it (8 MiB). Errors: those of
+ * h5_file_write and of the source, RL_NO_MEMORY. */
+rl_status h5_file_write_from(struct h5_file *file, const char *name, const struct h5_source *source,
+                             int level);
+
 /* Attributes of the file's root. Errors: RL_IO. */
 rl_status h5_file_write_u64(struct h5_file *file, const char *name, uint64_t value);
 rl_status h5_file_write_f64(struct h5_file *file, const char *name, double value);
@@ -57,6 +71,10 @@ rl_status h5_file_count(struct h5_file *file, const char *name, enum h5_type typ
  * another length is RL_CORRUPT. `data` may be partly written on an error. */
 rl_status h5_file_read(struct h5_file *file, const char *name, enum h5_type type, void *data,
                        uint64_t count);
+
+/* Read elements [first, first + count) of a dataset, as above; RL_CORRUPT where it has fewer. */
+rl_status h5_file_read_part(struct h5_file *file, const char *name, enum h5_type type, void *data,
+                            uint64_t first, uint64_t count);
 
 /* Read a dataset of at most `max_count` elements into new memory (never NULL). Caller frees *data.
  * Errors: as above, RL_TOO_LONG, RL_NO_MEMORY. */

@@ -36,9 +36,15 @@ rl_status h5_fail(rl_status status, const struct h5_file *file, const char *name
  */
 hid_t h5_type_id(enum h5_type type);
 
-/* Read or write a whole dataset slice by slice, giving way to others in between. The caller has the
- * turn, before and after. False on any error. */
-bool h5_dataset_move(hid_t dataset, enum h5_type type, void *data, uint64_t count, bool write);
+/* Elements [first, first + count) of a dataset, and their memory [count]. */
+struct h5_range {
+    void *data;
+    uint64_t first, count;
+};
+
+/* Read or write a range slice by slice, giving way to others in between. The caller has the turn,
+ * before and after. False on any error. */
+bool h5_dataset_move(hid_t dataset, enum h5_type type, const struct h5_range *range, bool write);
 
 /* Register the zstd filter and switch the search for plugins off. The caller has the turn. Errors:
  * RL_INTERNAL. */

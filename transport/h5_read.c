@@ -151,26 +151,48 @@ rl_status h5_file_count(struct h5_file *file, const char *name, enum h5_type typ
     return status;
 }
 
-rl_status h5_file_read(struct h5_file *file, const char *name, enum h5_type type, void *data,
-                       uint64_t count)
+/* Read a range of a dataset; *found: elements that it has. Nothing is read beyond them. */
+static rl_status range_read(struct h5_file *file, const char *name, enum h5_type type,
+                            const struct h5_range *range, uint64_t *found)
 {
     hid_t dataset = H5I_INVALID_HID;
-    uint64_t found = 0;
     rl_status status = h5_enter();
     if (status == RL_OK) {
-        status = dataset_open(file, name, type, &dataset, &found);
+        status = dataset_open(file, name, type, &dataset, found);
     }
     if (status == RL_OK) {
-        if (found != count) {
-            status = rl_fail(RL_CORRUPT, "%s: %s: %llu elements, expected %llu", file->path, name,
-                             (unsigned long long)found, (unsigned long long)count);
-        } else if (!h5_dataset_move(dataset, type, data, count, false)) {
+        bool there = range->count <= *found && range->first <= *found - range->count;
+        if (there && !h5_dataset_move(dataset, type, range, false)) {
             status = h5_fail(RL_CORRUPT, file, name, "cannot read");
         }
         H5Dclose(dataset);
     }
     h5_leave();
     return status;
+}
+
+static rl_status wrong_count(const struct h5_file *file, const char *name, uint64_t found,
+                             uint64_t expected)
+{
+    return rl_fail(RL_CORRUPT, "%s: %s: %llu elements, expected %llu", file->path, name,
+                   (unsigned long long)found, (unsigned long long)expected);
+}
+
+rl_status h5_file_read(struct h5_file *file, const char *name, enum h5_type type, void *data,
+                       uint64_t count)
+{
+    uint64_t found = 0;
+    RL_TRY(range_read(file, name, type, &(struct h5_range){data, 0, count}, &found));
+    return found == count ? RL_OK : wrong_count(file, name, found, count);
+}
+
+rl_status h5_file_read_part(struct h5_file *file, const char *name, enum h5_type type, void *data,
+                            uint64_t first, uint64_t count)
+{
+    uint64_t found = 0;
+    RL_TRY(range_read(file, name, type, &(struct h5_range){data, first, count}, &found));
+    return count <= found && first <= found - count ? RL_OK
+                                                    : wrong_count(file, name, found, first + count);
 }
 
 rl_status h5_file_read_new(struct h5_file *file, const char *name, enum h5_type type,
