@@ -115,6 +115,18 @@ static rl_status open_learner(struct train_run *run, const struct train_run_args
     return learner_create(&learner, &run->learner);
 }
 
+static void log_memory(const struct train_run *run)
+{
+    const double gib = 1 << 30;
+    int learners = run->collective->size;
+    struct learner_bytes bytes = learner_bytes(run->session->layout, run->config, learners);
+    rl_log(
+        RL_LOG_INFO,
+        "memory of %s%d learner%s: %.3f GiB beside activations and weight slots, moments %.3f GiB",
+        learners > 1 ? "each of " : "", learners, learners > 1 ? "s" : "", (double)bytes.all / gib,
+        (double)bytes.moments / gib);
+}
+
 /* --- resume
  * ------------------------------------------------------------------------------------------------
  */
@@ -328,6 +340,7 @@ rl_status train_run_open(const struct train_run_args *args, struct train_run *ru
     RL_TRY(teacher_prompts_create(run->session, run->prompts, &run->teacher));
     RL_TRY(session_load_master(args->session, args->config->model.path, &master));
     RL_TRY(open_learner(run, args, &master));
+    log_memory(run);
     RL_TRY(start_or_resume(run));
     RL_TRY(train_run_open_staleness(run));
     RL_TRY(open_metrics(run));

@@ -57,6 +57,14 @@ for name in pair pair_again; do
     sound $name 0 20
 done
 same_bits pair pair_again
+
+# --- moments shared out between learners: the same bits, also of a run that goes on with a share less,
+# or with no shares
+train_ranks 3 pair_zero run.steps=12 cluster.learners=2 async.max_staleness=0 optimizer.zero_stage=1
+sound pair_zero 0 12
+train_ranks 3 pair_zero run.steps=20 cluster.learners=2 async.max_staleness=0 optimizer.zero_stage=0
+sound pair_zero 0 20
+same_bits pair pair_zero
 train_ranks 4 pair_async run.steps=20 cluster.learners=2 loss.beta=0.01
 sound pair_async 2 20
 

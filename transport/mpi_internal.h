@@ -1,4 +1,4 @@
-/* What world.c, channel_mpi*.c and collective_mpi.c share. The only header that includes mpi.h; no
+/* What world.c, channel_mpi*.c and collective_mpi*.c share. The only header that includes mpi.h; no
  * other module may include it. */
 #ifndef FORESIGHT_TRANSPORT_MPI_INTERNAL_H
 #define FORESIGHT_TRANSPORT_MPI_INTERNAL_H
