@@ -1,6 +1,8 @@
 # Warnings, sanitizers and the numeric contract: no reassociation, no contraction behind our back.
 # -Wno-format-truncation: snprintf is used here because it cuts.
+# The linker is the C compiler's: what nvcc makes needs nothing of C++ at run time.
 function(foresight_flags target)
+  set_target_properties(${target} PROPERTIES LINKER_LANGUAGE C)
   target_compile_options(${target} PRIVATE -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion
     -Wstrict-prototypes -Wmissing-prototypes -Wno-format-truncation -fno-math-errno -ffp-contract=off -fno-common -g)
   target_compile_definitions(${target} PRIVATE _GNU_SOURCE FORESIGHT_VERSION="${PROJECT_VERSION}")

@@ -14,6 +14,22 @@ foreach(source ${test_sources})
   set_tests_properties(${name} PROPERTIES TIMEOUT 600 ENVIRONMENT "CK_DEFAULT_TIMEOUT=300")
 endforeach()
 
+# Tests that run on the emulated GPU too, as NAME_emulated: the same source, linked with kernels/cuda
+# in C++.
+enable_language(CXX)
+add_subdirectory(${CMAKE_SOURCE_DIR}/tests/emulation)
+foreach(name check_kernels test_kernels_device)
+  add_executable(${name}_emulated ${CMAKE_SOURCE_DIR}/tests/${name}.c
+                 $<TARGET_OBJECTS:kernels_emulated>)
+  target_link_libraries(${name}_emulated PRIVATE fs_kernels fs_core PkgConfig::dep_check
+                        Threads::Threads m)
+  foresight_flags(${name}_emulated)
+  set_target_properties(${name}_emulated PROPERTIES LINKER_LANGUAGE CXX)
+  target_compile_definitions(${name}_emulated PRIVATE SUPPORT_EMULATED=1)
+  add_test(NAME ${name}_emulated COMMAND ${name}_emulated WORKING_DIRECTORY ${CMAKE_BINARY_DIR})
+  set_tests_properties(${name}_emulated PROPERTIES TIMEOUT 600 ENVIRONMENT "CK_DEFAULT_TIMEOUT=300")
+endforeach()
+
 # tests/script_*: whole-program tests written as scripts.
 file(GLOB script_tests CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/script_*.sh)
 foreach(script ${script_tests})

@@ -4,9 +4,9 @@
 find_program(CLANG_FORMAT NAMES clang-format-14 clang-format)
 find_program(CLANG_TIDY NAMES clang-tidy-14 clang-tidy)
 file(GLOB_RECURSE tool_sources CONFIGURE_DEPENDS
-  ${CMAKE_SOURCE_DIR}/app/*.[ch] ${CMAKE_SOURCE_DIR}/core/*.[ch] ${CMAKE_SOURCE_DIR}/kernels/*.[ch]
+  ${CMAKE_SOURCE_DIR}/app/*.[ch] ${CMAKE_SOURCE_DIR}/core/*.[ch] ${CMAKE_SOURCE_DIR}/kernels/*.[ch] ${CMAKE_SOURCE_DIR}/kernels/*.cu
   ${CMAKE_SOURCE_DIR}/model/*.[ch] ${CMAKE_SOURCE_DIR}/rewards/*.[ch]
-  ${CMAKE_SOURCE_DIR}/rollout/*.[ch] ${CMAKE_SOURCE_DIR}/tests/*.[ch]
+  ${CMAKE_SOURCE_DIR}/rollout/*.[ch] ${CMAKE_SOURCE_DIR}/tests/*.[ch] ${CMAKE_SOURCE_DIR}/tests/*.cpp
   ${CMAKE_SOURCE_DIR}/trainer/*.[ch] ${CMAKE_SOURCE_DIR}/transport/*.[ch])
 if(CLANG_FORMAT)
   add_custom_target(format COMMAND ${CLANG_FORMAT} -i ${tool_sources} VERBATIM)

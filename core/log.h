@@ -5,6 +5,10 @@
 
 #include "core/status.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 enum rl_log_level { RL_LOG_ERROR, RL_LOG_WARN, RL_LOG_INFO, RL_LOG_DEBUG };
 
 /* Identify this process in each line ("learner", 0). `role` is borrowed for the process's life. */
@@ -28,5 +32,9 @@ rl_status rl_fail(rl_status status, const char *format, ...) __attribute__((form
 
 /* Text of the last rl_fail() of this thread, "" if none; borrowed until the next one. */
 const char *rl_log_last_error(void);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -26,7 +26,8 @@ enum { POOL_SPINS = 1000 };
 
 struct rl_pool {
     int threads;
-    int started; /* helpers that exist */
+    int started;  /* helpers that exist */
+    void *device; /* kernels/'s business */
     pthread_t *helpers;
     pthread_mutex_t lock;
     pthread_cond_t wake; /* helpers: a new job, or stop */
@@ -202,6 +203,16 @@ int rl_pool_threads(const struct rl_pool *pool)
 pthread_t rl_pool_helper(const struct rl_pool *pool, int index)
 {
     return pool->helpers[index];
+}
+
+void *rl_pool_device(const struct rl_pool *pool)
+{
+    return pool != NULL ? pool->device : NULL;
+}
+
+void rl_pool_set_device(struct rl_pool *pool, void *stream)
+{
+    pool->device = stream;
 }
 
 static void pool_publish(struct rl_pool *pool, int count, rl_pool_fn task, void *arg)

@@ -8,6 +8,10 @@
 
 #include <pthread.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 struct rl_pool;
 
 typedef void (*rl_pool_fn)(void *arg, int index);
@@ -28,5 +32,14 @@ pthread_t rl_pool_helper(const struct rl_pool *pool, int index);
 /* Run all indices, return when all are done. A NULL pool runs them in order on the caller.
  * Waits spin briefly and then sleep: machines steal time, spinning barriers collapse. */
 void rl_pool_run(struct rl_pool *pool, int count, rl_pool_fn task, void *arg);
+
+/* The stream of a GPU that work for this pool goes to; NULL: there is none (and for a NULL pool).
+ * Only kernels/ knows what it is. */
+void *rl_pool_device(const struct rl_pool *pool);
+void rl_pool_set_device(struct rl_pool *pool, void *stream);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -11,6 +11,10 @@
 
 #include <stdint.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 struct rl_rng_key {
     uint32_t k[2];
 };
@@ -57,5 +61,9 @@ uint64_t rl_rng_next_bits(struct rl_rng *rng);
 double rl_rng_next_uniform(struct rl_rng *rng);
 uint64_t rl_rng_next_below(struct rl_rng *rng, uint64_t limit);
 double rl_rng_next_normal(struct rl_rng *rng);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -5,6 +5,10 @@
 
 #include <stdbool.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* name, scope, text */
 #define RL_STATUS_MAP(X)                                                                           \
     X(RL_OK, RL_SCOPE_NONE, "ok")                                                                  \
@@ -56,5 +60,9 @@ const char *rl_status_text(rl_status status);
 
 /* How far a failure with this code reaches. */
 enum rl_scope rl_status_scope(rl_status status);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -1,11 +1,18 @@
-/* What the machine computes on. Only the CPU for now; large aligned buffers come from here so that
- * a GPU can own them later. */
+/* What the machine computes on: memory of the CPU, and GPUs with their memory and streams. A GPU's
+ * memory is never touched by the host but through the functions at the end of this header. */
 #ifndef FORESIGHT_KERNELS_DEVICE_H
 #define FORESIGHT_KERNELS_DEVICE_H
 
 #include "core/status.h"
 
+#include <stdbool.h>
 #include <stddef.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct rl_pool;
 
 /* Zeroed buffer aligned to 64 bytes (2 MiB, huge pages advised, when large). Caller frees with
  * device_free. `what` names it in the error. Any thread. Errors: RL_NO_MEMORY. */
@@ -27,5 +34,72 @@ size_t device_cache_bytes(void);
 
 /* Logical processors online, at least 1. */
 int device_cpu_count(void);
+
+/* --- GPUs --------------------------------------------------------------------------------------
+ */
+
+/* A GPU of this machine; NULL stands for the CPU wherever one is taken. */
+struct device;
+
+/* A queue of a GPU's work, held by a pool. */
+struct device_stream;
+
+/* What there is, without opening anything. */
+struct device_survey {
+    bool built;        /* this program has the CUDA back end */
+    int count;         /* GPUs that can be used */
+    int driver;        /* CUDA version that the driver offers, 1000 * major + 10 * minor; 0: none */
+    int runtime;       /* CUDA version of the build; 0 without the back end */
+    char problem[160]; /* why count is 0; "" otherwise */
+    char name[128];    /* of the first GPU, "" if there is none */
+};
+
+/* Fill `out`. Takes up to a second on a machine with GPUs. */
+void device_gpu_survey(struct device_survey *out);
+
+/* Open GPU `index` (0 .. count - 1 of the survey). Caller closes *out with device_close, after all
+ * its buffers and streams. Errors: RL_UNSUPPORTED (no such GPU, or a build without CUDA). */
+rl_status device_gpu_open(int index, struct device **out);
+
+/* Takes NULL. */
+void device_close(struct device *device);
+
+/* Model name of the device; borrowed. */
+const char *device_name(const struct device *device);
+
+/* Memory of a GPU that is free now, and all of it. */
+void device_gpu_memory(const struct device *device, size_t *free_bytes, size_t *total_bytes);
+
+/* Zeroed memory of the device, aligned to 256 bytes (CPU: as device_alloc). Waits for the device.
+ * Caller frees with device_buffer_free. Errors: RL_NO_MEMORY, naming `what`. */
+rl_status device_buffer_alloc(struct device *device, size_t bytes, const char *what, void **out);
+
+/* Give back a buffer of device_buffer_alloc; waits for the device's work. Takes NULL data. */
+void device_buffer_free(struct device *device, void *data);
+
+/* From now on the ops that are given `pool` run on a new stream of the GPU, in order, beside other
+ * streams. A pool has at most one. NULL device: nothing happens. Errors: RL_NO_MEMORY, RL_INTERNAL.
+ */
+rl_status device_stream_start(struct device *device, struct rl_pool *pool);
+
+/* Wait for the pool's stream, if it has one, and close it. */
+void device_stream_stop(struct rl_pool *pool);
+
+/* Wait for all that was queued on the pool's stream. After a failure in any op this is where it is
+ * said, and every later call fails too. RL_OK at once for a pool without a stream. */
+rl_status device_wait(struct rl_pool *pool);
+
+/* Queue copies on the pool's stream (a pool without one, or NULL: done at once). `host` may be
+ * changed when device_write returns. device_read waits and reports like device_wait. */
+void device_write(struct rl_pool *pool, void *to, const void *host, size_t bytes);
+rl_status device_read(struct rl_pool *pool, void *host, const void *from, size_t bytes);
+
+/* Queue a fill with zeros; a copy within the device's memory (not overlapping). */
+void device_clear(struct rl_pool *pool, void *to, size_t bytes);
+void device_copy(struct rl_pool *pool, void *to, const void *from, size_t bytes);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -22,16 +22,21 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 enum {
     KERNEL_PANEL = 32,        /* outputs per packed weight panel */
     KERNEL_PAGE_TOKENS = 16,  /* tokens per KV page */
     KERNEL_HEAD_CHUNK = 1024, /* vocabulary entries of the head at a time; multiple of 32 */
     KERNEL_DECODE_PARTS = 8,  /* of a head chunk, whose probability mass is kept apart */
+    KERNEL_PASS_ARRAYS = 8,   /* that pass_begin takes */
     KERNEL_HEAD_DIM_MAX = 256 /* largest D: rows of a head live on the stack; callers check */
 };
 
 enum kernel_dtype { KERNEL_FP32, KERNEL_BF16 };
-enum kernel_isa { KERNEL_ISA_REF, KERNEL_ISA_AVX2, KERNEL_ISA_AVX512 };
+enum kernel_isa { KERNEL_ISA_REF, KERNEL_ISA_AVX2, KERNEL_ISA_AVX512, KERNEL_ISA_CUDA };
 enum kernel_activation { KERNEL_SILU, KERNEL_GELU_TANH };
 
 /* Bytes of a packed [N, K] weight: [ceil(N/32)][K][32] of dtype, padded outputs are zero; a
@@ -123,6 +128,19 @@ struct kernel_segments {
      * 16), in pages with which this one's table begins; -1: none. A prefix starts at 0; those that
      * share it follow it directly. Only backward reads this. NULL: no segment has one. */
     const int32_t *prefix;
+};
+
+/* What the ops of the pass that now begins will be given from the host's memory, so that a GPU gets
+ * all of it in one copy. The arrays must not change before the pass has ended; an op may be given
+ * others too. CPU tables do nothing. */
+struct kernel_pass_array {
+    const void *data;
+    size_t bytes;
+};
+struct kernel_pass_args {
+    const struct kernel_segments *segments; /* NULL: none */
+    const struct kernel_pass_array *arrays; /* [count]: ids, positions, targets, ... */
+    int64_t count;                          /* at most KERNEL_PASS_ARRAYS */
 };
 
 /* Store keys and values of the batch's tokens into their pages, rounded to nearest even for bf16.
@@ -295,7 +313,7 @@ struct kernel_adamw_pack_args {
 
 #define KERNEL_OP(name, args, tolerance) void (*name)(const struct args *a, struct rl_pool *pool);
 struct kernel_table {
-    const char *name; /* "ref", "avx2", "avx512" */
+    const char *name; /* "ref", "avx2", "avx512", "cuda" */
     enum kernel_isa isa;
 #include "kernels/ops.def"
 };
@@ -304,7 +322,11 @@ struct kernel_table {
  * Errors: RL_UNSUPPORTED if this machine cannot run it. Borrowed, static. */
 rl_status kernel_table_get(enum kernel_isa isa, const struct kernel_table **out);
 
-/* Best ISA that this machine has. */
+/* Best ISA that this machine's CPU has. */
 enum kernel_isa kernel_isa_best(void);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

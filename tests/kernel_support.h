@@ -12,6 +12,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* 1 in programs that run on the emulated GPU. */
+#ifndef SUPPORT_EMULATED
+#define SUPPORT_EMULATED 0
+#endif
+
 enum { SUPPORT_AREAS = 48, SUPPORT_GUARD = 64, SUPPORT_ALIGN = 64 };
 
 #define SUPPORT_UNUSED __attribute__((unused))
@@ -22,8 +27,10 @@ struct area {
     char *data;
     size_t bytes;
     bool written;
-    bool integers; /* compare exactly */
-    double floor;  /* least magnitude that differences are held against */
+    bool integers;              /* compare exactly */
+    int64_t packed_n, packed_k; /* a packed weight: its size; 0: none */
+    size_t packed_width;        /* bytes of an element; 0: one bit */
+    double floor;               /* least magnitude that differences are held against */
 };
 
 /* What the random values look like. */
@@ -36,9 +43,36 @@ struct memory {
     int count;
 };
 
+/* The memories in use, so that a pointer's area can be found. */
+enum { SUPPORT_MEMORIES = 16 };
+static struct memory *support_memories[SUPPORT_MEMORIES];
+
 static SUPPORT_UNUSED void memory_init(struct memory *m, uint64_t seed, enum flavour flavour)
 {
+    int i = 0;
     *m = (struct memory){.rng = rl_rng_make(seed, 77), .flavour = flavour};
+    while (support_memories[i] != NULL && support_memories[i] != m) {
+        if (++i == SUPPORT_MEMORIES) {
+            fprintf(stderr, "too many test memories at a time\n");
+            abort();
+        }
+    }
+    support_memories[i] = m;
+}
+
+/* The area that `data` points into, or NULL. */
+static SUPPORT_UNUSED struct area *support_find_area(const void *data)
+{
+    const char *at = data;
+    for (int i = 0; i < SUPPORT_MEMORIES; i++) {
+        for (int j = 0; support_memories[i] != NULL && j < support_memories[i]->count; j++) {
+            struct area *a = &support_memories[i]->areas[j];
+            if (at >= a->data && at < a->data + a->bytes + (a->bytes == 0)) {
+                return a;
+            }
+        }
+    }
+    return NULL;
 }
 
 static SUPPORT_UNUSED void memory_fini(struct memory *m)
@@ -47,6 +81,9 @@ static SUPPORT_UNUSED void memory_fini(struct memory *m)
         free(m->areas[i].block);
     }
     m->count = 0;
+    for (int i = 0; i < SUPPORT_MEMORIES; i++) {
+        support_memories[i] = support_memories[i] == m ? NULL : support_memories[i];
+    }
 }
 
 static SUPPORT_UNUSED void *memory_area(struct memory *m, size_t bytes, bool written)
@@ -180,6 +217,15 @@ static SUPPORT_UNUSED const struct kernel_table *support_ref(void)
     return ref;
 }
 
+/* The last area is a packed weight [n, k] with elements of `width` bytes (0: one bit each). */
+static SUPPORT_UNUSED void memory_packed(struct memory *m, int64_t n, int64_t k, size_t width)
+{
+    struct area *a = &m->areas[m->count - 1];
+    a->packed_n = n;
+    a->packed_k = k;
+    a->packed_width = width;
+}
+
 /* Packed random weights [n, k], by the reference. */
 static SUPPORT_UNUSED void *memory_weights(struct memory *m, int64_t n, int64_t k,
                                            enum kernel_dtype dtype)
@@ -187,6 +233,7 @@ static SUPPORT_UNUSED void *memory_weights(struct memory *m, int64_t n, int64_t 
     const struct kernel_table *ref = support_ref();
     float *w = memory_floats(m, n * k, 1.0 / sqrt((double)k));
     void *packed = memory_area(m, kernel_packed_bytes(n, k, dtype), false);
+    memory_packed(m, n, k, dtype == KERNEL_BF16 ? 2 : 4);
     ref->linear_pack(
         &(struct kernel_linear_pack_args){.w = w, .packed = packed, .dtype = dtype, .n = n, .k = k},
         NULL);
@@ -229,11 +276,19 @@ memory_sequences(struct memory *m, int64_t count, const int64_t *lengths, const 
     return s;
 }
 
-/* Tables that this machine runs: sets *table for index 0, 1, ...; false when there are no more. */
+#include "tests/device_table.h"
+
+/* Tables that this machine runs: sets *table for index 0, 1, ...; false when there are no more. On
+ * the emulated GPU: its table alone. */
 static SUPPORT_UNUSED bool support_table(int index, const struct kernel_table **table)
 {
+#if SUPPORT_EMULATED
+    *table = &support_gpu_table;
+    return index == 0 && support_gpu_open();
+#else
     return index <= (int)kernel_isa_best() &&
            kernel_table_get((enum kernel_isa)index, table) == RL_OK;
+#endif
 }
 
 #endif

@@ -1,0 +1,87 @@
+/* Inside of a stream: shared by device_cuda.cu (devices, streams, errors), scratch_cuda.cu (device
+ * memory of one op) and mirror_cuda.cu (host arrays on the device). */
+#ifndef FORESIGHT_KERNELS_CUDA_STREAM_CUDA_H
+#define FORESIGHT_KERNELS_CUDA_STREAM_CUDA_H
+
+#include "kernels/cuda/device_cuda.h"
+#include "kernels/device_ops.h"
+
+enum {
+    CUDA_SLOTS = 4,   /* of pinned staging: copies that can be under way before one is waited for */
+    CUDA_FETCHES = 8, /* between two waits */
+    CUDA_SCRATCH_BLOCKS = 32 /* that one op can make the scratch grow by */
+};
+
+/* Pinned host memory that a copy reads from; free again when `copied` has happened. */
+struct cuda_slot {
+    char *data;
+    size_t bytes;
+    cudaEvent_t copied;
+    bool used; /* `copied` was recorded */
+};
+
+/* Bump allocation from block 0. What does not fit gets a block of its own, and the next op finds
+ * one block that is large enough for all. */
+struct cuda_arena {
+    char *blocks[CUDA_SCRATCH_BLOCKS];
+    size_t bytes[CUDA_SCRATCH_BLOCKS];
+    int count;
+    size_t used; /* of block 0 */
+};
+
+/* What the last pass_begin uploaded, in one piece. */
+struct cuda_mirror_entry {
+    const char *host;
+    size_t bytes, offset;
+};
+struct cuda_pass {
+    char *data; /* device */
+    size_t bytes;
+    struct cuda_slot staging[2]; /* taken in turn: the newest keeps what was uploaded */
+    int turn;
+    struct cuda_mirror_entry entries[KERNEL_PASS_ARRAYS];
+    int count;
+    const int32_t *segment_start; /* key of the segments, NULL: none */
+    size_t segments_offset;
+};
+
+struct cuda_fetched {
+    void *host;
+    size_t offset, bytes; /* in `landing` */
+};
+
+struct cuda_stream {
+    struct device_stream base;
+    struct device *device;
+    cudaStream_t handle;
+    const char *op;
+    rl_status failure; /* of the first error; RL_OK: none */
+    bool reported;
+    char text[400];
+    struct cuda_arena scratch;
+    struct cuda_slot slots[CUDA_SLOTS];
+    int slot;
+    struct cuda_pass pass;
+    struct cuda_slot landing; /* pinned memory that fetches arrive in */
+    size_t landed;
+    struct cuda_fetched fetches[CUDA_FETCHES];
+    int fetch_count;
+};
+
+/* Device memory with the error kept in the stream; false after one. */
+bool cuda_stream_malloc(struct cuda_stream *stream, size_t bytes, const char *what, char **out);
+
+/* Make `slot` ready to be written with `bytes`: waits for its last copy, grows it. */
+bool cuda_slot_take(struct cuda_stream *stream, struct cuda_slot *slot, size_t bytes);
+
+/* Queue the copy of the slot's first `bytes` to device memory. */
+void cuda_slot_send(struct cuda_stream *stream, struct cuda_slot *slot, void *to, size_t bytes);
+
+/* Give the slot's memory back; its copies have been made. */
+void cuda_slot_free(struct cuda_slot *slot);
+
+/* Give back all memory; the stream is idle. */
+void cuda_scratch_fini(struct cuda_stream *stream);
+void cuda_pass_fini(struct cuda_stream *stream);
+
+#endif

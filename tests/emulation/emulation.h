@@ -1,0 +1,53 @@
+/* What a test may say to the emulated GPU, and what that GPU checks by itself:
+ *
+ * - device memory is out of the host's reach (SIGSEGV) except while device code runs; each buffer
+ *   ends at the end of a page, its bytes are NaN at first, and the gaps beside it are checked when
+ *   it is freed;
+ * - shared memory is NaN before every block; dynamic shared memory ends at the end of a page;
+ * - threads that wait for one another for ever, lanes that meet in different places, threads that
+ *   return while others wait at __syncthreads: a message and abort();
+ * - the order of threads and blocks is the test's choice: a missing barrier shows as other bits;
+ * - streams are lazy: a result read without waiting is not there yet, and a pinned buffer written
+ *   again too early spoils the copy that was still to be made. */
+#ifndef FORESIGHT_TESTS_EMULATION_EMULATION_H
+#define FORESIGHT_TESTS_EMULATION_EMULATION_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { EMULATION_SLOT = 64 }; /* bytes that a lane can hand to its warp at once */
+
+/* Order in which threads and blocks take turns: 0 as numbered, 1 backwards, else shuffled anew for
+ * each block. */
+void emulation_set_order(uint64_t seed);
+
+/* Devices that cudaGetDeviceCount finds; 1 at first. */
+void emulation_set_devices(int count);
+
+/* Let allocations of device memory fail after `count` more have succeeded; -1: never. */
+void emulation_fail_memory_after(int count);
+
+/* Let the next kernel that runs fail as an illegal access does: every later call fails too, until
+ * emulation_heal. */
+void emulation_break(void);
+void emulation_heal(void);
+
+/* Buffers of device memory that exist. */
+size_t emulation_buffers(void);
+
+/* Kernels that were run. */
+uint64_t emulation_kernels(void);
+
+/* Between these, the calling thread may touch device memory. They nest. */
+void emulation_enter(void);
+void emulation_leave(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

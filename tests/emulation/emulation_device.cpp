@@ -1,0 +1,587 @@
+/* Owns the emulated GPU's memory, streams, events and graphs.
+ *
+ * All state lies behind one recursive lock. Device memory is mapped without access and made
+ * accessible between emulation_enter and emulation_leave alone. A stream is a queue of functions
+ * that run when somebody waits for them, in order. */
+#include "tests/emulation/emulation_internal.h"
+
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <sys/mman.h>
+#include <vector>
+
+using work = std::function<void()>;
+
+struct emulation_graph {
+    std::vector<work> nodes;
+};
+
+struct emulation_stream {
+    std::deque<work> queue;
+    uint64_t queued = 0, executed = 0;
+    std::unique_ptr<emulation_graph> capture;
+};
+
+struct emulation_event {
+    emulation_stream *stream = nullptr;
+    uint64_t upto = 0; /* of the stream's work */
+};
+
+namespace
+{
+enum : size_t { BUFFER_ALIGN = 256, MEMORY_BYTES = (size_t)8 << 30 };
+
+struct buffer {
+    char *map, *data;
+    size_t mapped, bytes;
+};
+
+std::recursive_mutex lock;
+std::map<const char *, buffer> buffers; /* by data */
+std::map<const char *, size_t> pinned;
+std::map<const void *, size_t> shared_limits;
+std::vector<emulation_stream *> streams;
+emulation_stream legacy; /* the stream named NULL */
+cudaError_t last_error = cudaSuccess;
+cudaError_t broken = cudaSuccess; /* sticky */
+bool break_next;
+int depth, devices = 1, memory_countdown = -1, current_device;
+size_t held;
+
+using guard = std::lock_guard<std::recursive_mutex>;
+
+cudaError_t fail(cudaError_t error)
+{
+    if (error != cudaSuccess) {
+        last_error = error;
+    }
+    return error;
+}
+
+void protect(int access)
+{
+    for (const auto &entry : buffers) {
+        mprotect(entry.second.map, entry.second.mapped, access);
+    }
+}
+
+void execute(const work &item)
+{
+    if (broken != cudaSuccess) {
+        return;
+    }
+    emulation_enter();
+    item();
+    emulation_leave();
+}
+
+void run_until(emulation_stream *stream, uint64_t upto)
+{
+    while (stream->executed < upto) {
+        work item = std::move(stream->queue.front());
+        stream->queue.pop_front();
+        stream->executed++;
+        execute(item);
+    }
+}
+
+void run_all(emulation_stream *stream)
+{
+    run_until(stream, stream->queued);
+}
+
+emulation_stream *named(cudaStream_t stream)
+{
+    return stream != nullptr ? stream : &legacy;
+}
+
+void push(cudaStream_t handle, work item)
+{
+    emulation_stream *stream = named(handle);
+    if (stream->capture != nullptr) {
+        stream->capture->nodes.push_back(std::move(item));
+        return;
+    }
+    stream->queue.push_back(std::move(item));
+    stream->queued++;
+}
+
+/* The buffer that holds data .. data + bytes, or nullptr. */
+const buffer *find_buffer(const void *data, size_t bytes)
+{
+    const char *first = static_cast<const char *>(data);
+    auto after = buffers.upper_bound(first);
+    if (after == buffers.begin()) {
+        return nullptr;
+    }
+    const buffer &b = std::prev(after)->second;
+    if (first >= b.data + b.bytes) {
+        return nullptr;
+    }
+    if (first + bytes > b.data + b.bytes) {
+        emulation_fail("%zu bytes from offset %zu of a device buffer of %zu", bytes,
+                       (size_t)(first - b.data), b.bytes);
+    }
+    return &b;
+}
+
+bool is_pinned(const void *data)
+{
+    const char *first = static_cast<const char *>(data);
+    auto after = pinned.upper_bound(first);
+    return after != pinned.begin() && first < std::prev(after)->first + std::prev(after)->second;
+}
+
+void check_side(const void *data, size_t bytes, bool device, const char *what)
+{
+    if ((find_buffer(data, bytes) != nullptr) != device) {
+        emulation_fail("a copy's %s was said to be on the %s and is not", what,
+                       device ? "device" : "host");
+    }
+}
+
+bool capturing_any()
+{
+    for (emulation_stream *stream : streams) {
+        if (stream->capture != nullptr) {
+            return true;
+        }
+    }
+    return false;
+}
+
+cudaError_t make_buffer(size_t bytes, void **out)
+{
+    size_t room = (bytes + BUFFER_ALIGN - 1) / BUFFER_ALIGN * BUFFER_ALIGN;
+    size_t mapped = (room + EMULATION_PAGE - 1) / EMULATION_PAGE * EMULATION_PAGE;
+    void *map =
+        mmap(nullptr, mapped + 2 * EMULATION_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (map == MAP_FAILED) {
+        return cudaErrorMemoryAllocation;
+    }
+    buffer b = {static_cast<char *>(map) + EMULATION_PAGE, nullptr, mapped, bytes};
+    b.data = b.map + mapped - room;
+    mprotect(b.map, mapped, PROT_READ | PROT_WRITE);
+    memset(b.map, 0xff, mapped);
+    if (depth == 0) {
+        mprotect(b.map, mapped, PROT_NONE);
+    }
+    buffers[b.data] = b;
+    held += bytes;
+    *out = b.data;
+    return cudaSuccess;
+}
+
+void check_gaps(const buffer &b)
+{
+    emulation_enter();
+    for (const char *p = b.map; p < b.map + b.mapped; p++) {
+        if ((p < b.data || p >= b.data + b.bytes) && *p != (char)0xff) {
+            emulation_fail("byte %td beside a device buffer of %zu bytes was written", p - b.data,
+                           b.bytes);
+        }
+    }
+    emulation_leave();
+}
+} // namespace
+
+void emulation_enter(void)
+{
+    lock.lock();
+    if (depth++ == 0) {
+        protect(PROT_READ | PROT_WRITE);
+    }
+}
+
+void emulation_leave(void)
+{
+    if (--depth == 0) {
+        protect(PROT_NONE);
+    }
+    lock.unlock();
+}
+
+void emulation_set_devices(int count)
+{
+    devices = count;
+}
+
+void emulation_fail_memory_after(int count)
+{
+    memory_countdown = count;
+}
+
+void emulation_break(void)
+{
+    break_next = true;
+}
+
+void emulation_heal(void)
+{
+    broken = last_error = cudaSuccess;
+    break_next = false;
+}
+
+size_t emulation_buffers(void)
+{
+    return buffers.size();
+}
+
+void emulation_enqueue(cudaStream_t stream, work item)
+{
+    guard hold(lock);
+    push(stream, std::move(item));
+}
+
+void emulation_launch(const emulation_kernel &kernel, cudaStream_t stream)
+{
+    guard hold(lock);
+    const dim3 &g = kernel.grid;
+    const dim3 &b = kernel.block;
+    size_t limit = EMULATION_SHARED_DEFAULT;
+    if (shared_limits.count(kernel.entry) > 0) {
+        limit = std::max(limit, shared_limits[kernel.entry]);
+    }
+    if (g.x == 0 || g.y == 0 || g.z == 0 || g.x > 0x7fffffff || g.y > 65535 || g.z > 65535 ||
+        b.x == 0 || b.y == 0 || b.z == 0 || b.z > 64 || (size_t)b.x * b.y * b.z > 1024) {
+        fail(cudaErrorInvalidConfiguration);
+        return;
+    }
+    if (kernel.shared_bytes > limit) {
+        fail(cudaErrorInvalidValue);
+        return;
+    }
+    push(stream, [kernel] {
+        if (break_next) {
+            break_next = false;
+            broken = cudaErrorIllegalAddress;
+            return;
+        }
+        emulation_run_grid(kernel);
+    });
+}
+
+cudaError_t emulation_set_shared_limit(const void *kernel, size_t bytes)
+{
+    guard hold(lock);
+    if (bytes > EMULATION_SHARED_LIMIT) {
+        return fail(cudaErrorInvalidValue);
+    }
+    shared_limits[kernel] = bytes;
+    return cudaSuccess;
+}
+
+/* --- the runtime's functions ------------------------------------------------------------------ */
+
+const char *cudaGetErrorString(cudaError_t error)
+{
+    switch (error) {
+    case cudaSuccess:
+        return "no error";
+    case cudaErrorMemoryAllocation:
+        return "out of memory";
+    case cudaErrorInvalidConfiguration:
+        return "invalid configuration argument";
+    case cudaErrorNoDevice:
+        return "no CUDA-capable device is detected";
+    case cudaErrorInvalidDevice:
+        return "invalid device ordinal";
+    case cudaErrorIllegalAddress:
+        return "an illegal memory access was encountered";
+    default:
+        return "invalid argument";
+    }
+}
+
+const char *cudaGetErrorName(cudaError_t error)
+{
+    return error == cudaSuccess ? "cudaSuccess" : "cudaError";
+}
+
+cudaError_t cudaGetLastError()
+{
+    cudaError_t error = last_error;
+    last_error = cudaSuccess;
+    return broken != cudaSuccess ? broken : error;
+}
+
+cudaError_t cudaGetDeviceCount(int *count)
+{
+    *count = devices;
+    return devices > 0 ? cudaSuccess : fail(cudaErrorNoDevice);
+}
+
+cudaError_t cudaSetDevice(int device)
+{
+    if (device < 0 || device >= devices) {
+        return fail(cudaErrorInvalidDevice);
+    }
+    current_device = device;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGetDevice(int *device)
+{
+    *device = current_device;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int device)
+{
+    if (device < 0 || device >= devices) {
+        return fail(cudaErrorInvalidDevice);
+    }
+    *properties = cudaDeviceProp{"emulated GPU", MEMORY_BYTES, 2, 9, 0};
+    return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int device)
+{
+    cudaDeviceProp properties;
+    cudaError_t error = cudaGetDeviceProperties(&properties, device);
+    if (error == cudaSuccess) {
+        *value = attribute == cudaDevAttrMultiProcessorCount      ? properties.multiProcessorCount
+                 : attribute == cudaDevAttrComputeCapabilityMajor ? properties.major
+                                                                  : properties.minor;
+    }
+    return error;
+}
+
+cudaError_t cudaDriverGetVersion(int *version)
+{
+    *version = devices > 0 ? 13000 : 0;
+    return cudaSuccess;
+}
+
+cudaError_t cudaRuntimeGetVersion(int *version)
+{
+    *version = 13000;
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes)
+{
+    *total_bytes = MEMORY_BYTES;
+    *free_bytes = MEMORY_BYTES - held;
+    return cudaSuccess;
+}
+
+cudaError_t cudaMalloc(void **out, size_t bytes)
+{
+    guard hold(lock);
+    if (capturing_any()) {
+        return fail(cudaErrorStreamCaptureUnsupported);
+    }
+    if (memory_countdown == 0 || bytes > MEMORY_BYTES - held) {
+        return fail(cudaErrorMemoryAllocation);
+    }
+    memory_countdown -= memory_countdown > 0;
+    return fail(make_buffer(bytes, out));
+}
+
+cudaError_t cudaFree(void *data)
+{
+    guard hold(lock);
+    if (data == nullptr) {
+        return cudaSuccess;
+    }
+    cudaDeviceSynchronize();
+    auto found = buffers.find(static_cast<char *>(data));
+    if (found == buffers.end()) {
+        emulation_fail("cudaFree of %p, which is no device buffer", data);
+    }
+    buffer b = found->second;
+    check_gaps(b);
+    buffers.erase(found);
+    held -= b.bytes;
+    munmap(b.map - EMULATION_PAGE, b.mapped + 2 * EMULATION_PAGE);
+    return cudaSuccess;
+}
+
+cudaError_t cudaMallocHost(void **out, size_t bytes)
+{
+    guard hold(lock);
+    char *data = static_cast<char *>(aligned_alloc(64, (bytes + 64) / 64 * 64));
+    if (data == nullptr) {
+        return fail(cudaErrorMemoryAllocation);
+    }
+    memset(data, 0xff, bytes);
+    pinned[data] = bytes;
+    *out = data;
+    return cudaSuccess;
+}
+
+cudaError_t cudaFreeHost(void *data)
+{
+    guard hold(lock);
+    cudaDeviceSynchronize();
+    if (data != nullptr && pinned.erase(static_cast<char *>(data)) == 0) {
+        emulation_fail("cudaFreeHost of %p, which is not pinned memory", data);
+    }
+    free(data);
+    return cudaSuccess;
+}
+
+/* Ordinary host memory is read at once and written after a wait, pinned memory when the stream
+ * comes to it. */
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind,
+                            cudaStream_t stream)
+{
+    guard hold(lock);
+    bool device_to = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
+    bool device_from = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
+    check_side(to, bytes, device_to, "target");
+    check_side(from, bytes, device_from, "source");
+    if (!device_from && !is_pinned(from)) {
+        const char *first = static_cast<const char *>(from);
+        auto kept = std::make_shared<std::vector<char>>(first, first + bytes);
+        push(stream, [=] { memcpy(to, kept->data(), bytes); });
+        return broken;
+    }
+    push(stream, [=] { memcpy(to, from, bytes); });
+    if (!device_to && !is_pinned(to) && named(stream)->capture == nullptr) {
+        run_all(named(stream));
+    }
+    return broken;
+}
+
+cudaError_t cudaMemsetAsync(void *data, int value, size_t bytes, cudaStream_t stream)
+{
+    guard hold(lock);
+    check_side(data, bytes, true, "target");
+    push(stream, [=] { memset(data, value, bytes); });
+    return broken;
+}
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned)
+{
+    guard hold(lock);
+    *out = new emulation_stream();
+    streams.push_back(*out);
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamDestroy(cudaStream_t stream)
+{
+    guard hold(lock);
+    run_all(stream);
+    for (size_t i = 0; i < streams.size(); i++) {
+        if (streams[i] == stream) {
+            streams.erase(streams.begin() + (ptrdiff_t)i);
+            delete stream;
+            return cudaSuccess;
+        }
+    }
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t stream)
+{
+    guard hold(lock);
+    if (named(stream)->capture != nullptr) {
+        return fail(cudaErrorStreamCaptureUnsupported);
+    }
+    run_all(named(stream));
+    return broken;
+}
+
+cudaError_t cudaDeviceSynchronize()
+{
+    guard hold(lock);
+    run_all(&legacy);
+    for (size_t i = 0; i < streams.size(); i++) {
+        run_all(streams[i]);
+    }
+    return broken;
+}
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *out, unsigned)
+{
+    *out = new emulation_event();
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventDestroy(cudaEvent_t event)
+{
+    delete event;
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
+{
+    guard hold(lock);
+    event->stream = named(stream);
+    event->upto = event->stream->queued;
+    return broken;
+}
+
+cudaError_t cudaEventSynchronize(cudaEvent_t event)
+{
+    guard hold(lock);
+    if (event->stream != nullptr) {
+        run_until(event->stream, event->upto);
+    }
+    return broken;
+}
+
+cudaError_t cudaEventQuery(cudaEvent_t event)
+{
+    guard hold(lock);
+    bool done = event->stream == nullptr || event->stream->executed >= event->upto;
+    return broken != cudaSuccess ? broken : done ? cudaSuccess : cudaErrorNotReady;
+}
+
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned)
+{
+    guard hold(lock);
+    emulation_event at = *event;
+    push(stream, [at] {
+        if (at.stream != nullptr) {
+            run_until(at.stream, at.upto);
+        }
+    });
+    return broken;
+}
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode)
+{
+    guard hold(lock);
+    stream->capture.reset(new emulation_graph());
+    return broken;
+}
+
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *out)
+{
+    guard hold(lock);
+    *out = stream->capture.release();
+    return broken;
+}
+
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *out, cudaGraph_t graph, unsigned long long)
+{
+    *out = new emulation_graph(*graph);
+    return broken;
+}
+
+cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream)
+{
+    guard hold(lock);
+    for (const work &node : graph->nodes) {
+        push(stream, node);
+    }
+    return broken;
+}
+
+cudaError_t cudaGraphDestroy(cudaGraph_t graph)
+{
+    delete graph;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph)
+{
+    delete graph;
+    return cudaSuccess;
+}

@@ -1,0 +1,17 @@
+/* Between the two halves of the emulated GPU: emulation_fiber.cpp (blocks and threads) and
+ * emulation_device.cpp (memory, streams). */
+#ifndef FORESIGHT_TESTS_EMULATION_EMULATION_INTERNAL_H
+#define FORESIGHT_TESTS_EMULATION_EMULATION_INTERNAL_H
+
+#include <cuda_runtime.h>
+
+enum : size_t {
+    EMULATION_PAGE = 4096,
+    EMULATION_SHARED_DEFAULT = 48 * 1024, /* dynamic shared memory that needs no attribute */
+    EMULATION_SHARED_LIMIT = 227 * 1024,  /* sm_90; sm_80 has 163 KiB */
+};
+
+/* Run all blocks of a kernel to their end. The caller holds the device's lock. */
+void emulation_run_grid(const emulation_kernel &kernel);
+
+#endif
