@@ -17,6 +17,22 @@ endforeach()
 # Tests that run on the emulated GPU too, as NAME_emulated: the same source, linked with kernels/cuda
 # in C++.
 enable_language(CXX)
+function(emulation_flags target)
+  target_compile_definitions(${target} PRIVATE _GNU_SOURCE)
+  target_compile_options(${target} PRIVATE -g -O2 -ffp-contract=off -Wall -Wextra
+    -Wno-unknown-pragmas -Wno-unused-function)
+  set_target_properties(${target} PROPERTIES CXX_STANDARD 17)
+  if(FORESIGHT_WERROR)
+    target_compile_options(${target} PRIVATE -Werror)
+  endif()
+  if(FORESIGHT_SANITIZE AND NOT FORESIGHT_SANITIZE STREQUAL "thread") # which knows no fibers
+    target_compile_options(${target} PRIVATE -fsanitize=${FORESIGHT_SANITIZE}
+      -fno-omit-frame-pointer -fno-sanitize-recover=all)
+  endif()
+  if(FORESIGHT_SANITIZE)
+    target_link_options(${target} PRIVATE -fsanitize=${FORESIGHT_SANITIZE})
+  endif()
+endfunction()
 add_subdirectory(${CMAKE_SOURCE_DIR}/tests/emulation)
 foreach(name check_kernels test_kernels_device)
   add_executable(${name}_emulated ${CMAKE_SOURCE_DIR}/tests/${name}.c
@@ -28,6 +44,18 @@ foreach(name check_kernels test_kernels_device)
   target_compile_definitions(${name}_emulated PRIVATE SUPPORT_EMULATED=1)
   add_test(NAME ${name}_emulated COMMAND ${name}_emulated WORKING_DIRECTORY ${CMAKE_BINARY_DIR})
   set_tests_properties(${name}_emulated PROPERTIES TIMEOUT 600 ENVIRONMENT "CK_DEFAULT_TIMEOUT=300")
+endforeach()
+
+# Tests of the emulation itself and of what kernels/cuda is made of, written against it.
+file(GLOB emulated_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/test_*_emulated.cpp)
+foreach(source ${emulated_sources})
+  get_filename_component(name ${source} NAME_WE)
+  add_executable(${name} ${source} $<TARGET_OBJECTS:kernels_emulated>)
+  target_include_directories(${name} PRIVATE ${CMAKE_SOURCE_DIR}/tests/emulation)
+  target_link_libraries(${name} PRIVATE fs_kernels fs_core PkgConfig::dep_check Threads::Threads m)
+  emulation_flags(${name})
+  add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${CMAKE_BINARY_DIR})
+  set_tests_properties(${name} PROPERTIES TIMEOUT 600 ENVIRONMENT "CK_DEFAULT_TIMEOUT=300")
 endforeach()
 
 # tests/script_*: whole-program tests written as scripts.

@@ -27,6 +27,10 @@ dim3 blockDim, gridDim;
 namespace
 {
 enum : size_t { STACK_BYTES = 64 * 1024, THREADS_MAX = 1024 };
+/* Whole pages, and a little before the largest block's. */
+enum : size_t {
+    SHARED_BYTES = EMULATION_SHARED_LIMIT / EMULATION_PAGE * EMULATION_PAGE + EMULATION_PAGE
+};
 constexpr unsigned LANES = 32;
 
 #if defined(__x86_64__)
@@ -119,8 +123,8 @@ void allocate_areas()
     size_t step = STACK_BYTES + EMULATION_PAGE;
     void *area = mmap(nullptr, step * THREADS_MAX, PROT_NONE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    void *shared = mmap(nullptr, EMULATION_SHARED_LIMIT + EMULATION_PAGE, PROT_NONE,
-                        MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void *shared =
+        mmap(nullptr, SHARED_BYTES + EMULATION_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (area == MAP_FAILED || shared == MAP_FAILED) {
         emulation_fail("no memory for the stacks of a block");
     }
@@ -128,8 +132,8 @@ void allocate_areas()
     for (size_t i = 0; i < THREADS_MAX; i++) {
         mprotect(stacks + i * step + EMULATION_PAGE, STACK_BYTES, PROT_READ | PROT_WRITE);
     }
-    mprotect(shared, EMULATION_SHARED_LIMIT, PROT_READ | PROT_WRITE);
-    shared_end = static_cast<char *>(shared) + EMULATION_SHARED_LIMIT;
+    mprotect(shared, SHARED_BYTES, PROT_READ | PROT_WRITE);
+    shared_end = static_cast<char *>(shared) + SHARED_BYTES;
 }
 
 void fiber_main()
