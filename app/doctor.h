@@ -31,6 +31,7 @@ void doctor_advise(struct doctor_line *line, enum doctor_level level, const char
 /* Checks of the machine (doctor_machine.c) and of other programs and libraries (doctor_tools.c). */
 void doctor_check_cpu(struct doctor_line *line);
 void doctor_check_kernels(struct doctor_line *line);
+void doctor_check_gpu(struct doctor_line *line);
 void doctor_check_cores(struct doctor_line *line);
 void doctor_check_memory(struct doctor_line *line);
 void doctor_check_shm(struct doctor_line *line);

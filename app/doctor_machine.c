@@ -79,6 +79,20 @@ void doctor_check_kernels(struct doctor_line *line)
     }
 }
 
+void doctor_check_gpu(struct doctor_line *line)
+{
+    struct device_survey survey;
+    device_gpu_survey(&survey);
+    int runtime = survey.runtime;
+    if (survey.count == 0) {
+        doctor_found(line, "none: %s%s", survey.problem, runtime > 0 ? " (built with CUDA)" : "");
+        return;
+    }
+    doctor_found(line, "%d: %s; built with CUDA %d.%d, driver for %d.%d", survey.count, survey.name,
+                 runtime / 1000, runtime % 1000 / 10, survey.driver / 1000,
+                 survey.driver % 1000 / 10);
+}
+
 /* Cores that the container's CPU quota allows; 0: no quota. */
 static double quota_cores(void)
 {

@@ -45,7 +45,7 @@ found = json.loads(open(sys.argv[1]).read().splitlines()[-1])
 checks = {c["check"]: c for c in found["checks"]}
 assert found["sound"] == (int(sys.argv[2]) == 0), "exit code"
 assert found["sound"] == all(c["level"] != "FAIL" for c in found["checks"])
-for name in ("processor", "kernels", "memory", "mpirun", "two ranks", "storage"):
+for name in ("processor", "kernels", "gpu", "memory", "mpirun", "two ranks", "storage"):
     assert name in checks, name
 assert checks["storage"]["level"] == "OK", checks["storage"]
 PY
