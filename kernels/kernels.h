@@ -28,6 +28,7 @@ extern "C" {
 
 enum {
     KERNEL_PANEL = 32,        /* outputs per packed weight panel */
+    KERNEL_SET_MAPS = 3,      /* linear maps of one call at most */
     KERNEL_PAGE_TOKENS = 16,  /* tokens per KV page */
     KERNEL_HEAD_CHUNK = 1024, /* vocabulary entries of the head at a time; multiple of 32 */
     KERNEL_DECODE_PARTS = 8,  /* of a head chunk, whose probability mass is kept apart */
@@ -67,6 +68,13 @@ struct kernel_linear_args {
     float *dbias;      /* [N] or NULL, backward_weight only */
     int64_t m, n, k, x_stride, y_stride;
     bool accumulate;
+};
+
+/* Linear maps of the same rows: m, k, x, x_stride and dtype are equal in all, no y overlaps another
+ * one. forward_set: forward of each, in one meeting of the threads and reading x once. */
+struct kernel_linear_set_args {
+    struct kernel_linear_args maps[KERNEL_SET_MAPS];
+    int count; /* 1 .. KERNEL_SET_MAPS; the others are zero */
 };
 
 /* forward: y[i] = W[ids[i]]; backward: dw[ids[i]] += y[i] in order of i. W packed [V, C], dw raw.

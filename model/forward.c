@@ -54,6 +54,17 @@ static void linear_forward(const struct model_pass *pass, const struct model_lin
     pass->kernels->linear_forward(&args, pass->context->pool);
 }
 
+/* Maps of the same rows. */
+static void linear_forward_set(const struct model_pass *pass, const struct model_linear *maps,
+                               int count)
+{
+    struct kernel_linear_set_args set = {.count = count};
+    for (int i = 0; i < count; i++) {
+        set.maps[i] = model_linear_args(pass, &maps[i]);
+    }
+    pass->kernels->linear_forward_set(&set, pass->context->pool);
+}
+
 void model_norm_forward(const struct model_pass *pass, const struct model_norm *norm)
 {
     struct kernel_rmsnorm_args args = {
@@ -146,12 +157,12 @@ static void project_qkv(const struct model_pass *pass, int32_t layer, float *k)
     struct model_workspace *ws = pass->workspace;
     const struct model_layer_state *state = &ws->layers[layer];
     float *x = state->norm_input;
-    linear_forward(pass, &(struct model_linear){MODEL_PARAM_Q, MODEL_PARAM_Q_BIAS, layer, x,
-                                                state->q_raw, false});
-    linear_forward(pass,
-                   &(struct model_linear){MODEL_PARAM_K, MODEL_PARAM_K_BIAS, layer, x, k, false});
-    linear_forward(
-        pass, &(struct model_linear){MODEL_PARAM_V, MODEL_PARAM_V_BIAS, layer, x, ws->v, false});
+    const struct model_linear maps[] = {
+        {MODEL_PARAM_Q, MODEL_PARAM_Q_BIAS, layer, x, state->q_raw, false},
+        {MODEL_PARAM_K, MODEL_PARAM_K_BIAS, layer, x, k, false},
+        {MODEL_PARAM_V, MODEL_PARAM_V_BIAS, layer, x, ws->v, false},
+    };
+    linear_forward_set(pass, maps, 3);
 }
 
 /* Queries and keys of the layer, normed and rotated. */
@@ -210,10 +221,12 @@ static void project_gate_up(const struct model_pass *pass, int32_t layer)
                        &(struct model_norm){MODEL_PARAM_POST_NORM, layer, state->middle,
                                             state->norm_middle, state->inv_middle,
                                             pass->batch->token_count, pass->layout->arch.width});
-    linear_forward(pass, &(struct model_linear){MODEL_PARAM_GATE, MODEL_PARAM_GATE_BIAS, layer,
-                                                state->norm_middle, state->gate, false});
-    linear_forward(pass, &(struct model_linear){MODEL_PARAM_UP, MODEL_PARAM_UP_BIAS, layer,
-                                                state->norm_middle, state->up, false});
+    float *x = state->norm_middle;
+    const struct model_linear maps[] = {
+        {MODEL_PARAM_GATE, MODEL_PARAM_GATE_BIAS, layer, x, state->gate, false},
+        {MODEL_PARAM_UP, MODEL_PARAM_UP_BIAS, layer, x, state->up, false},
+    };
+    linear_forward_set(pass, maps, 2);
 }
 
 static void feed_forward(const struct model_pass *pass, int32_t layer, float *output)

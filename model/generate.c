@@ -17,8 +17,8 @@ static const double thread_flops_s = 1.2e11;
 static const double cache_read_s = 7e10;  /* bytes, each thread */
 static const double memory_read_s = 1e11; /* bytes, all threads together */
 static const double run_s = 3e-6;         /* handing one kernel call to the pool */
-static const double meeting_share = 0.88; /* of time is left by waits for the slowest of a call */
-enum { RUNS_PER_LAYER = 8 };
+static const double meeting_share = 0.95; /* of time is left by waits for the slowest of a call */
+enum { RUNS_PER_LAYER = 5 };
 
 /* One thread's part of a pass. */
 struct model_share {
@@ -174,7 +174,9 @@ static bool segments_pay(const struct model_shares *shares, int layers, double t
     double runs = run_s * RUNS_PER_LAYER * layers;
     double bytes = shares->weight_bytes;
     double threads = shares->count;
-    double each = shares->cached ? bytes / cache_read_s : threads * bytes / memory_read_s;
+    /* threads that walk through the layers side by side find part of what another has fetched */
+    double fetched = (1 + threads) / 2 * bytes;
+    double each = shares->cached ? bytes / cache_read_s : fetched / memory_read_s;
     double once = shares->cached ? bytes / (threads * cache_read_s) : bytes / memory_read_s;
     return largest / thread_flops_s + each <
            total / (threads * thread_flops_s * meeting_share) + once + runs;

@@ -146,6 +146,28 @@ static void case_linear_forward(struct call *c)
     }
 }
 
+static void case_linear_forward_set(struct call *c)
+{
+    struct kernel_linear_set_args set = {.count = (int)memory_pick(&c->memory, 1, 3)};
+    const struct kernel_linear_args a = linear_case(c);
+    const float *x = memory_floats(&c->memory, (a.m - 1) * a.x_stride + a.k, 1.0);
+    c->flops = 0;
+    for (int i = 0; i < set.count; i++) {
+        struct kernel_linear_args *map = &set.maps[i];
+        *map = a;
+        map->n = call_size(c, 1, 150, 384);
+        map->y_stride = map->n;
+        map->w = memory_weights(&c->memory, map->n, a.k, a.dtype);
+        map->bias = call_flip(c) ? memory_floats(&c->memory, map->n, 1.0) : NULL;
+        map->x = (float *)(uintptr_t)x;
+        map->y = memory_output(&c->memory, a.m * map->n, 1.0);
+        c->flops += 2.0 * (double)a.m * (double)map->n * (double)a.k;
+    }
+    while (call_again(c)) {
+        c->table->linear_forward_set(&set, c->pool);
+    }
+}
+
 static void case_linear_backward_input(struct call *c)
 {
     struct kernel_linear_args a = linear_case(c);

@@ -88,6 +88,50 @@ START_TEST(linear_row_is_the_same_in_any_batch)
 }
 END_TEST
 
+/* Maps that read the same rows, of sizes that end inside a panel, together and one by one. */
+START_TEST(linear_set_is_the_same_as_its_maps)
+{
+    enum { MAPS = KERNEL_SET_MAPS, K = 300, N = 200 };
+    const int64_t rows[] = {1, 2, 3, 4, 5, 8, 14, 15, 33, ROWS_MAX};
+    const int64_t outputs[MAPS] = {N, 33, 64};
+    const struct kernel_table *table = NULL;
+    struct rl_pool *pool = NULL;
+    ck_assert_int_eq(rl_pool_create(3, &pool), RL_OK);
+    for (int index = 0; support_table(index, &table); index++) {
+        struct memory m;
+        memory_init(&m, 21, FLAVOUR_MIXED);
+        struct kernel_linear_set_args set = {.count = MAPS};
+        struct kernel_linear_args *maps = set.maps;
+        float *alone[MAPS];
+        float *x = memory_floats(&m, (int64_t)ROWS_MAX * K, 1.0);
+        for (int i = 0; i < MAPS; i++) {
+            maps[i] = (struct kernel_linear_args){
+                .dtype = _i == 0 ? KERNEL_FP32 : KERNEL_BF16, .x = x, .m = rows[0]};
+            maps[i].n = maps[i].y_stride = outputs[i];
+            maps[i].k = maps[i].x_stride = K;
+            maps[i].w = memory_weights(&m, outputs[i], K, maps[i].dtype);
+            maps[i].bias = i == 1 ? memory_floats(&m, outputs[i], 1.0) : NULL;
+            maps[i].y = memory_output(&m, (int64_t)ROWS_MAX * N, 1.0);
+            alone[i] = memory_output(&m, (int64_t)ROWS_MAX * N, 1.0);
+        }
+        for (size_t r = 0; r < sizeof rows / sizeof rows[0]; r++) {
+            for (int i = 0; i < MAPS; i++) {
+                maps[i].m = rows[r];
+                struct kernel_linear_args one = maps[i];
+                one.y = alone[i];
+                table->linear_forward(&one, NULL);
+            }
+            table->linear_forward_set(&set, pool);
+            for (int i = 0; i < MAPS; i++) {
+                assert_same_bits(alone[i], maps[i].y, rows[r] * outputs[i], "linear_forward_set");
+            }
+        }
+        memory_fini(&m);
+    }
+    rl_pool_destroy(pool);
+}
+END_TEST
+
 START_TEST(norm_row_is_the_same_in_any_batch)
 {
     const struct kernel_table *table = NULL;
@@ -560,6 +604,7 @@ static Suite *same_bits_suite(void)
     TCase *all = tcase_create("same bits");
     tcase_set_timeout(all, 300);
     tcase_add_loop_test(all, linear_row_is_the_same_in_any_batch, 0, LINEAR_SHAPES);
+    tcase_add_loop_test(all, linear_set_is_the_same_as_its_maps, 0, 2);
     tcase_add_loop_test(all, norm_row_is_the_same_in_any_batch, 0, 6);
     tcase_add_loop_test(all, pointwise_element_is_the_same_anywhere, 0, 2);
     tcase_add_loop_test(all, head_row_is_the_same_in_any_batch, 0, HEAD_VOCABULARIES);

@@ -97,6 +97,13 @@ void linear_forward_ref(const struct kernel_linear_args *a, struct rl_pool *pool
     }
 }
 
+void linear_forward_set_ref(const struct kernel_linear_set_args *a, struct rl_pool *pool)
+{
+    for (int i = 0; i < a->count; i++) {
+        linear_forward_ref(&a->maps[i], pool);
+    }
+}
+
 void linear_backward_input_ref(const struct kernel_linear_args *a, struct rl_pool *pool)
 {
     (void)pool;
