@@ -51,6 +51,15 @@ assert checks["storage"]["level"] == "OK", checks["storage"]
 PY
 expect 2 'usage' "$foresight" doctor nonsense
 
+# --- gpu_check: one line where there is no GPU; a bundle that starts without the machine's libraries
+gpu_check=$(dirname "$0")/../scripts/gpu_check
+"$foresight" doctor >"$work/doctor"
+if grep -Eq 'gpu +none' "$work/doctor"; then
+    expect 1 '^gpu_check: no GPU to check: none' "$gpu_check" "$(dirname "$foresight")"
+    expect 0 'MiB; copy it' "$gpu_check" --bundle "$work/bundle" "$(dirname "$foresight")"
+    expect 1 '^gpu_check: no GPU to check: none' env -i PATH="$PATH" "$work/bundle/gpu_check"
+fi
+
 # --- inspect: safetensors made here, whole and broken
 python3 - "$work" <<'PY'
 import json, struct, sys
