@@ -1,11 +1,14 @@
 # tests/test_*.c and tests/check_*.c and tests/sim_*.c: one Check program each, run by CTest.
 pkg_check_modules(dep_check REQUIRED IMPORTED_TARGET check)
+add_library(test_support STATIC ${CMAKE_SOURCE_DIR}/tests/walled_device.c)
+target_link_libraries(test_support PRIVATE fs_kernels fs_core)
+foresight_flags(test_support)
 file(GLOB test_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/test_*.c
      ${CMAKE_SOURCE_DIR}/tests/check_*.c ${CMAKE_SOURCE_DIR}/tests/sim_*.c)
 foreach(source ${test_sources})
   get_filename_component(name ${source} NAME_WE)
   add_executable(${name} ${source})
-  target_link_libraries(${name} PRIVATE fs_trainer fs_rewards fs_rollout fs_model fs_transport
+  target_link_libraries(${name} PRIVATE test_support fs_trainer fs_rewards fs_rollout fs_model fs_transport
                         fs_kernels fs_core PkgConfig::dep_check dep_jansson dep_mpi Threads::Threads m)
   foresight_flags(${name})
   target_compile_definitions(${name} PRIVATE

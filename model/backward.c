@@ -183,8 +183,7 @@ static void scatter_rows(const struct model_pass *pass, float *from, float *to)
 }
 
 /* Head, then its gathered rows back to their tokens, then the last norm: leaves dx. */
-static void head_backward(const struct model_pass *pass, const float *g_logprob,
-                          const float *g_entropy)
+static void head_backward(const struct model_pass *pass, bool g_entropy)
 {
     struct model_workspace *ws = pass->workspace;
     const struct model_layout *layout = pass->layout;
@@ -200,8 +199,8 @@ static void head_backward(const struct model_pass *pass, const float *g_logprob,
         .inv_temperature = ws->inv_temperature,
         .entropy = ws->entropy,
         .lse = ws->head_lse,
-        .g_logprob = g_logprob,
-        .g_entropy = g_entropy,
+        .g_logprob = ws->g_logprob,
+        .g_entropy = g_entropy ? ws->g_entropy : NULL,
         .dx = dgathered,
         .dw = pass->grad + model_layout_tensor(layout, MODEL_PARAM_HEAD, -1)->offset,
         .scratch = ws->head_scratch,
@@ -221,6 +220,18 @@ static void head_backward(const struct model_pass *pass, const float *g_logprob,
     norm_backward(pass, &(struct norm_gradient){norm, dhidden, ws->dx, false});
 }
 
+/* The rows' gradients, to the device. */
+static void take_gradients(const struct model_pass *pass, const struct model_backward_args *args)
+{
+    const struct model_workspace *ws = pass->workspace;
+    const size_t bytes = (size_t)ws->head_rows * sizeof(float);
+    struct rl_pool *pool = pass->context->pool;
+    device_write(pool, ws->g_logprob, args->g_logprob, bytes);
+    if (args->g_entropy != NULL) {
+        device_write(pool, ws->g_entropy, args->g_entropy, bytes);
+    }
+}
+
 void model_backward(const struct model_context *context, const void *image, struct model_kv *kv,
                     const struct model_batch *batch, struct model_workspace *workspace,
                     const struct model_backward_args *args)
@@ -233,7 +244,8 @@ void model_backward(const struct model_context *context, const void *image, stru
     if (batch->token_count == 0 || workspace->head_rows == 0) {
         return;
     }
-    head_backward(&pass, args->g_logprob, args->g_entropy);
+    take_gradients(&pass, args);
+    head_backward(&pass, args->g_entropy != NULL);
     for (int32_t layer = layout->arch.layers - 1; layer >= 0; layer--) {
         recompute_layer(&pass, layer);
         feed_forward_backward(&pass, layer);

@@ -137,6 +137,16 @@ static void carry_residual(const struct model_pass *pass, float *to, const float
     }
 }
 
+/* What the pass's kernels read of the host's memory, in one go. */
+static void begin_pass(const struct model_pass *pass)
+{
+    const struct model_batch *batch = pass->batch;
+    size_t bytes = (size_t)batch->token_count * sizeof(int32_t);
+    const struct kernel_pass_array arrays[] = {{batch->tokens, bytes}, {batch->positions, bytes}};
+    struct kernel_pass_args begin = {.segments = batch->segments, .arrays = arrays, .count = 2};
+    pass->kernels->pass_begin(&begin, pass->context->pool);
+}
+
 static void embed_tokens(const struct model_pass *pass)
 {
     const struct model_architecture *a = &pass->layout->arch;
@@ -258,6 +268,7 @@ void model_forward(const struct model_context *context, const void *image, struc
     if (batch->token_count == 0) {
         return;
     }
+    begin_pass(&pass);
     embed_tokens(&pass);
     for (int32_t layer = 0; layer < layout->arch.layers; layer++) {
         bool last = layer + 1 == layout->arch.layers;
@@ -305,7 +316,7 @@ void model_head_forward(const struct model_context *context, const void *image,
         .dtype = layout->dtype,
         .targets = workspace->targets,
         .inv_temperature = args->inv_temperature,
-        .logprob = args->logprob,
+        .logprob = workspace->logprob,
         .entropy = args->entropy == NULL ? NULL : workspace->entropy,
         .lse = workspace->head_lse,
         .scratch = workspace->head_scratch,
@@ -314,8 +325,10 @@ void model_head_forward(const struct model_context *context, const void *image,
         .c = layout->arch.width,
     };
     context->kernels->head_forward(&head, context->pool);
+    const size_t bytes = (size_t)m * sizeof(float);
+    (void)device_read(context->pool, args->logprob, workspace->logprob, bytes);
     if (args->entropy != NULL) {
-        memcpy(args->entropy, workspace->entropy, (size_t)m * sizeof(float));
+        (void)device_read(context->pool, args->entropy, workspace->entropy, bytes);
     }
 }
 

@@ -8,6 +8,7 @@
 /* KV cache: pages of 16 tokens for all layers. k/v [L][P][kv_heads * D * 16] of the layout's
  * kv_dtype. */
 struct model_kv {
+    struct device *device; /* whose memory it is */
     unsigned char *k, *v;
     int32_t page_count;
     size_t layer_bytes; /* between layers */
@@ -31,7 +32,7 @@ enum model_split {
     MODEL_SPLIT_SEQUENCES /* a thread takes its segments through all layers: one meeting a pass */
 };
 
-/* What a pass runs with. All borrowed. */
+/* What a pass runs with; the kernels are those of the layout's device. All borrowed. */
 struct model_context {
     const struct model_layout *layout;
     const struct kernel_table *kernels;
@@ -76,8 +77,9 @@ void model_workspace_destroy(struct model_workspace *workspace);
 size_t model_workspace_bytes(const struct model_layout *layout, int64_t max_tokens,
                              enum model_keep keep);
 
-/* Final hidden states (after the last norm) of every token: *hidden [N, C], borrowed from the
- * workspace until the next pass. Writes the tokens' keys and values into `kv`. N <= max_tokens. */
+/* Final hidden states (after the last norm) of every token: *hidden [N, C], the device's, borrowed
+ * from the workspace until the next pass. Writes the tokens' keys and values into `kv`. N <=
+ * max_tokens. */
 void model_forward(const struct model_context *context, const void *image, struct model_kv *kv,
                    const struct model_batch *batch, struct model_workspace *workspace,
                    const float **hidden);
@@ -92,15 +94,16 @@ struct model_head_args {
     float *entropy; /* [M] or NULL */
 };
 
-/* Log-prob and entropy of targets from hidden rows. Keeps lse for backward. */
+/* Log-prob and entropy of targets from hidden rows, to the host's memory. Keeps lse for backward.
+ */
 void model_head_forward(const struct model_context *context, const void *image,
                         struct model_workspace *workspace, const struct model_head_args *args);
 
 /* What to back-propagate, and where to. */
 struct model_backward_args {
-    const float *g_logprob; /* [M] dL/dlogprob */
+    const float *g_logprob; /* [M] dL/dlogprob, the host's */
     const float *g_entropy; /* [M] dL/dentropy, or NULL; needs a forward that gave entropy */
-    float *grad;            /* [master_count]; added to */
+    float *grad;            /* [master_count], the device's; added to */
 };
 
 /* Back-propagate through head and body of the last model_forward and model_head_forward on this

@@ -107,7 +107,7 @@ rl_status model_workspace_share(struct model_workspace *workspace,
 {
     assert(!model_keep_trains(workspace->keep) && workspace->shares == NULL);
     int64_t count = threads < workspace->decode_rows ? threads : workspace->decode_rows;
-    if (count < 2) {
+    if (count < 2 || layout->device != NULL) {
         return RL_OK;
     }
     struct model_shares *shares = calloc(1, sizeof(*shares));

@@ -3,7 +3,6 @@
 #include "model/kv_cache.h"
 
 #include "core/log.h"
-#include "kernels/device.h"
 #include "model/forward.h"
 
 #include <assert.h>
@@ -130,7 +129,9 @@ rl_status model_kv_create(const struct model_layout *layout, int32_t page_count,
         return rl_fail(RL_INVALID, "KV cache of %d pages, must have at least 1", page_count);
     }
     void *data = NULL;
-    RL_TRY(device_alloc(model_kv_page_bytes(layout) * (size_t)page_count, "KV cache", &data));
+    size_t bytes = model_kv_page_bytes(layout) * (size_t)page_count;
+    RL_TRY(device_buffer_alloc(layout->device, bytes, "KV cache", &data));
+    out->device = layout->device;
     out->layer_bytes = page_bytes(layout) * (size_t)page_count;
     out->page_count = page_count;
     out->k = data;
@@ -140,7 +141,7 @@ rl_status model_kv_create(const struct model_layout *layout, int32_t page_count,
 
 void model_kv_fini(struct model_kv *kv)
 {
-    device_free(kv->k);
+    device_buffer_free(kv->device, kv->k);
     memset(kv, 0, sizeof(*kv));
 }
 

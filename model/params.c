@@ -4,7 +4,6 @@
 #include "model/params.h"
 
 #include "core/log.h"
-#include "kernels/device.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -125,20 +124,31 @@ static rl_status check_size(const struct model_architecture *arch)
     return RL_OK;
 }
 
-static rl_status make_rope(struct model_layout *layout, int32_t max_positions)
+static rl_status make_rope(struct model_layout *layout, int32_t max_positions, struct rl_pool *pool)
 {
-    int64_t floats = (int64_t)max_positions * (layout->arch.head_dim / 2);
+    size_t floats = (size_t)max_positions * (size_t)(layout->arch.head_dim / 2);
     void *tables = NULL;
-    RL_TRY(device_alloc((size_t)floats * 2 * sizeof(float), "rope tables", &tables));
-    layout->cosine = tables;
-    layout->sine = layout->cosine + floats;
-    layout->rope_positions = max_positions;
-    model_rope_tables(&layout->arch, max_positions, layout->cosine, layout->sine);
-    return RL_OK;
+    float *made = malloc(2 * floats * sizeof(float));
+    if (made == NULL) {
+        return rl_fail(RL_NO_MEMORY, "no memory to make rope tables of %d positions",
+                       max_positions);
+    }
+    model_rope_tables(&layout->arch, max_positions, made, made + floats);
+    rl_status status =
+        device_buffer_alloc(layout->device, 2 * floats * sizeof(float), "rope tables", &tables);
+    if (status == RL_OK) {
+        layout->cosine = tables;
+        layout->sine = layout->cosine + floats;
+        layout->rope_positions = max_positions;
+        device_write(pool, tables, made, 2 * floats * sizeof(float));
+    }
+    free(made);
+    return status;
 }
 
-rl_status model_layout_create(const struct model_architecture *arch, enum kernel_dtype dtype,
-                              int32_t max_positions, struct model_layout **out)
+rl_status model_layout_create_on(struct device *device, struct rl_pool *pool,
+                                 const struct model_architecture *arch, enum kernel_dtype dtype,
+                                 int32_t max_positions, struct model_layout **out)
 {
     if (max_positions < 1) {
         return rl_fail(RL_INVALID, "longest sequence is %d, must be at least 1", max_positions);
@@ -151,6 +161,7 @@ rl_status model_layout_create(const struct model_architecture *arch, enum kernel
     }
     layout->arch = *arch;
     layout->dtype = dtype;
+    layout->device = device;
     layout->tensors = calloc(rows * MODEL_PARAM_COUNT, sizeof(*layout->tensors));
     layout->index = malloc(rows * MODEL_PARAM_COUNT * sizeof(*layout->index));
     rl_status status = RL_OK;
@@ -159,7 +170,7 @@ rl_status model_layout_create(const struct model_architecture *arch, enum kernel
     } else {
         memset(layout->index, 0xff, rows * MODEL_PARAM_COUNT * sizeof(*layout->index));
         place_all(layout);
-        status = make_rope(layout, max_positions);
+        status = make_rope(layout, max_positions, pool);
     }
     if (status != RL_OK) {
         model_layout_destroy(layout);
@@ -169,12 +180,18 @@ rl_status model_layout_create(const struct model_architecture *arch, enum kernel
     return RL_OK;
 }
 
+rl_status model_layout_create(const struct model_architecture *arch, enum kernel_dtype dtype,
+                              int32_t max_positions, struct model_layout **out)
+{
+    return model_layout_create_on(NULL, NULL, arch, dtype, max_positions, out);
+}
+
 void model_layout_destroy(struct model_layout *layout)
 {
     if (layout == NULL) {
         return;
     }
-    device_free(layout->cosine);
+    device_buffer_free(layout->device, layout->cosine);
     free(layout->index);
     free(layout->tensors);
     free(layout);

@@ -6,6 +6,7 @@
 #ifndef FORESIGHT_MODEL_PARAMS_H
 #define FORESIGHT_MODEL_PARAMS_H
 
+#include "kernels/device.h"
 #include "model/architecture.h"
 
 /* What a tensor is, from params.def: MODEL_PARAM_EMBEDDING, MODEL_PARAM_INPUT_NORM, ... */
@@ -41,14 +42,18 @@ struct model_layout {
     int64_t master_count; /* floats in a slab, padding included (padding stays 0) */
     int64_t param_count;  /* real parameters */
     size_t image_bytes;
-    float *cosine, *sine; /* [rope_positions, D/2] */
+    struct device *device; /* in whose memory slabs and images lie, NULL: the CPU; borrowed */
+    float *cosine, *sine;  /* [rope_positions, D/2], the device's */
     int32_t rope_positions;
 };
 
-/* `max_positions` bounds sequences (rope tables). Caller owns *out. Errors: RL_NO_MEMORY,
- * RL_INVALID. */
+/* `max_positions` bounds sequences (rope tables). On the CPU, or on `device`, whose stream `pool`
+ * has (NULL: the CPU again). Caller owns *out. Errors: RL_NO_MEMORY, RL_INVALID. */
 rl_status model_layout_create(const struct model_architecture *arch, enum kernel_dtype dtype,
                               int32_t max_positions, struct model_layout **out);
+rl_status model_layout_create_on(struct device *device, struct rl_pool *pool,
+                                 const struct model_architecture *arch, enum kernel_dtype dtype,
+                                 int32_t max_positions, struct model_layout **out);
 void model_layout_destroy(struct model_layout *layout);
 
 /* Index of a tensor by name, -1 if there is none. */

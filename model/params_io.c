@@ -113,6 +113,8 @@ struct load_job {
     const struct kernel_table *kernels; /* of an image; NULL: a master slab */
     float *master;
     unsigned char *image;
+    float *staged;        /* the largest block's rows on the layout's device; NULL: the host's */
+    struct rl_pool *pool; /* of kernels; NULL where blocks are taken by the pool's threads */
     struct load_block *blocks; /* [count] */
     int count;
     atomic_int bad;        /* lowest block that has a number that is not finite; count: none */
@@ -131,33 +133,29 @@ static bool all_finite(const float *values, int64_t count)
     return bad == 0;
 }
 
-/* A vector and the padding behind it. */
-static void place_vector(const struct load_job *job, const struct model_tensor *tensor,
-                         const float *values)
-{
-    const struct model_layout *layout = job->layout;
-    bool last = tensor + 1 == layout->tensors + layout->tensor_count;
-    size_t end = last ? layout->image_bytes : tensor[1].image_offset;
-    size_t bytes = (size_t)tensor->cols * sizeof(float);
-    memcpy(job->image + tensor->image_offset, values, bytes);
-    memset(job->image + tensor->image_offset + bytes, 0, end - tensor->image_offset - bytes);
-}
-
 static void pack_rows(const struct load_job *job, const struct load_block *block, float *values)
 {
     const struct model_tensor *tensor = block->tensor;
+    const struct model_layout *layout = job->layout;
     unsigned char *place = job->image + tensor->image_offset;
+    if (job->staged != NULL) {
+        size_t bytes = (size_t)(block->rows * tensor->cols) * sizeof(float);
+        device_write(job->pool, job->staged, values, bytes);
+        values = job->staged;
+    }
     if (!tensor->matrix) {
-        place_vector(job, tensor, values);
+        struct kernel_vector_pack_args vector = {
+            .w = values, .packed = place, .count = tensor->cols, .dtype = layout->dtype};
+        job->kernels->vector_pack(&vector, job->pool);
         return;
     }
     struct kernel_linear_pack_args pack = {
         .w = values,
-        .packed = place + kernel_packed_bytes(block->first, tensor->cols, job->layout->dtype),
-        .dtype = job->layout->dtype,
+        .packed = place + kernel_packed_bytes(block->first, tensor->cols, layout->dtype),
+        .dtype = layout->dtype,
         .n = block->rows,
         .k = tensor->cols};
-    job->kernels->linear_pack(&pack, NULL);
+    job->kernels->linear_pack(&pack, job->pool);
 }
 
 static void note_bad_block(struct load_job *job, int index)
@@ -194,6 +192,19 @@ static int64_t rows_per_block(const struct model_tensor *tensor)
 {
     int64_t rows = LOAD_BLOCK_FLOATS / tensor->cols / KERNEL_PANEL * KERNEL_PANEL;
     return tensor->matrix ? (rows > KERNEL_PANEL ? rows : KERNEL_PANEL) : 1;
+}
+
+/* Bytes of a block's rows in fp32. */
+static size_t largest_block(const struct model_layout *layout)
+{
+    int64_t floats = 1;
+    for (int32_t i = 0; i < layout->tensor_count; i++) {
+        const struct model_tensor *tensor = &layout->tensors[i];
+        int64_t each = rows_per_block(tensor);
+        int64_t rows = each < tensor->rows ? each : tensor->rows;
+        floats = rows * tensor->cols > floats ? rows * tensor->cols : floats;
+    }
+    return (size_t)floats * sizeof(float);
 }
 
 static int64_t count_blocks(const struct model_layout *layout)
@@ -240,7 +251,12 @@ static rl_status load_blocks(const char *dir, const struct safetensors *file, st
     RL_TRY(cut_blocks(dir, file, job));
     atomic_init(&job->bad, job->count);
     atomic_init(&job->no_memory, false);
-    rl_pool_run(pool, job->count, load_item, job);
+    if (job->staged == NULL) {
+        rl_pool_run(pool, job->count, load_item, job);
+    }
+    for (int i = 0; job->staged != NULL && i < job->count; i++) {
+        load_item(job, i); /* one after the other: they share the place */
+    }
     if (atomic_load(&job->no_memory)) {
         return rl_fail(RL_NO_MEMORY, "%s: no memory to read it", dir);
     }
@@ -283,8 +299,20 @@ rl_status model_params_load(const struct model_layout *layout, const char *dir, 
 rl_status model_image_load(const struct model_layout *layout, const struct kernel_table *kernels,
                            const char *dir, void *image, struct rl_pool *pool)
 {
+    struct device *device = layout->device;
     struct load_job job = {.layout = layout, .kernels = kernels, .image = image};
-    return load_folder(dir, &job, pool);
+    void *staged = NULL;
+    if (device != NULL) {
+        RL_TRY(device_buffer_alloc(device, largest_block(layout), "weights being loaded", &staged));
+        job.staged = staged;
+        job.pool = pool;
+    }
+    rl_status status = load_folder(dir, &job, pool);
+    if (status == RL_OK) {
+        status = device_wait(pool);
+    }
+    device_buffer_free(device, staged);
+    return status;
 }
 
 static rl_status write_bf16(struct atomic_file *file, const float *values, int64_t count,

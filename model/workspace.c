@@ -3,7 +3,6 @@
 #include "model/workspace.h"
 
 #include "core/log.h"
-#include "kernels/device.h"
 #include "kernels/sampling.h"
 
 #include <stdlib.h>
@@ -101,10 +100,9 @@ static void carve_head(struct carver *carver, const struct model_architecture *a
                        struct model_workspace *workspace)
 {
     workspace->gathered = carve(carver, a->width);
+    workspace->logprob = carve(carver, 1);
     workspace->head_lse = carve(carver, 1);
     workspace->entropy = carve(carver, 1);
-    workspace->rows = carve(carver, 1);
-    workspace->targets = carve(carver, 1);
     workspace->head_scratch = carve(carver, KERNEL_HEAD_CHUNK);
     if (!model_keep_trains(workspace->keep)) {
         int64_t rows = carver->tokens < MODEL_DECODE_ROWS ? carver->tokens : MODEL_DECODE_ROWS;
@@ -137,6 +135,8 @@ static void carve_all(struct carver *carver, const struct model_architecture *a,
     workspace->v = carve(carver, k_width);
     carve_head(carver, a, workspace);
     if (training) {
+        workspace->g_logprob = carve(carver, 1);
+        workspace->g_entropy = carve(carver, 1);
         workspace->dx = carve(carver, a->width);
         workspace->dnorm = carve(carver, a->width);
         workspace->dq = carve(carver, q_width);
@@ -155,11 +155,16 @@ static rl_status workspace_allocate(const struct model_layout *layout,
     if (workspace->layers == NULL) {
         return rl_fail(RL_NO_MEMORY, "no memory for a workspace of %zu layers", layers);
     }
+    workspace->rows = calloc((size_t)workspace->max_tokens * 2, sizeof(int32_t));
+    if (workspace->rows == NULL) {
+        return rl_fail(RL_NO_MEMORY, "no memory for a workspace's rows");
+    }
+    workspace->targets = workspace->rows + workspace->max_tokens;
     struct carver carver = {.tokens = workspace->max_tokens};
     carve_all(&carver, &layout->arch, workspace);
     bool training = model_keep_trains(workspace->keep);
-    RL_TRY(
-        device_alloc(carver.used, training ? "training workspace" : "workspace", &workspace->slab));
+    RL_TRY(device_buffer_alloc(layout->device, carver.used,
+                               training ? "training workspace" : "workspace", &workspace->slab));
     carver.base = workspace->slab;
     carver.used = 0;
     carve_all(&carver, &layout->arch, workspace);
@@ -173,7 +178,8 @@ void model_workspace_view(const struct model_workspace *workspace,
     struct model_layer_state *layers = view->layers;
     struct carver carver = {
         .base = workspace->slab, .tokens = workspace->max_tokens, .from = *place};
-    *view = (struct model_workspace){.keep = workspace->keep,
+    *view = (struct model_workspace){.device = workspace->device,
+                                     .keep = workspace->keep,
                                      .max_tokens = workspace->max_tokens - place->token,
                                      .layers = layers};
     carve_all(&carver, &layout->arch, view);
@@ -197,6 +203,7 @@ rl_status model_workspace_create(const struct model_layout *layout, int64_t max_
     if (workspace == NULL) {
         return rl_fail(RL_NO_MEMORY, "no memory for a workspace");
     }
+    workspace->device = layout->device;
     workspace->keep = keep;
     workspace->max_tokens = max_tokens;
     rl_status status = workspace_allocate(layout, workspace);
@@ -214,7 +221,8 @@ void model_workspace_destroy(struct model_workspace *workspace)
         return;
     }
     model_shares_destroy(workspace->shares);
-    device_free(workspace->slab);
+    device_buffer_free(workspace->device, workspace->slab);
+    free(workspace->rows);
     free(workspace->layers);
     free(workspace);
 }

@@ -38,10 +38,11 @@ struct model_layer_state {
 };
 
 struct model_workspace {
+    struct device *device; /* whose memory the slab is */
     enum model_keep keep;
     int64_t max_tokens;
     struct model_shares *shares;      /* of generate.c; NULL: passes are not split by segments */
-    void *slab;                       /* all arrays below */
+    void *slab;                       /* all arrays below but rows and targets */
     struct model_layer_state *layers; /* [L] */
     float *output;                    /* [N, C] residual stream after the last layer */
     float *inv_final;                 /* [N] */
@@ -57,11 +58,12 @@ struct model_workspace {
     /* [M, C] gradient of the gathered rows that head_backward does not make itself; borrowed from
      * model_head_divergence until the next model_head_forward; NULL: there is none */
     const float *g_gathered;
-    float *head_lse;     /* [N] */
-    float *entropy;      /* [N] */
-    int32_t *rows;       /* [N] */
-    int32_t *targets;    /* [N] */
-    float *head_scratch; /* [N, KERNEL_HEAD_CHUNK] */
+    float *logprob;               /* [N] */
+    float *head_lse;              /* [N] */
+    float *entropy;               /* [N] */
+    float *g_logprob, *g_entropy; /* [N]; NULL without training */
+    int32_t *rows, *targets;      /* [N] the host's, not of the slab */
+    float *head_scratch;          /* [N, KERNEL_HEAD_CHUNK] */
     int64_t decode_rows;
     int64_t columns; /* multiple of KERNEL_HEAD_CHUNK, or V rounded up to a panel */
     float *logits;   /* [decode rows, columns]; NULL when training */
