@@ -58,6 +58,13 @@ static bool has_image(void *arg, uint32_t version)
     return generator_image(arg, version) != NULL;
 }
 
+static bool needs_copy(void *arg, uint32_t version)
+{
+    const struct rollout_generator *g = arg;
+    return (g->image != NULL && version == g->version) || (g->awaits && version == g->awaited) ||
+           rollout_generator_needs(g, version);
+}
+
 static rl_status build(struct rollout_generator *g)
 {
     const struct model_layout *layout = g->context.layout;
@@ -68,6 +75,9 @@ static rl_status build(struct rollout_generator *g)
                                               .recompute = g->options.recompute_on_update};
     RL_TRY(rollout_scheduler_create(&limits, &g->scheduler));
     rollout_scheduler_set_usable(g->scheduler, has_image, g);
+    if (layout->device != NULL) {
+        RL_TRY(image_copies_create(layout, needs_copy, g, &g->copies));
+    }
     RL_TRY(model_kv_create(layout, rollout_scheduler_page_count(g->scheduler), &g->kv));
     RL_TRY(model_workspace_create(layout, pass_tokens(&g->options),
                                   model_sampling_keep(&g->options.sampling), &g->workspace));
@@ -149,6 +159,7 @@ void rollout_generator_destroy(struct rollout_generator *generator)
     free(g->works);
     model_workspace_destroy(g->workspace);
     generator_draft_destroy(g);
+    image_copies_destroy(g->copies);
     model_kv_fini(&g->kv);
     rollout_scheduler_destroy(g->scheduler);
     stop_rules_fini(&g->stop);
@@ -183,6 +194,27 @@ void rollout_generator_set_weights(struct rollout_generator *generator, const vo
     }
 }
 
+rl_status rollout_generator_load_weights(struct rollout_generator *generator, const void *image,
+                                         uint32_t version)
+{
+    const void *copy = image;
+    if (generator->copies != NULL) {
+        generator->awaited = version;
+        generator->awaits = true;
+        RL_TRY(image_copies_get(generator->copies, version, image, &copy));
+        generator->awaits = false;
+    }
+    rollout_generator_set_weights(generator, copy, version);
+    return RL_OK;
+}
+
+void rollout_generator_await_weights(struct rollout_generator *generator)
+{
+    if (generator->copies != NULL) {
+        image_copies_wait(generator->copies);
+    }
+}
+
 void rollout_generator_set_image_source(struct rollout_generator *generator, rollout_image_fn fn,
                                         void *arg)
 {
@@ -190,12 +222,19 @@ void rollout_generator_set_image_source(struct rollout_generator *generator, rol
     generator->source_arg = arg;
 }
 
-const void *generator_image(const struct rollout_generator *g, uint32_t version)
+const void *generator_image(struct rollout_generator *g, uint32_t version)
 {
     if (g->image != NULL && version == g->version) {
         return g->image;
     }
-    return g->source != NULL ? g->source(g->source_arg, version) : NULL;
+    const void *image = g->source != NULL ? g->source(g->source_arg, version) : NULL;
+    const void *copy = NULL;
+    if (image == NULL || g->copies == NULL) {
+        return image;
+    }
+    rl_status status = image_copies_get(g->copies, version, image, &copy);
+    g->copies_status = status == RL_AGAIN ? g->copies_status : status;
+    return copy;
 }
 
 void generator_finish_work(struct rollout_generator *g, struct generator_work *work)

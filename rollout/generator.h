@@ -85,12 +85,22 @@ void rollout_generator_destroy(struct rollout_generator *generator);
 size_t rollout_generator_bytes(const struct model_layout *layout,
                                const struct rollout_generator_options *options);
 
-/* The newest weights: use this image from the next tick on for requests without a schedule; it must
- * stay valid until the next call. */
+/* The newest weights: use this image, in the memory of the layout's device, from the next tick on
+ * for requests without a schedule; it must stay valid until the next call. */
 void rollout_generator_set_weights(struct rollout_generator *generator, const void *image,
                                    uint32_t version);
 
-/* Where images of versions come from that requests with a schedule ask for, the newest excepted. */
+/* The same with an image in the host's memory, of which a device first needs a copy: RL_AGAIN (not
+ * logged) as long as that is being made, beside ticks with the weights of before: call again with
+ * the same image. Errors: RL_NO_MEMORY, the device's. */
+rl_status rollout_generator_load_weights(struct rollout_generator *generator, const void *image,
+                                         uint32_t version);
+
+/* Sleep until the copy is made that load_weights has said RL_AGAIN of. */
+void rollout_generator_await_weights(struct rollout_generator *generator);
+
+/* Where images of versions come from that requests with a schedule ask for, the newest excepted;
+ * they are in the host's memory. */
 void rollout_generator_set_image_source(struct rollout_generator *generator, rollout_image_fn fn,
                                         void *arg);
 
@@ -101,7 +111,7 @@ rl_status rollout_generator_submit(struct rollout_generator *generator,
 
 /* Run one forward pass with the weights of one version; passes take the versions that sequences
  * need in turn, from the oldest on. *busy is false when there was nothing to do, or nothing with
- * weights that are here. Errors: RL_NO_MEMORY. */
+ * weights that are here. Errors: RL_NO_MEMORY, the device's. */
 rl_status rollout_generator_tick(struct rollout_generator *generator, bool *busy);
 
 /* Take a finished group, in order of finishing; RL_AGAIN if there is none. Caller owns *group;

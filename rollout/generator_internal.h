@@ -6,6 +6,7 @@
 
 #include "rollout/draft_policy.h"
 #include "rollout/generator.h"
+#include "rollout/image_copies.h"
 #include "rollout/scheduler.h"
 #include "rollout/speculation.h"
 #include "rollout/stop_rules.h"
@@ -55,6 +56,10 @@ struct rollout_generator {
     uint32_t version;        /* of it */
     rollout_image_fn source; /* of other versions, or NULL */
     void *source_arg;
+    struct image_copies *copies; /* NULL: images of the host are used as they are */
+    rl_status copies_status;     /* why one could not be made */
+    uint32_t awaited;            /* version that load_weights has begun to copy */
+    bool awaits;
     int32_t max_length;
     struct generator_work *works; /* [max_groups] */
     int32_t *completion;          /* [max_running][max_completion] */
@@ -79,7 +84,7 @@ rl_status generator_work_init(struct generator_work *work, const struct rollout_
 void generator_work_fini(struct generator_work *work);
 
 /* Image of `version`, or NULL if it is not here. */
-const void *generator_image(const struct rollout_generator *g, uint32_t version);
+const void *generator_image(struct rollout_generator *g, uint32_t version);
 
 /* Guessed tokens. Rows that they add to a pass at most; bytes held for them. */
 int32_t generator_draft_rows(const struct rollout_generator_options *options);

@@ -263,7 +263,7 @@ rl_status rollout_generator_tick(struct rollout_generator *generator, bool *busy
     if (plan.segment_count == 0) {
         g->pass_end_s = 0;
         *busy = false;
-        return RL_OK;
+        return g->copies_status;
     }
     for (int32_t i = 0; i < plan.copy_count; i++) {
         model_kv_copy_page(&g->context, &g->kv, plan.copies[i].from, plan.copies[i].to);
@@ -271,6 +271,7 @@ rl_status rollout_generator_tick(struct rollout_generator *generator, bool *busy
     generator_draft_plan(g, &plan);
     int32_t rows = fill_pass(g, &plan);
     run_model(g, &plan, rows);
+    RL_TRY(device_wait(g->context.pool)); /* the image may be overwritten from here on */
     rollout_scheduler_commit(g->scheduler, &plan);
     RL_TRY(file_tokens(g, &plan));
     if (rollout_scheduler_groups(g->scheduler) == 0) {

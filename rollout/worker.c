@@ -20,8 +20,10 @@ struct worker {
     struct snapshot_reply reply;
     struct trajectory_group *to_score, *to_send; /* held because the next stage is full */
     uint64_t open;                               /* tickets received and not yet sent back */
+    struct weight_view loading;                  /* the version that the engine is to use next */
+    bool is_loading;
     bool has_weights;
-    bool weights_coming; /* a newer version is being verified */
+    bool weights_coming; /* a newer version is being verified, or copied to the device */
     uint32_t version;
     double next_status_s, busy_s, idle_s;
     double lap_s;                    /* when the part of time that goes on now began */
@@ -232,23 +234,37 @@ static rl_status submit_tickets(struct worker *w)
     return RL_OK;
 }
 
-static rl_status switch_weights(struct worker *w)
+/* The newest version that is not in use yet, held until it is. */
+static rl_status find_weights(struct worker *w)
 {
     uint32_t newest = 0;
-    rl_status status = weight_source_latest(w->args->weights, &newest, &w->weights_coming);
-    if (status == RL_AGAIN || (status == RL_OK && w->has_weights && newest == w->version)) {
-        return RL_OK;
+    RL_TRY(weight_source_latest(w->args->weights, &newest, &w->weights_coming));
+    if (w->has_weights && newest == w->version) {
+        return RL_AGAIN;
     }
-    RL_TRY(status);
-    struct weight_view view;
-    status = weight_source_acquire(w->args->weights, newest, &view);
+    rl_status status = weight_source_acquire(w->args->weights, newest, &w->loading);
     if (status == RL_AGAIN || status == RL_NOT_FOUND) {
         w->weights_coming = true; /* a newer one has taken its place */
+        return RL_AGAIN;
+    }
+    w->is_loading = status == RL_OK;
+    return status;
+}
+
+static rl_status switch_weights(struct worker *w)
+{
+    rl_status status = w->is_loading ? RL_OK : find_weights(w);
+    if (status == RL_OK) {
+        status = rollout_generator_load_weights(w->args->generator, w->loading.image,
+                                                w->loading.version);
+        w->weights_coming = w->weights_coming || status == RL_AGAIN;
+    }
+    if (status == RL_AGAIN) {
         return RL_OK;
     }
     RL_TRY(status);
-    rollout_generator_set_weights(w->args->generator, view.image, view.version);
-    w->version = view.version;
+    w->is_loading = false;
+    w->version = w->loading.version;
     w->has_weights = true;
     return RL_OK;
 }
