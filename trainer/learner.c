@@ -9,12 +9,19 @@
 #include "trainer/staleness_control.h"
 
 #include <assert.h>
+#include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 static const double publish_timeout_s = 60;
+
+/* Bytes of the mask of what changes between two images. */
+static size_t mask_bytes(const struct model_layout *layout)
+{
+    return layout->image_bytes / model_image_element_bytes(layout) / CHAR_BIT;
+}
 
 /* --- life cycle
  * ------------------------------------------------------------------------------------- */
@@ -52,6 +59,46 @@ static rl_status set_options(struct learner *l)
     return RL_OK;
 }
 
+rl_status learner_frozen_image(struct learner *l, const void *image, void **out)
+{
+    const struct model_layout *layout = l->args.layout;
+    if (image == NULL || layout->device == NULL) {
+        *out = (void *)(uintptr_t)image; /* only read */
+        return RL_OK;
+    }
+    RL_TRY(device_buffer_alloc(layout->device, layout->image_bytes, "frozen weights", out));
+    model_upload(l->args.pool, *out, image, layout->image_bytes);
+    return RL_OK;
+}
+
+void learner_frozen_free(struct learner *l, void *image)
+{
+    if (l->args.layout->device != NULL) {
+        device_buffer_free(l->args.layout->device, image);
+    }
+}
+
+/* Gradient, and images where they are not made in the arena's slots. */
+static rl_status make_memory(struct learner *l)
+{
+    const struct model_layout *layout = l->args.layout;
+    struct device *device = layout->device;
+    size_t slab_bytes = (size_t)layout->master_count * sizeof(float);
+    bool publishes = l->args.arena != NULL;
+    void *memory = NULL;
+    RL_TRY(device_buffer_alloc(device, slab_bytes, "gradients", &memory));
+    l->grad = memory;
+    if (!publishes || device != NULL) {
+        RL_TRY(device_buffer_alloc(device, layout->image_bytes, "weight image", &l->own_image[0]));
+    }
+    if (publishes && device != NULL) {
+        RL_TRY(device_buffer_alloc(device, layout->image_bytes, "weight image", &l->own_image[1]));
+        RL_TRY(device_buffer_alloc(device, mask_bytes(layout), "mask of changes", &memory));
+        l->own_changed = memory;
+    }
+    return RL_OK;
+}
+
 rl_status learner_create(const struct learner_args *args, struct learner **out)
 {
     struct learner *l = calloc(1, sizeof(*l));
@@ -60,25 +107,23 @@ rl_status learner_create(const struct learner_args *args, struct learner **out)
         return rl_fail(RL_NO_MEMORY, "learner: out of memory");
     }
     l->args = *args;
+    l->args.master = NULL;
     l->slot = -1;
     l->context = (struct model_context){
         .layout = args->layout, .kernels = args->kernels, .pool = args->pool};
     batcher_arrays_init(&l->arrays);
     rl_status status = RL_OK;
-    void *memory = NULL;
+    RL_TRY_GOTO(model_slab_take(args->layout, args->master, args->layout->master_count,
+                                "master weights", &l->master),
+                status, fail);
     RL_TRY_GOTO(set_options(l), status, fail);
     if (objective_needs_reference(args->config) && args->reference_image == NULL) {
         status = rl_fail(RL_INVALID, "learner: loss.beta > 0 needs a reference model");
         goto fail;
     }
+    RL_TRY_GOTO(learner_frozen_image(l, args->reference_image, &l->reference), status, fail);
     RL_TRY_GOTO(learner_teacher_open(l), status, fail);
-    size_t slab_bytes = (size_t)args->layout->master_count * sizeof(float);
-    RL_TRY_GOTO(device_alloc(slab_bytes, "gradients", &memory), status, fail);
-    l->grad = memory;
-    if (args->arena == NULL) {
-        RL_TRY_GOTO(device_alloc(args->layout->image_bytes, "weight image", &l->own_image), status,
-                    fail);
-    }
+    RL_TRY_GOTO(make_memory(l), status, fail);
     *out = l;
     return RL_OK;
 fail:
@@ -94,9 +139,13 @@ void learner_destroy(struct learner *learner)
     learner_free_memory(learner);
     learner_teacher_close(learner);
     optimizer_destroy(learner->optimizer);
-    device_free(learner->own_image);
-    device_free(learner->grad);
-    device_free(learner->args.master);
+    struct device *device = learner->args.layout->device;
+    device_buffer_free(device, learner->own_changed);
+    device_buffer_free(device, learner->own_image[1]);
+    device_buffer_free(device, learner->own_image[0]);
+    device_buffer_free(device, learner->grad);
+    learner_frozen_free(learner, learner->reference);
+    model_slab_fini(learner->args.layout, &learner->master);
     free(learner);
 }
 
@@ -117,20 +166,14 @@ struct learner_bytes learner_bytes(const struct model_layout *layout,
 /* --- images
  * ----------------------------------------------------------------------------------------- */
 
-/* Where the next image goes. The first time in a step the publishing rank takes a free slot; until
- * it is published nobody else reads it, so later updates rewrite it in place. */
-static rl_status begin_image(struct learner *l, void **image, double *slot_wait_s)
+/* The slot for the next version. It is the same one until it is published, and nobody else reads it
+ * before. */
+static rl_status take_slot(struct learner *l, void **slot, double *slot_wait_s)
 {
-    *image = l->own_image;
-    *slot_wait_s = 0;
-    if (l->args.arena != NULL) {
-        struct rl_wait wait = rl_wait_begin(l->args.waits, "learner waits for a weight slot");
-        rl_status status =
-            weight_arena_begin_write(l->args.arena, publish_timeout_s, &l->slot, image);
-        *slot_wait_s = rl_wait_end(&wait);
-        RL_TRY(status);
-    }
-    return RL_OK;
+    struct rl_wait wait = rl_wait_begin(l->args.waits, "learner waits for a weight slot");
+    rl_status status = weight_arena_begin_write(l->args.arena, publish_timeout_s, &l->slot, slot);
+    *slot_wait_s = rl_wait_end(&wait);
+    return status;
 }
 
 /* What images are compared with: the version last published, also when this step has written the
@@ -138,12 +181,52 @@ static rl_status begin_image(struct learner *l, void **image, double *slot_wait_
 static const struct model_image_diff *image_diff(const struct learner *l,
                                                  struct model_image_diff *diff)
 {
-    if (l->args.history == NULL || l->published == NULL) {
+    uint8_t *pending = l->args.history != NULL ? weight_history_pending(l->args.history) : NULL;
+    if (pending == NULL || l->published == NULL) {
         return NULL;
     }
     diff->previous = l->published;
-    diff->changed = weight_history_pending(l->args.history);
-    return diff->changed != NULL ? diff : NULL;
+    diff->changed = l->own_changed != NULL ? l->own_changed : pending;
+    return diff;
+}
+
+/* Where the next image goes; later updates of a step rewrite it in place. On the CPU the publishing
+ * rank makes it in a slot. */
+static rl_status begin_image(struct learner *l, void **image, double *slot_wait_s)
+{
+    *slot_wait_s = 0;
+    if (l->own_image[0] == NULL) {
+        return take_slot(l, image, slot_wait_s);
+    }
+    bool first = l->published == NULL || l->published != l->own_image[0];
+    *image = l->own_image[first ? 0 : 1];
+    return RL_OK;
+}
+
+/* The image is what the step leaves: if it is published from a device's memory, a slot gets it, and
+ * the history what has changed. */
+static rl_status settle_image(struct learner *l, double *slot_wait_s)
+{
+    const struct model_layout *layout = l->args.layout;
+    void *slot = NULL;
+    double wait_s = 0;
+    if (layout->device == NULL) {
+        l->host_image = l->image;
+        return RL_OK;
+    }
+    if (l->args.arena == NULL) {
+        return RL_OK;
+    }
+    struct model_image_diff diff;
+    RL_TRY(take_slot(l, &slot, &wait_s));
+    *slot_wait_s += wait_s;
+    RL_TRY(model_download(l->args.pool, slot, l->image, layout->image_bytes));
+    if (image_diff(l, &diff) != NULL) {
+        RL_TRY(model_download(l->args.pool, weight_history_pending(l->args.history), l->own_changed,
+                              mask_bytes(layout)));
+    }
+    l->host_image = slot;
+    return RL_OK;
 }
 
 /* The image of masters that did not come from an update. */
@@ -152,10 +235,10 @@ static rl_status refresh_image(struct learner *l, double *slot_wait_s)
     void *image;
     struct model_image_diff diff;
     RL_TRY(begin_image(l, &image, slot_wait_s));
-    model_params_publish_diff(l->args.layout, l->args.kernels, l->args.master, image,
+    model_params_publish_diff(l->args.layout, l->args.kernels, l->master.data, image,
                               image_diff(l, &diff), l->args.pool);
     l->image = image;
-    return RL_OK;
+    return settle_image(l, slot_wait_s);
 }
 
 static double changed_fraction(const struct learner *l)
@@ -167,7 +250,7 @@ static double changed_fraction(const struct learner *l)
 
 static uint64_t hash_image(const struct learner *l)
 {
-    return l->args.arena != NULL ? model_image_hash(l->args.layout, l->image) : 0;
+    return l->args.arena != NULL ? model_image_hash(l->args.layout, l->host_image) : 0;
 }
 
 static rl_status publish(struct learner *l, uint32_t version, uint64_t hash)
@@ -184,9 +267,25 @@ static rl_status publish(struct learner *l, uint32_t version, uint64_t hash)
     return RL_OK;
 }
 
+/* What the caller has put into the host's slabs. */
+static void push(const struct learner *l)
+{
+    model_slab_push(&l->master, l->args.pool);
+    model_slab_push(&l->teaching.average, l->args.pool);
+    optimizer_push(l->optimizer, l->args.pool);
+}
+
+rl_status learner_pull(struct learner *learner)
+{
+    RL_TRY(model_slab_pull(&learner->master, learner->args.pool));
+    RL_TRY(model_slab_pull(&learner->teaching.average, learner->args.pool));
+    return optimizer_pull(learner->optimizer, learner->args.pool);
+}
+
 rl_status learner_publish_first(struct learner *learner, uint32_t version)
 {
     double slot_wait_s;
+    push(learner);
     learner_teacher_start(learner, version);
     RL_TRY(refresh_image(learner, &slot_wait_s));
     return publish(learner, version, hash_image(learner));
@@ -212,7 +311,7 @@ static rl_status reduce(struct learner *l, struct objective_stats *stats, uint32
 {
     struct collective *c = l->args.collective;
     double bits[] = {(*faults & GUARD_LOGPROB) != 0, (*faults & GUARD_ADVANTAGE) != 0};
-    RL_TRY(optimizer_reduce(l->optimizer, c, l->grad));
+    RL_TRY(optimizer_reduce(l->optimizer, c, l->grad, l->args.pool));
     RL_TRY(collective_sum_double(c, objective_stats_sums(stats), OBJECTIVE_SUM_COUNT));
     RL_TRY(collective_max_double(c, objective_stats_maxima(stats), OBJECTIVE_MAX_COUNT));
     RL_TRY(collective_min_double(c, objective_stats_minima(stats), OBJECTIVE_MIN_COUNT));
@@ -243,7 +342,7 @@ static rl_status apply(struct learner *l, const struct optimizer_report *would,
                        struct learner_report *report)
 {
     struct model_image_diff diff;
-    struct optimizer_weights weights = {.master = l->args.master, .grad = l->grad};
+    struct optimizer_weights weights = {.master = l->master.data, .grad = l->grad};
     double wait_s;
     bool finite = true;
     RL_TRY(begin_image(l, &weights.image, &wait_s));
@@ -374,9 +473,10 @@ static rl_status finish(struct learner *l, uint64_t step, struct learner_report 
     if (report->updates > 0) {
         learner_teacher_follow(l);
     }
-    if (report->updates == 0 && l->version_per_step) {
-        RL_TRY(
-            refresh_image(l, &report->slot_wait_s)); /* the same weights under the next version */
+    if (report->updates > 0) {
+        RL_TRY(settle_image(l, &report->slot_wait_s));
+    } else if (l->version_per_step) { /* the same weights under the next version */
+        RL_TRY(refresh_image(l, &report->slot_wait_s));
     }
     if (report->updates > 0 || l->version_per_step) {
         report->version = l->version + 1;
@@ -432,7 +532,8 @@ rl_status learner_roll_back(struct learner *learner, uint32_t version,
                             struct learner_report *report)
 {
     struct learner *l = learner;
-    if (!optimizer_weights_finite(l->optimizer, l->args.master, l->args.pool)) {
+    push(l);
+    if (!optimizer_weights_finite(l->optimizer, l->master.data, l->args.pool)) {
         return rl_fail(RL_NONFINITE, "the weights to go back to are not finite");
     }
     guard_rolled_back(&l->guard, &l->guard_options, l->batcher.step, version, l->version + 1);
@@ -450,23 +551,25 @@ uint32_t learner_version(const struct learner *learner)
 
 float *learner_master(struct learner *learner)
 {
-    return learner->args.master;
+    return learner->master.host;
 }
 
 uint64_t learner_master_hash(const struct learner *learner)
 {
-    return rl_hash(learner->args.master,
-                   (size_t)learner->args.layout->master_count * sizeof(float));
+    return learner->args.layout->device != NULL
+               ? learner_image_hash(learner)
+               : rl_hash(learner->master.host, learner->master.bytes);
 }
 
 const void *learner_image(const struct learner *learner)
 {
-    return learner->image;
+    return learner->host_image;
 }
 
 uint64_t learner_image_hash(const struct learner *learner)
 {
-    return model_image_hash(learner->args.layout, learner->image);
+    const void *image = learner->host_image;
+    return image != NULL ? model_image_hash(learner->args.layout, image) : 0;
 }
 
 struct optimizer_state *learner_optimizer(struct learner *learner)

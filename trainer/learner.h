@@ -31,7 +31,7 @@ struct learner_teacher {
     rl_status (*prompt)(void *arg, const struct trajectory_group *group, uint32_t sample,
                         struct token_buffer *ids, bool *told);
     void *arg;
-    const void *image; /* frozen weights; NULL unless teacher.policy is initial */
+    const void *image; /* frozen weights, the host's; NULL unless teacher.policy is initial */
 };
 
 /* Everything borrowed for the learner's life but `master`. */
@@ -45,9 +45,10 @@ struct learner_args {
     /* Publishing rank only: what changes from version to version is written here. Masks of
      * image_bytes / model_image_element_bytes / 8. NULL on the other learners. */
     struct weight_history *history;
-    struct rl_waits *waits;      /* may be NULL */
-    float *master;               /* [master_count], device_alloc'ed: taken */
-    const void *reference_image; /* frozen reference, or NULL if the objective needs none */
+    struct rl_waits *waits; /* may be NULL */
+    float *master;          /* [master_count], device_alloc'ed: taken */
+    const void
+        *reference_image; /* frozen reference, the host's; NULL if the objective needs none */
     const struct learner_teacher *teacher; /* NULL unless teacher.loss is set */
 };
 
@@ -75,7 +76,8 @@ struct learner_report {
                                 history and an update was made */
 };
 
-/* Takes args->master also on failure. Caller owns *out. Errors: RL_INVALID, RL_NO_MEMORY. */
+/* Takes args->master also on failure. Caller owns *out. Errors: RL_INVALID, RL_NO_MEMORY,
+ * RL_UNSUPPORTED (what a device cannot do). */
 rl_status learner_create(const struct learner_args *args, struct learner **out);
 void learner_destroy(struct learner *learner);
 
@@ -96,7 +98,9 @@ rl_status learner_step(struct learner *learner, struct trajectory_group *const *
  * Quick: may be called with a mutex held. Errors: RL_INVALID (no such step was made). */
 rl_status learner_publish(struct learner *learner, const struct learner_report *report);
 
-/* Current weight version, masters, optimizer and guard, for checkpoints. Borrowed. */
+/* Current weight version, masters, optimizer and guard, for checkpoints. Borrowed. All are the
+ * host's: of a learner on a device they are up to date after learner_pull, and what is written
+ * there counts from learner_publish_first or learner_roll_back on. */
 uint32_t learner_version(const struct learner *learner);
 float *learner_master(struct learner *learner);
 struct optimizer_state *learner_optimizer(struct learner *learner);
@@ -105,6 +109,9 @@ struct optimizer_state *learner_optimizer(struct learner *learner);
  * all here. Borrowed. */
 struct optimizer *learner_shared_optimizer(struct learner *learner);
 struct guard_state *learner_guard(struct learner *learner);
+
+/* Bring masters, moments and the teacher's average from the device. Errors: the device's. */
+rl_status learner_pull(struct learner *learner);
 
 /* Answer to GUARD_ROLL_BACK of the last step: the caller has put sound weights and moments of
  * version `version` into the learner's slabs. They become what the step made: report gets the next
@@ -116,7 +123,8 @@ rl_status learner_roll_back(struct learner *learner, uint32_t version,
 /* Take over the guard of a checkpoint. Errors: RL_CORRUPT. */
 rl_status learner_restore_guard(struct learner *learner, const struct guard_state *state);
 
-/* xxh3 of the masters, and of the image that forward passes read. */
+/* xxh3 of the masters (on a device, where they stay: of their image), and of the image that forward
+ * passes read. The image of a device's learner that publishes. */
 uint64_t learner_master_hash(const struct learner *learner);
 uint64_t learner_image_hash(const struct learner *learner);
 
@@ -124,7 +132,8 @@ uint64_t learner_image_hash(const struct learner *learner);
  * the masters of version 0; for a later one it must be put there before learner_publish_first. */
 float *learner_teacher_average(struct learner *learner);
 
-/* That image: borrowed until the next step. */
+/* That image, the host's: borrowed until the next step; NULL: a device's learner that does not
+ * publish. */
 const void *learner_image(const struct learner *learner);
 
 /* Largest |log-prob of the training forward - behaviour log-prob| over all samples whose every

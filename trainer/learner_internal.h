@@ -5,6 +5,7 @@
 
 #include "model/divergence.h"
 #include "model/forward.h"
+#include "model/slab.h"
 #include "trainer/batcher.h"
 #include "trainer/guard.h"
 #include "trainer/learner.h"
@@ -18,8 +19,9 @@ struct step_rows {
 
 /* The teacher: its weights, its prompts of a step, its log-probs of a micro-batch. */
 struct learner_teaching {
-    float *average;          /* [master_count] of teacher.policy ema, else NULL */
-    void *image;             /* of the average */
+    struct model_slab average; /* of teacher.policy ema; else none */
+    void *image;               /* of the average, or the frozen one; NULL: the policy's own */
+    bool image_is_own;
     struct token_buffer ids; /* scratch */
     int32_t *tokens;         /* [token_capacity] prompt and completion of each sequence */
     size_t *first;           /* [sequences + 1] into tokens; no tokens: no teacher */
@@ -43,11 +45,15 @@ struct learner {
     struct advantage_options advantage;
     struct batcher_options batcher;
     struct optimizer *optimizer;
-    float *grad;           /* [master_count] */
-    void *own_image;       /* [image_bytes] learners that do not publish */
-    const void *image;     /* what forward passes read */
-    const void *published; /* newest arena slot: what is being changed; NULL before the first */
-    int slot;              /* arena slot being written; -1: none */
+    struct model_slab master;
+    float *grad;            /* [master_count] */
+    void *own_image[2];     /* where images are made, if not in arena slots: in turn by version */
+    uint8_t *own_changed;   /* on a device: what the history's pending mask is to become */
+    void *reference;        /* the reference policy's image; NULL: not needed */
+    const void *image;      /* what forward passes read */
+    const void *host_image; /* the same where the host can read it; NULL: nowhere */
+    const void *published;  /* the image last published, which is not overwritten; NULL: none yet */
+    int slot;               /* arena slot being written; -1: none */
     uint32_t version;
     float inv_temperature;
     bool recompute_old; /* ratios are taken against the step's start */
@@ -116,7 +122,14 @@ rl_status learner_measure_minibatch(struct learner *l, const struct batcher_plan
 uint32_t learner_objective_of_microbatch(struct learner *l, const struct batcher_plan *plan,
                                          uint32_t index, bool first, struct objective_stats *stats);
 
-/* Make what teacher.* asks for, and release it. Errors: RL_INVALID, RL_NO_MEMORY. */
+/* *out = an image that stays as it is, where forward passes can read it: `image` itself, or a
+ * device's copy of it; NULL for NULL. Give it back with learner_frozen_free. Errors: RL_NO_MEMORY.
+ */
+rl_status learner_frozen_image(struct learner *l, const void *image, void **out);
+void learner_frozen_free(struct learner *l, void *image);
+
+/* Make what teacher.* asks for, and release it. Errors: RL_INVALID, RL_NO_MEMORY, RL_UNSUPPORTED.
+ */
 rl_status learner_teacher_open(struct learner *l);
 void learner_teacher_close(struct learner *l);
 

@@ -159,5 +159,5 @@ rl_status learner_forward_microbatch(struct learner *l, const struct batcher_pla
                        &(struct model_head_args){l->arrays.hidden_rows, l->arrays.targets,
                                                  l->arrays.row_count, l->inv_temperature, logprob,
                                                  entropy});
-    return RL_OK;
+    return device_wait(l->args.pool);
 }

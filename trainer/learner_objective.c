@@ -29,8 +29,7 @@ rl_status learner_fixed_logprobs(struct learner *l, const struct batcher_plan *p
         }
         if (l->args.reference_image != NULL) {
             float *reference = l->rows.reference + l->rows.base[i];
-            RL_TRY(
-                learner_forward_microbatch(l, plan, i, l->args.reference_image, reference, NULL));
+            RL_TRY(learner_forward_microbatch(l, plan, i, l->reference, reference, NULL));
             l->faults |= fault_of_rows(reference, plan->microbatches[i].row_count);
         }
     }

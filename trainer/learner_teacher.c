@@ -19,7 +19,6 @@ rl_status learner_teacher_open(struct learner *l)
     const struct rl_config *config = l->args.config;
     const struct model_layout *layout = l->args.layout;
     struct learner_teaching *t = &l->teaching;
-    void *memory = NULL;
     if (config->teacher.loss == CONFIG_TEACHER_NONE) {
         return RL_OK;
     }
@@ -32,13 +31,20 @@ rl_status learner_teacher_open(struct learner *l)
                                                      ? (int32_t)config->teacher.support
                                                      : 0,
                                         .tail = config->teacher.tail};
-    if (config->teacher.policy == CONFIG_TEACHER_EMA) {
-        size_t bytes = (size_t)layout->master_count * sizeof(float);
-        RL_TRY(device_alloc(bytes, "the teacher's weights", &memory));
-        t->average = memory;
-        RL_TRY(device_alloc(layout->image_bytes, "the teacher's weight image", &t->image));
+    if (l->objective.teacher.by_logits && layout->device != NULL) {
+        return rl_fail(RL_UNSUPPORTED, "teacher.logits: distributions cannot be compared on a GPU "
+                                       "yet; expected a teacher by log-probs");
     }
-    return RL_OK;
+    if (config->teacher.policy == CONFIG_TEACHER_EMA) {
+        RL_TRY(
+            model_slab_create(layout, layout->master_count, "the teacher's weights", &t->average));
+        t->image_is_own = true;
+        return device_buffer_alloc(layout->device, layout->image_bytes,
+                                   "the teacher's weight image", &t->image);
+    }
+    return config->teacher.policy == CONFIG_TEACHER_INITIAL
+               ? learner_frozen_image(l, l->args.teacher->image, &t->image)
+               : RL_OK;
 }
 
 static void free_logits(struct learner_teaching *t)
@@ -53,8 +59,12 @@ static void free_logits(struct learner_teaching *t)
 void learner_teacher_close(struct learner *l)
 {
     struct learner_teaching *t = &l->teaching;
-    device_free(t->average);
-    device_free(t->image);
+    model_slab_fini(l->args.layout, &t->average);
+    if (t->image_is_own) {
+        device_buffer_free(l->args.layout->device, t->image);
+    } else {
+        learner_frozen_free(l, t->image);
+    }
     token_buffer_fini(&t->ids);
     model_packing_destroy(t->packing);
     free(t->tokens);
@@ -69,21 +79,20 @@ void learner_teacher_close(struct learner *l)
 
 static void publish_average(struct learner *l)
 {
-    model_params_publish(l->args.layout, l->args.kernels, l->teaching.average, l->teaching.image,
-                         l->args.pool);
+    model_params_publish(l->args.layout, l->args.kernels, l->teaching.average.data,
+                         l->teaching.image, l->args.pool);
 }
 
 void learner_teacher_start(struct learner *l, uint32_t version)
 {
-    if (l->teaching.average == NULL) {
+    if (l->teaching.average.data == NULL) {
         return;
     }
     if (version == 0) {
-        struct kernel_copy_args copy = {.to = l->teaching.average,
-                                        .from = l->args.master,
+        struct kernel_copy_args copy = {.to = l->teaching.average.data,
+                                        .from = l->master.data,
                                         .rows = 1,
-                                        .bytes =
-                                            (size_t)l->args.layout->master_count * sizeof(float)};
+                                        .bytes = l->master.bytes};
         l->args.kernels->copy_rows(&copy, l->args.pool);
     }
     publish_average(l);
@@ -91,8 +100,8 @@ void learner_teacher_start(struct learner *l, uint32_t version)
 
 void learner_teacher_follow(struct learner *l)
 {
-    struct kernel_blend_args blend = {.y = l->teaching.average,
-                                      .x = l->args.master,
+    struct kernel_blend_args blend = {.y = l->teaching.average.data,
+                                      .x = l->master.data,
                                       .count = l->args.layout->master_count,
                                       .rate = (float)l->args.config->teacher.ema_rate};
     if (blend.y == NULL) {
@@ -104,19 +113,12 @@ void learner_teacher_follow(struct learner *l)
 
 float *learner_teacher_average(struct learner *learner)
 {
-    return learner->teaching.average;
+    return learner->teaching.average.host;
 }
 
 static const void *teacher_image(const struct learner *l)
 {
-    switch (l->args.config->teacher.policy) {
-    case CONFIG_TEACHER_EMA:
-        return l->teaching.image;
-    case CONFIG_TEACHER_INITIAL:
-        return l->args.teacher->image;
-    default:
-        return l->image;
-    }
+    return l->teaching.image != NULL ? l->teaching.image : l->image;
 }
 
 double learner_teacher_lambda(const struct rl_config *config, uint64_t step)

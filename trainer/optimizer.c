@@ -4,7 +4,7 @@
 #include "trainer/optimizer.h"
 
 #include "core/log.h"
-#include "kernels/device.h"
+#include "model/slab.h"
 
 #include <assert.h>
 #include <inttypes.h>
@@ -23,7 +23,9 @@ struct optimizer {
     const struct kernel_table *kernels;
     struct optimizer_state state;
     struct optimizer_share share;
-    double *block_sums; /* scratch of the norm */
+    struct model_slab m, v; /* mirrored in `state` */
+    float *sum;             /* [master_count] the host's: a device's gradient being summed */
+    double *block_sums;     /* scratch of the norm */
 };
 
 void optimizer_options_from_config(const struct rl_config *config, int64_t total_updates,
@@ -98,6 +100,10 @@ static rl_status share_out(struct optimizer *optimizer)
     struct optimizer_state *state = &optimizer->state;
     int64_t count = optimizer->layout->master_count;
     RL_TRY(optimizer_share_init(&optimizer->share, optimizer->options.share_among, count));
+    if (optimizer->share.collective != NULL && optimizer->layout->device != NULL) {
+        return rl_fail(RL_UNSUPPORTED, "optimizer.zero_stage: moments on a GPU cannot be shared "
+                                       "out among learners yet; expected 0");
+    }
     state->count = count;
     if (optimizer->share.collective != NULL) {
         int rank = optimizer->share.collective->rank;
@@ -124,12 +130,14 @@ rl_status optimizer_create(const struct optimizer_options *options,
     rl_status status;
     void *buffer = NULL;
     RL_TRY_GOTO(share_out(optimizer), status, fail);
-    size_t bytes = (size_t)optimizer->state.count * sizeof(float);
-    RL_TRY_GOTO(device_alloc(bytes, "first moments", &buffer), status, fail);
-    optimizer->state.m = buffer;
-    RL_TRY_GOTO(device_alloc(bytes, "second moments", &buffer), status, fail);
-    optimizer->state.v = buffer;
-    RL_TRY_GOTO(device_alloc(blocks * sizeof(double), "norm scratch", &buffer), status, fail);
+    int64_t count = optimizer->state.count;
+    RL_TRY_GOTO(model_slab_create(layout, count, "first moments", &optimizer->m), status, fail);
+    RL_TRY_GOTO(model_slab_create(layout, count, "second moments", &optimizer->v), status, fail);
+    optimizer->state.m = optimizer->m.host;
+    optimizer->state.v = optimizer->v.host;
+    RL_TRY_GOTO(
+        device_buffer_alloc(layout->device, blocks * sizeof(double), "norm scratch", &buffer),
+        status, fail);
     optimizer->block_sums = buffer;
     *out = optimizer;
     return RL_OK;
@@ -143,9 +151,10 @@ void optimizer_destroy(struct optimizer *optimizer)
     if (optimizer == NULL) {
         return;
     }
-    device_free(optimizer->block_sums);
-    device_free(optimizer->state.v);
-    device_free(optimizer->state.m);
+    device_buffer_free(optimizer->layout->device, optimizer->block_sums);
+    device_free(optimizer->sum);
+    model_slab_fini(optimizer->layout, &optimizer->v);
+    model_slab_fini(optimizer->layout, &optimizer->m);
     optimizer_share_fini(&optimizer->share);
     free(optimizer);
 }
@@ -174,8 +183,32 @@ static rl_status gradient_norm(struct optimizer *optimizer, const float *grad, s
     return RL_OK;
 }
 
-rl_status optimizer_reduce(struct optimizer *optimizer, struct collective *collective, float *grad)
+/* The collective works on the host's memory. */
+static rl_status reduce_by_host(struct optimizer *optimizer, struct collective *collective,
+                                float *grad, struct rl_pool *pool)
 {
+    int64_t count = optimizer->layout->master_count;
+    size_t bytes = (size_t)count * sizeof(float);
+    if (collective->size == 1) {
+        return RL_OK;
+    }
+    if (optimizer->sum == NULL) {
+        void *memory = NULL;
+        RL_TRY(device_alloc(bytes, "gradient to be summed", &memory));
+        optimizer->sum = memory;
+    }
+    RL_TRY(model_download(pool, optimizer->sum, grad, bytes));
+    RL_TRY(collective_sum_float(collective, optimizer->sum, count));
+    model_upload(pool, grad, optimizer->sum, bytes);
+    return RL_OK;
+}
+
+rl_status optimizer_reduce(struct optimizer *optimizer, struct collective *collective, float *grad,
+                           struct rl_pool *pool)
+{
+    if (optimizer->layout->device != NULL) {
+        return reduce_by_host(optimizer, collective, grad, pool);
+    }
     return optimizer->share.collective != NULL
                ? collective_sum_share(collective, grad, optimizer->share.bounds)
                : collective_sum_float(collective, grad, optimizer->layout->master_count);
@@ -345,8 +378,8 @@ rl_status optimizer_apply(struct optimizer *optimizer, const struct optimizer_we
     state->step++;
     struct kernel_adamw_args common = {
         .param = weights->master,
-        .m = state->m,
-        .v = state->v,
+        .m = optimizer->m.data,
+        .v = optimizer->v.data,
         .grad = weights->grad,
         .step = state->step,
         .grad_scale = (float)report->grad_scale,
@@ -366,7 +399,7 @@ rl_status optimizer_apply(struct optimizer *optimizer, const struct optimizer_we
         publish_rest(optimizer, &layout->tensors[i], weights, pool);
     }
     *finite = nonfinite == 0;
-    return RL_OK;
+    return device_wait(pool);
 }
 
 void optimizer_skip(struct optimizer *optimizer, const char *why)
@@ -399,6 +432,18 @@ bool optimizer_weights_finite(struct optimizer *optimizer, const float *master,
     struct kernel_sum_squares_args args = squares_args(optimizer, master, &squares);
     optimizer->kernels->sum_squares(&args, pool);
     return isfinite(squares);
+}
+
+void optimizer_push(const struct optimizer *optimizer, struct rl_pool *pool)
+{
+    model_slab_push(&optimizer->m, pool);
+    model_slab_push(&optimizer->v, pool);
+}
+
+rl_status optimizer_pull(const struct optimizer *optimizer, struct rl_pool *pool)
+{
+    RL_TRY(model_slab_pull(&optimizer->m, pool));
+    return model_slab_pull(&optimizer->v, pool);
 }
 
 struct optimizer_state *optimizer_state(struct optimizer *optimizer)

@@ -38,7 +38,7 @@ struct optimizer_report {
 
 /* Moments and counters; the caller may read and write `state` for checkpoints between steps. */
 struct optimizer_state {
-    float *m, *v;        /* [count], owned by the optimizer, 64-byte aligned */
+    float *m, *v;        /* [count] the host's, see optimizer_push; owned by the optimizer */
     int64_t first;       /* where they begin in the slabs, floats; 0 unless shared out */
     int64_t count;       /* master_count, or this rank's share of it */
     int64_t step;        /* updates made */
@@ -74,7 +74,8 @@ void optimizer_own_share(const struct rl_config *config, const struct collective
 enum model_keep optimizer_keep(const struct rl_config *config);
 
 /* Zero moments. `layout` and `kernels` are borrowed for life. Caller owns *out.
- * Errors: RL_NO_MEMORY, RL_INVALID (epsilon not > 0, a rate or beta out of range). */
+ * Errors: RL_NO_MEMORY, RL_INVALID (epsilon not > 0, a rate or beta out of range), RL_UNSUPPORTED
+ * (moments shared out on a device). */
 rl_status optimizer_create(const struct optimizer_options *options,
                            const struct model_layout *layout, const struct kernel_table *kernels,
                            struct optimizer **out);
@@ -100,8 +101,13 @@ rl_status optimizer_apply(struct optimizer *optimizer, const struct optimizer_we
 void optimizer_skip(struct optimizer *optimizer, const char *why);
 
 /* Sum a gradient [master_count] over the ranks of `collective`, as far as this rank's update needs
- * it. Errors: the collective's. */
-rl_status optimizer_reduce(struct optimizer *optimizer, struct collective *collective, float *grad);
+ * it; a device's by way of the host's memory. Errors: the collective's, the device's. */
+rl_status optimizer_reduce(struct optimizer *optimizer, struct collective *collective, float *grad,
+                           struct rl_pool *pool);
+
+/* On a device, whose moments are its own: those of `state` to it, and from it. */
+void optimizer_push(const struct optimizer *optimizer, struct rl_pool *pool);
+rl_status optimizer_pull(const struct optimizer *optimizer, struct rl_pool *pool);
 
 /* True if the moments are shared out. */
 bool optimizer_is_shared(const struct optimizer *optimizer);

@@ -266,7 +266,7 @@ static rl_status run_update(struct sft *s, struct optimizer_report *report)
     double start = rl_clock_now_s(NULL);
     RL_TRY(run_share(s, &s->progress.update_tokens));
     s->progress.busy_s += rl_clock_now_s(NULL) - start;
-    RL_TRY(optimizer_reduce(s->optimizer, s->collective, s->grad));
+    RL_TRY(optimizer_reduce(s->optimizer, s->collective, s->grad, s->args->pool));
     RL_TRY(collective_sum_double(s->collective, s->sums, SFT_SUMS));
     start = rl_clock_now_s(NULL);
     struct optimizer_weights weights = {
