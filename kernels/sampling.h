@@ -5,6 +5,10 @@
 
 #include "kernels/kernels.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 struct kernel_sampling_row {
     const float *p; /* [V] >= 0, largest is 1 */
     int32_t *order; /* scratch [V]; NULL allowed without top-k and top-p */
@@ -32,5 +36,9 @@ bool kernel_sampling_truncates(const struct kernel_sampling *sampling);
 /* Factor on the logits: 1 / temperature as one fp32 division (what head_forward must be given for
  * the same bits), or 1 for greedy. */
 float kernel_sampling_inverse_temperature(const struct kernel_sampling *sampling);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

@@ -4,6 +4,7 @@
  * after it. CUDA reports faults of kernels late, so the op named may be a later one: CUDA's own
  * CUDA_LAUNCH_BLOCKING=1 finds the right one. */
 #include "kernels/cuda/cuda_kernel.h"
+#include "kernels/cuda/matmul_cuda.h"
 #include "kernels/cuda/stream_cuda.h"
 
 #include "core/log.h"
@@ -58,6 +59,11 @@ struct cuda_stream *cuda_op_begin(struct rl_pool *pool, const char *op)
 cudaStream_t cuda_stream_handle(const struct cuda_stream *stream)
 {
     return stream->handle;
+}
+
+struct cuda_matmul *cuda_stream_matmul(const struct cuda_stream *stream)
+{
+    return stream->matmul;
 }
 
 int cuda_multiprocessors(const struct cuda_stream *stream)
@@ -274,6 +280,7 @@ static void stream_close(struct device_stream *base)
     (void)cudaStreamSynchronize(stream->handle);
     cuda_scratch_fini(stream);
     cuda_pass_fini(stream);
+    matmul_destroy(stream->matmul);
     (void)cudaStreamDestroy(stream->handle);
     free(stream);
 }
@@ -309,6 +316,12 @@ static rl_status stream_open(struct device *device, struct device_stream **out)
         free(stream);
         return rl_fail(RL_INTERNAL, "%s: creating a stream: %s", device->name,
                        cudaGetErrorString(error));
+    }
+    const rl_status status = matmul_create(&stream->matmul);
+    if (status != RL_OK) {
+        (void)cudaStreamDestroy(stream->handle);
+        free(stream);
+        return status;
     }
     *out = &stream->base;
     return RL_OK;

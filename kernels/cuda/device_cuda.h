@@ -25,6 +25,7 @@ extern "C" {
 #endif
 
 struct cuda_stream;
+struct cuda_matmul;
 
 /* Segments of a batch in device memory. The pages of segment s are pages[page_offset[s]] up to
  * page_offset[s + 1], as many as its tokens need. */
@@ -47,6 +48,9 @@ void cuda_op_end(struct cuda_stream *stream);
 
 /* The CUDA stream, for launches and library calls. */
 cudaStream_t cuda_stream_handle(const struct cuda_stream *stream);
+
+/* The state of its matrix products (matmul_cuda.h). */
+struct cuda_matmul *cuda_stream_matmul(const struct cuda_stream *stream);
 
 /* False once something has failed: later work must not be queued. */
 bool cuda_stream_good(const struct cuda_stream *stream);

@@ -54,6 +54,7 @@ struct cuda_stream {
     struct device_stream base;
     struct device *device;
     cudaStream_t handle;
+    struct cuda_matmul *matmul;
     const char *op;
     rl_status failure; /* of the first error; RL_OK: none */
     bool reported;

@@ -1,0 +1,45 @@
+/* Rotary embedding in the "half" convention: element i is paired with i + D/2. */
+#include "kernels/cuda/float_cuda.h"
+
+enum { THREADS = 256 };
+
+/* One block a token; a thread turns every THREADS-th pair of its heads. */
+static __global__ void rope_kernel(struct kernel_rope_args a, float sign)
+{
+    const int64_t token = blockIdx.x;
+    const int64_t half = a.d / 2;
+    const float *cosine = a.cosine + a.positions[token] * half;
+    const float *sine = a.sine + a.positions[token] * half;
+    for (int64_t pair = threadIdx.x; pair < a.heads * half; pair += blockDim.x) {
+        const int64_t i = pair % half;
+        float *low = a.x + (token * a.heads + pair / half) * a.d + i;
+        float *high = low + half;
+        const float c = cosine[i];
+        const float s = sine[i] * sign;
+        const float x0 = *low;
+        const float x1 = *high;
+        *low = fmaf(x0, c, -(x1 * s));
+        *high = fmaf(x1, c, x0 * s);
+    }
+}
+
+static void rope_run(struct cuda_stream *stream, const struct kernel_rope_args *a, float sign)
+{
+    struct kernel_rope_args args = *a;
+    args.positions =
+        (const int32_t *)cuda_mirror(stream, a->positions, (size_t)a->n * sizeof *a->positions);
+    if (a->n > 0 && args.positions != NULL) {
+        CUDA_LAUNCH(rope_kernel, dim3((unsigned)a->n), dim3(THREADS), 0, stream, args, sign);
+    }
+    cuda_op_end(stream);
+}
+
+extern "C" void rope_forward_cuda(const struct kernel_rope_args *a, struct rl_pool *pool)
+{
+    rope_run(cuda_op_begin(pool, "rope_forward"), a, 1.0f);
+}
+
+extern "C" void rope_backward_cuda(const struct kernel_rope_args *a, struct rl_pool *pool)
+{
+    rope_run(cuda_op_begin(pool, "rope_backward"), a, -1.0f);
+}
