@@ -22,6 +22,7 @@ enum { DECODE_RUNS = 3, DECODE_CHUNK = 256, DECODE_BATCH_MAX = 65536, DECODE_TOK
 struct decode_bench {
     struct bench_machine machine;
     struct bench_model_choice choice;
+    enum kernel_dtype kv_dtype;
     bool prefill;
     struct bench_list batches;
     int64_t prompt, new_tokens, group, chunk, runs;
@@ -249,13 +250,13 @@ static double share(double part, double rate, double seconds)
 
 static json_t *line_json(const struct decode_bench *b, const struct decode_figures *f)
 {
-    json_t *line = json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f}", "model",
-                             b->choice.name, "dtype", bench_dtype_name(b->layout->dtype), "batch",
-                             (json_int_t)b->batch, "group", (json_int_t)b->group, "prompt",
-                             (json_int_t)b->prompt, "new", (json_int_t)b->new_tokens, "chunk",
-                             (json_int_t)b->chunk, "runs", (json_int_t)b->runs, "tokens_per_second",
-                             f->median, "best_tokens_per_second", f->best,
-                             "prompt_tokens_per_second", b->prefill ? f->median : f->prompt_median);
+    json_t *line = json_pack(
+        "{s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f}", "model", b->choice.name,
+        "dtype", bench_dtype_name(b->layout->dtype), "kv_dtype", bench_dtype_name(b->kv_dtype),
+        "batch", (json_int_t)b->batch, "group", (json_int_t)b->group, "prompt",
+        (json_int_t)b->prompt, "new", (json_int_t)b->new_tokens, "chunk", (json_int_t)b->chunk,
+        "runs", (json_int_t)b->runs, "tokens_per_second", f->median, "best_tokens_per_second",
+        f->best, "prompt_tokens_per_second", b->prefill ? f->median : f->prompt_median);
     json_t *limits = json_pack(
         "{s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "pass_microseconds", f->pass_s * 1e6,
         "peak_gflops", f->limits.fma_gflops, "read_gbytes_per_second", f->limits.read_gb_per_s,
@@ -274,12 +275,13 @@ static json_t *line_json(const struct decode_bench *b, const struct decode_figur
 static void print_head(const struct decode_bench *b)
 {
     const char *what = b->prefill ? "prompts of" : "decode after prompts of";
-    printf("%s, %s, %d thread(s), %s, %s %lld tokens, %lld new; medians of %lld runs\n"
+    printf("%s, %s, %d thread(s), %s, %s %lld tokens, %lld new; keys and values in %s; medians of "
+           "%lld runs\n"
            "%-5s %-5s %5s %11s %11s %10s  %-22s  %-22s  %s\n",
            device_cpu_name(), b->machine.table->name, b->machine.threads, b->choice.name, what,
-           (long long)b->prompt, (long long)b->new_tokens, (long long)b->runs, "model", "dtype",
-           "batch", "tokens/s", "best", "pass", "of FMA peak", "of read bandwidth",
-           "memory / (weights + KV)");
+           (long long)b->prompt, (long long)b->new_tokens, bench_dtype_name(b->kv_dtype),
+           (long long)b->runs, "model", "dtype", "batch", "tokens/s", "best", "pass", "of FMA peak",
+           "of read bandwidth", "memory / (weights + KV)");
 }
 
 static void print_line(const struct decode_bench *b, const struct decode_figures *f)
@@ -334,6 +336,7 @@ static rl_status run_dtype(struct decode_bench *b, enum kernel_dtype dtype)
     rl_status status = RL_OK;
     int64_t length = b->prompt + b->new_tokens;
     RL_TRY(model_layout_create(&b->choice.arch, dtype, (int32_t)length, &b->layout));
+    b->layout->kv_dtype = b->kv_dtype;
     RL_TRY_GOTO(check_memory(b), status, out);
     RL_TRY_GOTO(bench_model_image(&b->choice, b->layout, &b->machine, &b->image), status, out);
     for (int i = 0; i < b->batches.count && status == RL_OK; i++) {
@@ -346,9 +349,22 @@ out:
     return status;
 }
 
+/* Take --kv out of argv. */
+static rl_status take_kv(int *argc, char **argv, enum kernel_dtype *kv_dtype)
+{
+    const char *text = bench_dtype_name(KERNEL_FP32);
+    RL_TRY(app_take_value(argc, argv, "--kv", &text));
+    *kv_dtype = strcmp(text, bench_dtype_name(KERNEL_BF16)) == 0 ? KERNEL_BF16 : KERNEL_FP32;
+    if (strcmp(text, bench_dtype_name(*kv_dtype)) != 0) {
+        return rl_fail(RL_INVALID, "bench: --kv %s: expected fp32 or bf16", text);
+    }
+    return RL_OK;
+}
+
 static rl_status read_options(struct decode_bench *b, int *argc, char **argv)
 {
     RL_TRY(bench_model_choose(argc, argv, &b->choice));
+    RL_TRY(take_kv(argc, argv, &b->kv_dtype));
     RL_TRY(bench_take_list(argc, argv, "--batch", DECODE_BATCH_MAX, &b->batches));
     RL_TRY(bench_take_count(argc, argv, "--prompt", DECODE_TOKENS_MAX, &b->prompt));
     if (!b->prefill) {

@@ -47,6 +47,8 @@ for line in decode:
 check(decode[1]["kv_bytes"] == 4 * decode[0]["kv_bytes"], "4 sequences of 2 pages", decode)
 shared = lines("decode", "--batch", "4", "--group", "4", "--prompt", "20", "--new", "6")[0]
 check(shared["kv_bytes"] * 8 == decode[1]["kv_bytes"] * 5, "one page of the prompt shared", shared)
+narrow = lines("decode", "--batch", "4", "--prompt", "20", "--new", "6", "--kv", "bf16")[0]
+check(narrow["kv_bytes"] * 2 == decode[1]["kv_bytes"] and narrow["kv_dtype"] == "bf16", narrow)
 prefill = lines("prefill", "--batch", "2", "--prompt", "40", "--chunk", "32")[0]
 positive(prefill, *rates, *memory)
 check(prefill["new"] == 1 and prefill["chunk"] == 32, prefill)
@@ -84,6 +86,7 @@ cases = [
     (("decode", "--model", "m2"), "m1, m10, m100, m500", 2),
     (("decode", "--model", f"{work}/task"), "config.json", 2),
     (("decode", "--dtype", "int4"), "fp32, bf16", 2),
+    (("decode", "--kv", "int4"), "fp32 or bf16", 2),
     (("decode", "--batch", "1,x"), "--batch x: expected 1 to", 2),
     (("decode", "--batch", "0"), "expected 1 to", 2),
     (("decode", "--batch", "3", "--group", "2"), "groups of 2", 2),

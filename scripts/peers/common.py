@@ -99,6 +99,11 @@ class Worker:
         self.process.wait()
 
 
+def kv_type(dtype):
+    """In what we keep keys and values beside weights of a type."""
+    return "fp32" if dtype == "fp32" else "bf16"
+
+
 def take_turns(rounds, ours, theirs):
     """[ours() ...], [theirs() ...], in turns, each first in every other round."""
     found = ([], [])
