@@ -3,6 +3,7 @@
 #include "tests/model_fixture.h"
 #include "tests/walled_device.h"
 #include "trainer/learner.h"
+#include "trainer/sft.h"
 
 #include <math.h>
 
@@ -263,6 +264,82 @@ START_TEST(slabs_come_from_the_host)
 }
 END_TEST
 
+/* --- supervised
+ * ------------------------------------------------------------------------------------- */
+
+struct tuned {
+    float *master, *m; /* the host's: at the end; first moments when it was last saved */
+    struct sft_state state;
+};
+
+static rl_status keep_point(void *arg, const struct sft_point *point)
+{
+    struct tuned *tuned = arg;
+    size_t bytes = (size_t)model.layout->master_count * sizeof(float);
+    memcpy(tuned->master, point->master, bytes);
+    memcpy(tuned->m, point->adam_m, bytes);
+    tuned->state = point->state;
+    return RL_OK;
+}
+
+static void tune(struct bench *b, const struct kernel_table *kernels, struct tuned *out)
+{
+    enum { EXAMPLES = 5, LENGTH = 14 };
+    size_t bytes = (size_t)b->layout->master_count * sizeof(float);
+    int32_t tokens[EXAMPLES][LENGTH];
+    struct sft_example examples[EXAMPLES];
+    float *master = malloc(bytes);
+    double loss = 0;
+    out->master = malloc(bytes);
+    out->m = malloc(bytes);
+    memcpy(master, model.master, bytes);
+    for (int i = 0; i < EXAMPLES; i++) {
+        for (int t = 0; t < LENGTH; t++) {
+            tokens[i][t] = (13 * i + 7 * t) % 90;
+        }
+        examples[i] = (struct sft_example){
+            .tokens = tokens[i], .count = LENGTH, .prompt_count = 2, .weight = 1};
+    }
+    struct sft_args args = {.config = &b->config,
+                            .layout = b->layout,
+                            .kernels = kernels,
+                            .pool = b->pool,
+                            .examples = examples,
+                            .example_count = EXAMPLES,
+                            .master = master,
+                            .save = keep_point,
+                            .save_arg = out};
+    ck_assert_int_eq(rl_config_override(&b->config, "sft.batch_tokens=20"), RL_OK);
+    ck_assert_int_eq(sft_run(&args, &loss), RL_OK);
+    ck_assert_mem_eq(master, out->master, bytes); /* updated in place, wherever it was done */
+    free(master);
+}
+
+START_TEST(supervised_updates_are_the_same)
+{
+    struct bench here;
+    struct bench there;
+    struct tuned x;
+    struct tuned y;
+    bench_open(&here, false, "ema");
+    bench_open(&there, true, "ema");
+    size_t bytes = (size_t)here.layout->master_count * sizeof(float);
+    tune(&here, model.kernels, &x);
+    tune(&there, walled_kernels(), &y);
+    ck_assert_mem_eq(x.master, y.master, bytes);
+    ck_assert_mem_eq(x.m, y.m, bytes);
+    ck_assert(memcmp(x.master, model.master, bytes) != 0);
+    ck_assert_int_eq(x.state.update, y.state.update);
+    free(x.master);
+    free(x.m);
+    free(y.master);
+    free(y.m);
+    bench_close(&here);
+    bench_close(&there);
+    ck_assert_int_eq(walled_held(), 0);
+}
+END_TEST
+
 START_TEST(what_a_device_cannot_do_is_refused)
 {
     struct bench b;
@@ -297,6 +374,7 @@ int main(void)
     tcase_add_unchecked_fixture(all, model_open, model_close);
     tcase_add_loop_test(all, updates_are_the_same, 0, 2);
     tcase_add_test(all, slabs_come_from_the_host);
+    tcase_add_test(all, supervised_updates_are_the_same);
     tcase_add_test(all, what_a_device_cannot_do_is_refused);
     suite_add_tcase(suite, all);
     SRunner *runner = srunner_create(suite);

@@ -6,8 +6,8 @@
 #include "core/clock.h"
 #include "core/log.h"
 #include "core/rng.h"
-#include "kernels/device.h"
 #include "model/forward.h"
+#include "model/slab.h"
 #include "trainer/optimizer.h"
 
 #include <math.h>
@@ -34,6 +34,7 @@ struct sft {
     struct model_workspace *workspace;
     struct model_packing *packing;
     struct model_kv kv;
+    float *master; /* the layout's device's, as the two below; on the CPU args->master itself */
     void *image;
     float *grad;
     int64_t budget;                       /* tokens of a micro-batch */
@@ -92,9 +93,14 @@ static rl_status allocate(struct sft *s, uint32_t longest)
     void *memory = NULL;
     budget = budget < batch ? budget : batch;
     s->budget = budget > longest ? budget : longest;
-    RL_TRY(device_alloc((size_t)layout->master_count * sizeof(float), "gradients", &memory));
+    size_t slab_bytes = (size_t)layout->master_count * sizeof(float);
+    if (layout->device != NULL) {
+        RL_TRY(device_buffer_alloc(layout->device, slab_bytes, "master weights", &memory));
+    }
+    s->master = layout->device != NULL ? memory : s->args->master;
+    RL_TRY(device_buffer_alloc(layout->device, slab_bytes, "gradients", &memory));
     s->grad = memory;
-    RL_TRY(device_alloc(layout->image_bytes, "weight image", &s->image));
+    RL_TRY(device_buffer_alloc(layout->device, layout->image_bytes, "weight image", &s->image));
     RL_TRY(
         model_workspace_create(layout, s->budget, optimizer_keep(s->args->config), &s->workspace));
     RL_TRY(model_packing_create(s->budget, s->budget, &s->packing));
@@ -129,8 +135,12 @@ static void release(struct sft *s)
     model_kv_fini(&s->kv);
     model_packing_destroy(s->packing);
     model_workspace_destroy(s->workspace);
-    device_free(s->image);
-    device_free(s->grad);
+    struct device *device = s->args->layout->device;
+    device_buffer_free(device, s->image);
+    device_buffer_free(device, s->grad);
+    if (device != NULL) {
+        device_buffer_free(device, s->master);
+    }
     optimizer_destroy(s->optimizer);
     collective_destroy(s->alone);
 }
@@ -269,8 +279,7 @@ static rl_status run_update(struct sft *s, struct optimizer_report *report)
     RL_TRY(optimizer_reduce(s->optimizer, s->collective, s->grad, s->args->pool));
     RL_TRY(collective_sum_double(s->collective, s->sums, SFT_SUMS));
     start = rl_clock_now_s(NULL);
-    struct optimizer_weights weights = {
-        .master = s->args->master, .grad = s->grad, .image = s->image};
+    struct optimizer_weights weights = {.master = s->master, .grad = s->grad, .image = s->image};
     RL_TRY(
         optimizer_step(s->optimizer, &weights, 1.0 / s->sums[SFT_TOKENS], s->args->pool, report));
     s->progress.busy_s += rl_clock_now_s(NULL) - start;
@@ -307,8 +316,29 @@ static rl_status report_update(struct sft *s, const struct optimizer_report *rep
     return RL_OK;
 }
 
+/* Weights and moments between the host, where they are loaded and saved, and the device. */
+static void push(const struct sft *s)
+{
+    size_t bytes = (size_t)s->args->layout->master_count * sizeof(float);
+    if (s->args->layout->device != NULL) {
+        model_upload(s->args->pool, s->master, s->args->master, bytes);
+        optimizer_push(s->optimizer, s->args->pool);
+    }
+}
+
+static rl_status pull(const struct sft *s)
+{
+    size_t bytes = (size_t)s->args->layout->master_count * sizeof(float);
+    if (s->args->layout->device == NULL) {
+        return RL_OK;
+    }
+    RL_TRY(model_download(s->args->pool, s->args->master, s->master, bytes));
+    return optimizer_pull(s->optimizer, s->args->pool);
+}
+
 static rl_status save_point(struct sft *s)
 {
+    RL_TRY(pull(s));
     const struct optimizer_state *optimizer = optimizer_state(s->optimizer);
     bool shared = optimizer_is_shared(s->optimizer);
     struct sft_point point = {.state = s->state,
@@ -357,8 +387,8 @@ static rl_status run_all(struct sft *s)
 {
     s->started_s = rl_clock_now_s(NULL);
     resume(s);
-    model_params_publish(s->args->layout, s->args->kernels, s->args->master, s->image,
-                         s->args->pool);
+    push(s);
+    model_params_publish(s->args->layout, s->args->kernels, s->master, s->image, s->args->pool);
     while (!is_finished(s)) {
         struct optimizer_report report;
         RL_TRY(run_update(s, &report));

@@ -52,7 +52,7 @@ struct sft_state {
 /* A moment between two updates. Borrowed for the call. */
 struct sft_point {
     struct sft_state state;
-    const float *master, *adam_m, *adam_v; /* [master_count] */
+    const float *master, *adam_m, *adam_v; /* [master_count] the host's */
     struct optimizer *shared; /* NULL, or what shares moments out: rank 0 fetches them, the others
                                  serve; the two above are NULL then */
     bool finished;            /* after the last update */
@@ -81,7 +81,7 @@ struct sft_args {
      * at; NULL: cross-entropy at temperature 1. Borrowed. */
     const struct objective_options *objective;
     float inv_temperature;           /* of `objective` */
-    float *master;                   /* [master_count], updated in place */
+    float *master;                   /* [master_count] the host's, updated in place */
     const struct sft_resume *resume; /* NULL: from the start */
     sft_progress_fn progress;        /* may be NULL */
     void *progress_arg;
