@@ -11,6 +11,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 HERE = os.path.dirname(os.path.abspath(__file__))
 FIELDS = ("layers", "width", "heads", "kv_heads", "ffn", "vocab")
 
+KV_TYPE = "bf16"  # of our keys and values: 16 bits, as the peers' are by default
+
 
 class Missing(Exception):
     """What a comparison needs and the machine lacks: said in one line, the others go on."""
@@ -97,11 +99,6 @@ class Worker:
     def close(self):
         self.process.stdin.close()
         self.process.wait()
-
-
-def kv_type(dtype):
-    """In what we keep keys and values beside weights of a type."""
-    return "fp32" if dtype == "fp32" else "bf16"
 
 
 def take_turns(rounds, ours, theirs):

@@ -4,7 +4,7 @@ from common import parameters, shapes
 SECTIONS = [
     ("decode", "Decode", "A prompt of 64 tokens, then 128 new ones of each sequence, sampled from the"
      " whole vocabulary with log-probs; a peer computes logits and samples nothing. Keys and values"
-     " are in fp32 beside fp32 weights, in bf16 beside others; llama.cpp's in f16. Its q8_0 stands"
+     " are in bf16, llama.cpp's in f16. Its q8_0 stands"
      " beside our bf16: there are no 8-bit weights here."
      " Tokens a second of all sequences; rows without a peer are our own figures alone."),
     ("prefill", "Prefill", "Prompts: of the same runs, and longer ones alone."),

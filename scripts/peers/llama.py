@@ -3,7 +3,7 @@ import json
 import os
 import shutil
 
-from common import (Missing, foresight, kv_type, needs_module, output_of, result, say, shapes,
+from common import (KV_TYPE, Missing, foresight, needs_module, output_of, result, say, shapes,
                     take_turns)
 
 PEER_TYPES = {"fp32": ["f32"], "bf16": ["bf16", "q8_0"]}
@@ -44,9 +44,9 @@ def batched_bench(args, path, batches, flash):
 
 
 def ours(args, model, dtype, batches):
-    found = foresight(args, "decode", "--model", model, "--dtype", dtype, "--kv",
-                      kv_type(dtype), "--batch", batches, "--prompt", PROMPT, "--new", NEW, "--threads", args.threads, "--runs", "1",
-                      "--json")
+    found = foresight(args, "decode", "--model", model, "--dtype", dtype, "--kv", KV_TYPE,
+                      "--batch", batches, "--prompt", PROMPT, "--new", NEW, "--threads",
+                      args.threads, "--runs", "1", "--json")
     return {line["batch"]: line for line in found["lines"]}
 
 
