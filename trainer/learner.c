@@ -282,9 +282,21 @@ rl_status learner_pull(struct learner *learner)
     return optimizer_pull(learner->optimizer, learner->args.pool);
 }
 
+/* Learners change their own masters alike, which takes the same kind of kernels. */
+static rl_status check_devices(const struct learner *l)
+{
+    double kinds[] = {l->args.layout->device == NULL, l->args.layout->device != NULL};
+    RL_TRY(collective_max_double(l->args.collective, kinds, 2));
+    return kinds[0] > 0 && kinds[1] > 0
+               ? rl_fail(RL_UNSUPPORTED, "some learners compute on a GPU and some do not: their "
+                                         "weights would part; set kernels.device for all ranks")
+               : RL_OK;
+}
+
 rl_status learner_publish_first(struct learner *learner, uint32_t version)
 {
     double slot_wait_s;
+    RL_TRY(check_devices(learner));
     push(learner);
     learner_teacher_start(learner, version);
     RL_TRY(refresh_image(learner, &slot_wait_s));

@@ -82,7 +82,8 @@ rl_status learner_create(const struct learner_args *args, struct learner **out);
 void learner_destroy(struct learner *learner);
 
 /* Make the image of the masters and, on the publishing rank, publish it as `version`. Once, before
- * the first step, and after masters were loaded from a checkpoint. Errors: RL_TIMEOUT. */
+ * the first step, and after masters were loaded from a checkpoint. Collective. Errors: RL_TIMEOUT,
+ * RL_UNSUPPORTED (learners on devices of different kinds), the collective's. */
 rl_status learner_publish_first(struct learner *learner, uint32_t version);
 
 /* Train on groups [count] (the same on every learner, in the same order) as step `step`.
