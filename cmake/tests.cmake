@@ -37,7 +37,7 @@ function(emulation_flags target)
   endif()
 endfunction()
 add_subdirectory(${CMAKE_SOURCE_DIR}/tests/emulation)
-foreach(name check_kernels check_sampling test_kernels_device)
+foreach(name check_kernels check_same_bits check_sampling test_kernels_device)
   add_executable(${name}_emulated ${CMAKE_SOURCE_DIR}/tests/${name}.c
                  $<TARGET_OBJECTS:kernels_emulated>)
   target_link_libraries(${name}_emulated PRIVATE fs_kernels fs_core PkgConfig::dep_check

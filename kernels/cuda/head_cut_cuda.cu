@@ -59,8 +59,9 @@ static __device__ void digit_sums(const struct cut_row *row, const struct cut_se
     }
     __syncthreads(); /* the last digit's rooms are free */
     for (int d = 0; d < DIGITS; d++) {
-        const unsigned count = warp_sum(counts[d]);
-        const double mass = warp_sum(masses[d]);
+        const bool some = __any_sync(WARP_ALL, counts[d] > 0); /* few warps, after a digit or two */
+        const unsigned count = some ? warp_sum(counts[d]) : 0;
+        const double mass = some ? warp_sum(masses[d]) : 0.0;
         if (threadIdx.x % WARP == 0) {
             count_room[d][warp] = count;
             mass_room[d][warp] = mass;
