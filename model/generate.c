@@ -301,5 +301,7 @@ double model_generate(const struct model_context *context, const void *image, st
     model_forward(context, image, kv, batch, workspace, &hidden);
     double forwarded = rl_clock_now_s(NULL);
     model_head_decode(context, image, workspace, decode);
-    return head_part(forwarded - start, rl_clock_now_s(NULL) - forwarded);
+    return context->layout->device == NULL
+               ? head_part(forwarded - start, rl_clock_now_s(NULL) - forwarded)
+               : 0;
 }

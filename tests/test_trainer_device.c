@@ -185,6 +185,7 @@ static void assert_steps(struct bench *here, struct bench *there, uint64_t first
         ck_assert(x.objective.sum.entropy == y.objective.sum.entropy);
         ck_assert(x.changed_fraction == y.changed_fraction);
         ck_assert_uint_eq(learner_image_hash(here->learner), learner_image_hash(there->learner));
+        ck_assert_uint_eq(learner_master_hash(here->learner), learner_master_hash(there->learner));
     }
 }
 

@@ -423,6 +423,7 @@ static rl_status run_minibatch(struct learner *l, const struct batcher_plan *pla
             &(struct model_backward_args){
                 l->g_logprob, l->objective.entropy_coef != 0 ? l->g_entropy : NULL, l->grad});
     }
+    RL_TRY(device_wait(l->args.pool)); /* what was queued belongs to this part's time */
     double middle = rl_clock_now_s(NULL);
     RL_TRY(reduce(l, &stats, &faults));
     double reduced = rl_clock_now_s(NULL);
@@ -568,9 +569,8 @@ float *learner_master(struct learner *learner)
 
 uint64_t learner_master_hash(const struct learner *learner)
 {
-    return learner->args.layout->device != NULL
-               ? learner_image_hash(learner)
-               : rl_hash(learner->master.host, learner->master.bytes);
+    (void)model_slab_pull(&learner->master, learner->args.pool); /* the next wait says an error */
+    return rl_hash(learner->master.host, learner->master.bytes);
 }
 
 const void *learner_image(const struct learner *learner)

@@ -124,8 +124,8 @@ rl_status learner_roll_back(struct learner *learner, uint32_t version,
 /* Take over the guard of a checkpoint. Errors: RL_CORRUPT. */
 rl_status learner_restore_guard(struct learner *learner, const struct guard_state *state);
 
-/* xxh3 of the masters (on a device, where they stay: of their image), and of the image that forward
- * passes read. The image of a device's learner that publishes. */
+/* xxh3 of the masters (a device's are brought to the host's slab for it), and of the image that
+ * forward passes read (on a device: of a learner that publishes). */
 uint64_t learner_master_hash(const struct learner *learner);
 uint64_t learner_image_hash(const struct learner *learner);
 
