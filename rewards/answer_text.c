@@ -33,7 +33,8 @@ static struct answer_span after_last(struct answer_span text, const char *mark)
 {
     size_t mark_bytes = strlen(mark);
     for (size_t at = text.bytes; at >= mark_bytes; at--) {
-        if (memcmp(text.text + at - mark_bytes, mark, mark_bytes) == 0) {
+        if (text.text[at - mark_bytes] == mark[0] &&
+            memcmp(text.text + at - mark_bytes, mark, mark_bytes) == 0) {
             return (struct answer_span){text.text + at, text.bytes - at};
         }
     }

@@ -36,6 +36,9 @@ static bool digit_at(const struct cursor *cursor, size_t ahead)
 
 static bool take(struct cursor *cursor, const char *word)
 {
+    if (peek(cursor, 0) != word[0]) { /* most words are not there */
+        return false;
+    }
     size_t bytes = strlen(word);
     if (cursor->bytes - cursor->at < bytes || memcmp(cursor->text + cursor->at, word, bytes) != 0) {
         return false;

@@ -7,6 +7,9 @@
 #include <stdlib.h>
 #include <zstd.h>
 
+/* Its tables are made once; whoever calls the filter has the turn at HDF5. */
+static ZSTD_CCtx *filter_context;
+
 /* HDF5's contract: replace *buf (of *buf_bytes) by the result, return its size, 0 on failure. */
 static size_t filter_replace(void **buf, size_t *buf_bytes, void *result, size_t result_capacity,
                              size_t result_bytes)
@@ -38,8 +41,11 @@ static size_t filter_compress(size_t count, const unsigned values[], size_t byte
 {
     int level = count > 0 ? (int)values[0] : 1;
     size_t capacity = ZSTD_compressBound(bytes);
-    void *result = malloc(capacity);
-    size_t got = result != NULL ? ZSTD_compress(result, capacity, *buf, bytes, level) : 0;
+    void *result = filter_context != NULL ? malloc(capacity) : NULL;
+    size_t got = 0;
+    if (result != NULL) {
+        got = ZSTD_compressCCtx(filter_context, result, capacity, *buf, bytes, level);
+    }
     return filter_replace(buf, buf_bytes, result, capacity, got);
 }
 
@@ -62,6 +68,12 @@ rl_status h5_filter_register(void)
         .name = "zstd",
         .filter = filter_apply,
     };
+    if (filter_context == NULL) {
+        filter_context = ZSTD_createCCtx();
+    }
+    if (filter_context == NULL) {
+        return rl_fail(RL_NO_MEMORY, "no memory for the compressor");
+    }
     if (H5open() < 0 || H5Zregister(&filter) < 0 || H5PLset_loading_state(0) < 0) {
         return rl_fail(RL_INTERNAL, "cannot set up HDF5");
     }

@@ -81,7 +81,7 @@ def ours(args, folder, model, data):
 def run(args):
     needs_module(args, "trl", "trl transformers datasets torch")
     folder, model, data = prepare(args)
-    say("TRL: a step takes about a minute on two cores")
+    say("TRL: a step takes about two minutes on two cores")
     worker = Worker(args, "trl_worker.py",
                     {"model": model, "data": data, "prompts": PROMPTS, "samples": SAMPLES,
                      "new": NEW, "micro": args.trl_micro, "steps": args.trl_steps,
