@@ -820,7 +820,9 @@ static double call_tolerance(const struct call *c, const struct op_case *op)
 {
     bool within = strncmp(op->name, "attention", 9) == 0 || strcmp(op->name, "head_backward") == 0;
     bool rounded = within && c->table->isa == KERNEL_ISA_CUDA && c->dtype == KERNEL_BF16;
-    return rounded && op->tolerance > 0.0 ? fmax(op->tolerance, 1.0 / 128.0) : op->tolerance;
+    /* attention's gradients: q and dout are rounded as well, lse and out are the reference's */
+    double least = strcmp(op->name, "attention_backward") == 0 ? 1.0 / 32.0 : 1.0 / 128.0;
+    return rounded && op->tolerance > 0.0 ? fmax(op->tolerance, least) : op->tolerance;
 }
 
 static void compare_with_ref(const struct op_case *op, const struct kernel_table *ref,

@@ -84,7 +84,7 @@ template <int GROUPS> static __device__ __forceinline__ void copy_async_wait(voi
 }
 
 #else
-#include "mma_emulation.h"
+#include <mma_emulation.h>
 #endif
 
 /* Exact. */
