@@ -326,8 +326,9 @@ static rl_status check_memory(struct decode_bench *b)
         options_of(b, &options);
         most = fmax(most, (double)rollout_generator_bytes(b->layout, &options));
     }
-    double master = 4.0 * (double)b->layout->master_count;
-    return bench_memory_check((double)b->layout->image_bytes + fmax(master, most),
+    /* int8 weights are made from an image in fp32 */
+    double making = (b->layout->dtype == KERNEL_INT8 ? 8.0 : 4.0) * (double)b->layout->master_count;
+    return bench_memory_check((double)b->layout->image_bytes + fmax(making, most),
                               "this model at the largest batch");
 }
 

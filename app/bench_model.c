@@ -75,22 +75,43 @@ static rl_status find_architecture(const char *name, struct model_architecture *
     return model_architecture_load(name, arch);
 }
 
+static const char *const dtype_names[BENCH_DTYPES] = {
+    [KERNEL_FP32] = "fp32", [KERNEL_BF16] = "bf16", [KERNEL_INT8] = "int8"};
+
+/* BENCH_DTYPES: no such name. */
+static int dtype_index(const char *name, size_t length)
+{
+    int index = 0;
+    while (index < BENCH_DTYPES && (strlen(dtype_names[index]) != length ||
+                                    strncmp(name, dtype_names[index], length) != 0)) {
+        index++;
+    }
+    return index;
+}
+
 static rl_status read_dtypes(const char *text, struct bench_model_choice *out)
 {
-    bool both = strcmp(text, "fp32,bf16") == 0;
-    if (!both && strcmp(text, "fp32") != 0 && strcmp(text, "bf16") != 0) {
-        return rl_fail(RL_INVALID, "bench: --dtype %s: expected fp32, bf16 or fp32,bf16", text);
-    }
-    out->dtypes[0] = strcmp(text, "bf16") == 0 ? KERNEL_BF16 : KERNEL_FP32;
-    out->dtypes[1] = KERNEL_BF16;
-    out->dtype_count = both ? 2 : 1;
+    const char *at = text;
+    size_t length = 0;
+    do {
+        length = strcspn(at, ",");
+        int index = dtype_index(at, length);
+        if (index == BENCH_DTYPES || out->dtype_count == BENCH_DTYPES) {
+            return rl_fail(RL_INVALID,
+                           "bench: --dtype %s: expected fp32, bf16, int8 or some of them with "
+                           "commas between",
+                           text);
+        }
+        out->dtypes[out->dtype_count++] = (enum kernel_dtype)index;
+        at += length + 1;
+    } while (at[-1] == ',');
     return RL_OK;
 }
 
 rl_status bench_model_choose(int *argc, char **argv, struct bench_model_choice *out)
 {
     const char *dtype = "fp32";
-    out->name = "m1";
+    *out = (struct bench_model_choice){.name = "m1"};
     RL_TRY(app_take_value(argc, argv, "--model", &out->name));
     RL_TRY(app_take_value(argc, argv, "--dtype", &dtype));
     RL_TRY(read_dtypes(dtype, out));
@@ -99,7 +120,7 @@ rl_status bench_model_choose(int *argc, char **argv, struct bench_model_choice *
 
 const char *bench_dtype_name(enum kernel_dtype dtype)
 {
-    return dtype == KERNEL_BF16 ? "bf16" : "fp32";
+    return dtype_names[dtype];
 }
 
 rl_status bench_model_master(const struct bench_model_choice *choice,
@@ -121,7 +142,7 @@ rl_status bench_model_master(const struct bench_model_choice *choice,
     return RL_OK;
 }
 
-rl_status bench_model_image(const struct bench_model_choice *choice,
+static rl_status make_image(const struct bench_model_choice *choice,
                             const struct model_layout *layout, const struct bench_machine *machine,
                             void **out)
 {
@@ -135,6 +156,34 @@ rl_status bench_model_image(const struct bench_model_choice *choice,
     return status;
 }
 
+/* From one in fp32, which is gone afterwards. */
+static rl_status make_image_int8(const struct bench_model_choice *choice,
+                                 const struct model_layout *layout,
+                                 const struct bench_machine *machine, void **out)
+{
+    struct model_quantize_args to = {.layout = layout, .kernels = machine->table};
+    struct model_layout *wide = NULL;
+    void *image = NULL;
+    rl_status status = RL_OK;
+    RL_TRY(model_layout_create(&layout->arch, KERNEL_FP32, 1, &wide));
+    RL_TRY_GOTO(make_image(choice, wide, machine, &image), status, out);
+    RL_TRY_GOTO(device_alloc(layout->image_bytes, "weight image", &to.image), status, out);
+    model_image_quantize(wide, image, &to, machine->pool);
+    *out = to.image;
+out:
+    device_free(image);
+    model_layout_destroy(wide);
+    return status;
+}
+
+rl_status bench_model_image(const struct bench_model_choice *choice,
+                            const struct model_layout *layout, const struct bench_machine *machine,
+                            void **out)
+{
+    return layout->dtype == KERNEL_INT8 ? make_image_int8(choice, layout, machine, out)
+                                        : make_image(choice, layout, machine, out);
+}
+
 static double idle_embedding(const struct model_layout *layout)
 {
     return layout->arch.tied ? 0 : (double)layout->arch.vocab * (double)layout->arch.width;
@@ -142,8 +191,9 @@ static double idle_embedding(const struct model_layout *layout)
 
 double bench_model_pass_bytes(const struct model_layout *layout)
 {
-    double element = layout->dtype == KERNEL_BF16 ? 2 : 4;
-    return (double)layout->image_bytes - element * idle_embedding(layout);
+    const struct model_architecture *arch = &layout->arch;
+    return (double)layout->image_bytes -
+           (arch->tied ? 0 : (double)kernel_packed_bytes(arch->vocab, arch->width, layout->dtype));
 }
 
 double bench_model_active(const struct model_layout *layout)

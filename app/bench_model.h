@@ -6,21 +6,21 @@
 #include "app/bench_machine.h"
 #include "model/params.h"
 
-enum { BENCH_DTYPES_MAX = 2, BENCH_WEIGHT_SEED = 1 };
+enum { BENCH_DTYPES = 3, BENCH_WEIGHT_SEED = 1 };
 
 /* What --model and --dtype say. */
 struct bench_model_choice {
     const char *name; /* of a shape, or a folder; borrowed from argv */
     struct model_architecture arch;
-    enum kernel_dtype dtypes[BENCH_DTYPES_MAX];
+    enum kernel_dtype dtypes[BENCH_DTYPES];
     int dtype_count;
 };
 
-/* Take --model (default m1) and --dtype fp32|bf16|fp32,bf16 (default fp32) out of argv.
+/* Take --model (default m1) and --dtype, some of fp32, bf16 and int8 (default fp32), out of argv.
  * Errors: RL_INVALID (neither a shape nor a folder), those of model_architecture_load. */
 rl_status bench_model_choose(int *argc, char **argv, struct bench_model_choice *out);
 
-/* "fp32" or "bf16". */
+/* "fp32", "bf16" or "int8". */
 const char *bench_dtype_name(enum kernel_dtype dtype);
 
 /* The master weights in a new slab: random, or the folder's. Caller frees with device_free.

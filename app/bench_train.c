@@ -272,6 +272,11 @@ static rl_status run_dtype(struct train_bench *b, enum kernel_dtype dtype)
 static rl_status read_options(struct train_bench *b, int *argc, char **argv)
 {
     RL_TRY(bench_model_choose(argc, argv, &b->choice));
+    for (int i = 0; i < b->choice.dtype_count; i++) {
+        if (b->choice.dtypes[i] == KERNEL_INT8) {
+            return rl_fail(RL_INVALID, "bench: --dtype int8: weights of generation, no training");
+        }
+    }
     RL_TRY(bench_take_count(argc, argv, "--tokens", TRAIN_TOKENS_MAX, &b->tokens));
     RL_TRY(bench_take_count(argc, argv, "--sequence", TRAIN_TOKENS_MAX, &b->sequence));
     b->microbatch = b->tokens;

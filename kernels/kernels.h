@@ -27,21 +27,27 @@ extern "C" {
 #endif
 
 enum {
-    KERNEL_PANEL = 32,        /* outputs per packed weight panel */
-    KERNEL_SET_MAPS = 3,      /* linear maps of one call at most */
-    KERNEL_PAGE_TOKENS = 16,  /* tokens per KV page */
-    KERNEL_HEAD_CHUNK = 1024, /* vocabulary entries of the head at a time; multiple of 32 */
-    KERNEL_DECODE_PARTS = 8,  /* of a head chunk, whose probability mass is kept apart */
-    KERNEL_PASS_ARRAYS = 8,   /* that pass_begin takes */
-    KERNEL_HEAD_DIM_MAX = 256 /* largest D: rows of a head live on the stack; callers check */
+    KERNEL_PANEL = 32,           /* outputs per packed weight panel */
+    KERNEL_SET_MAPS = 3,         /* linear maps of one call at most */
+    KERNEL_PAGE_TOKENS = 16,     /* tokens per KV page */
+    KERNEL_HEAD_CHUNK = 1024,    /* vocabulary entries of the head at a time; multiple of 32 */
+    KERNEL_DECODE_PARTS = 8,     /* of a head chunk, whose probability mass is kept apart */
+    KERNEL_PASS_ARRAYS = 8,      /* that pass_begin takes */
+    KERNEL_HEAD_DIM_MAX = 256,   /* largest D: rows of a head live on the stack; callers check */
+    KERNEL_INT8_INPUTS = 1 << 17 /* largest K of int8 weights: sums of products fit 32 bits */
 };
 
-enum kernel_dtype { KERNEL_FP32, KERNEL_BF16 };
+enum kernel_dtype {
+    KERNEL_FP32,
+    KERNEL_BF16,
+    KERNEL_INT8 /* of weights only, on CPUs: linear_quantize makes it, no backward op reads it */
+};
 enum kernel_isa { KERNEL_ISA_REF, KERNEL_ISA_AVX2, KERNEL_ISA_AVX512, KERNEL_ISA_CUDA };
 enum kernel_activation { KERNEL_SILU, KERNEL_GELU_TANH };
 
 /* Bytes of a packed [N, K] weight: [ceil(N/32)][K][32] of dtype, padded outputs are zero; a
- * multiple of 64. Element (n, k) is at index (n/32 * K + k) * 32 + n%32. */
+ * multiple of 64. Element (n, k) is at index (n/32 * K + k) * 32 + n%32. KERNEL_INT8: see
+ * kernels/int8.h; K is at most KERNEL_INT8_INPUTS. */
 size_t kernel_packed_bytes(int64_t n, int64_t k, enum kernel_dtype dtype);
 
 /* packed = cast(w), round to nearest even for bf16. w [N, K]. With `changed`: its bit i (bit i % 8
@@ -55,7 +61,18 @@ struct kernel_linear_pack_args {
     uint8_t *changed;     /* [packed elements / 8] overwritten; may be NULL */
 };
 
+/* packed [N, K] in KERNEL_INT8 = w, packed in fp32 or bf16, with the scale of each output from its
+ * largest weight. An output with a weight that is not finite gets the scale NaN. */
+struct kernel_linear_quantize_args {
+    const void *w;
+    enum kernel_dtype dtype; /* of w */
+    void *packed;            /* not the same memory */
+    int64_t n, k;
+};
+
 /* forward:         y[M,N] = x[M,K] W^T + bias (+ old y if accumulate)
+ *                  With int8 weights each row of x is quantised too, as if it were an output; the
+ *                  bits are the same on every table.
  * backward_input:  x[M,K] = y[M,N] W (+ old x if accumulate); y is dY (read), x is dX
  * backward_weight: dw[N,K] += y^T x, dbias[N] += column sums of y; y is dY, x the input (read) */
 struct kernel_linear_args {

@@ -73,7 +73,8 @@ static void weigh_model(const struct model_layout *layout, struct model_shares *
         body += tensor->matrix && tensor->layer >= 0 ? (double)(tensor->rows * tensor->cols) : 0;
     }
     double head = (double)a->vocab * a->width;
-    double element = layout->dtype == KERNEL_BF16 ? sizeof(uint16_t) : sizeof(float);
+    double element = (double)kernel_packed_bytes(KERNEL_PANEL, a->width, layout->dtype) /
+                     ((double)KERNEL_PANEL * a->width);
     shares->token_cost = 2 * body;
     shares->row_cost = 2 * head;
     shares->pair_cost = 4.0 * a->layers * a->heads * a->head_dim;

@@ -124,6 +124,18 @@ static rl_status check_size(const struct model_architecture *arch)
     return RL_OK;
 }
 
+static rl_status check_inputs(const struct model_layout *layout)
+{
+    for (int32_t i = 0; i < layout->tensor_count && layout->dtype == KERNEL_INT8; i++) {
+        const struct model_tensor *tensor = &layout->tensors[i];
+        if (tensor->matrix && tensor->cols > KERNEL_INT8_INPUTS) {
+            return rl_fail(RL_INVALID, "%s has %lld inputs, at most %d fit int8 weights",
+                           tensor->name, (long long)tensor->cols, KERNEL_INT8_INPUTS);
+        }
+    }
+    return RL_OK;
+}
+
 static rl_status make_rope(struct model_layout *layout, int32_t max_positions, struct rl_pool *pool)
 {
     size_t floats = (size_t)max_positions * (size_t)(layout->arch.head_dim / 2);
@@ -170,6 +182,9 @@ rl_status model_layout_create_on(struct device *device, struct rl_pool *pool,
     } else {
         memset(layout->index, 0xff, rows * MODEL_PARAM_COUNT * sizeof(*layout->index));
         place_all(layout);
+        status = check_inputs(layout);
+    }
+    if (status == RL_OK) {
         status = make_rope(layout, max_positions, pool);
     }
     if (status != RL_OK) {

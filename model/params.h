@@ -2,7 +2,8 @@
  * [out, in] layout (gradients and Adam moments are slabs of the same layout). The image is what
  * forward passes read: matrices packed for the kernels in fp32 or bf16, vectors in fp32; it is made
  * from the master by model_params_publish and is never written otherwise. Generation and training
- * read images only, so both see the very same bytes. */
+ * read images only, so both see the very same bytes; generation with int8 weights reads an image of
+ * its own, made from that one by model_image_quantize. */
 #ifndef FORESIGHT_MODEL_PARAMS_H
 #define FORESIGHT_MODEL_PARAMS_H
 
@@ -48,7 +49,8 @@ struct model_layout {
 };
 
 /* `max_positions` bounds sequences (rope tables). On the CPU, or on `device`, whose stream `pool`
- * has (NULL: the CPU again). Caller owns *out. Errors: RL_NO_MEMORY, RL_INVALID. */
+ * has (NULL: the CPU again). Caller owns *out. Errors: RL_NO_MEMORY, RL_INVALID (also a
+ * matrix with too many inputs for KERNEL_INT8). */
 rl_status model_layout_create(const struct model_architecture *arch, enum kernel_dtype dtype,
                               int32_t max_positions, struct model_layout **out);
 rl_status model_layout_create_on(struct device *device, struct rl_pool *pool,
@@ -114,6 +116,18 @@ struct kernel_vector_pack_args model_params_vector_args(const struct model_layou
 
 /* Bytes of an element in the sense of model_image_diff. */
 size_t model_image_element_bytes(const struct model_layout *layout);
+
+/* Where an image with int8 weights goes. */
+struct model_quantize_args {
+    const struct model_layout *layout; /* of the same architecture, with KERNEL_INT8 */
+    const struct kernel_table *kernels;
+    void *image; /* [layout->image_bytes] */
+};
+
+/* The image with int8 weights (kernels/int8.h) of an image with others. Vectors stay fp32. It is
+ * another policy: log-probs by it are its own. */
+void model_image_quantize(const struct model_layout *layout, const void *image,
+                          const struct model_quantize_args *to, struct rl_pool *pool);
 
 /* xxh3 of an image. */
 uint64_t model_image_hash(const struct model_layout *layout, const void *image);

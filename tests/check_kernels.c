@@ -19,6 +19,7 @@ struct call {
     struct rl_pool *pool;
     enum size size;
     enum kernel_dtype dtype;
+    bool int8; /* weights that no backward op reads may be */
     int repeats;
     int done;
     double flops, seconds; /* of one call; best time */
@@ -83,6 +84,11 @@ static void case_pass_begin(struct call *c)
     }
 }
 
+static enum kernel_dtype call_weights(struct call *c)
+{
+    return call_flip(c) && c->int8 ? KERNEL_INT8 : call_dtype(c);
+}
+
 static void case_linear_pack(struct call *c)
 {
     struct kernel_linear_pack_args a = {
@@ -118,6 +124,17 @@ static void case_linear_pack(struct call *c)
     }
 }
 
+static void case_linear_quantize(struct call *c)
+{
+    struct kernel_linear_quantize_args a = {
+        .n = call_size(c, 1, 100, 512), .k = call_size(c, 1, 70, 512), .dtype = call_dtype(c)};
+    a.w = memory_weights(&c->memory, a.n, a.k, a.dtype);
+    a.packed = memory_area(&c->memory, kernel_packed_bytes(a.n, a.k, KERNEL_INT8), true);
+    while (call_again(c)) {
+        c->table->linear_quantize(&a, c->pool);
+    }
+}
+
 static struct kernel_linear_args linear_case(struct call *c)
 {
     struct kernel_linear_args a = {.m = call_size(c, 1, 60, 512),
@@ -148,6 +165,7 @@ static float *call_inputs(struct call *c, int64_t count, double scale)
 static void case_linear_forward(struct call *c)
 {
     struct kernel_linear_args a = linear_case(c);
+    a.dtype = call_weights(c);
     a.w = memory_weights(&c->memory, a.n, a.k, a.dtype);
     a.bias = call_flip(c) ? memory_floats(&c->memory, a.n, 1.0) : NULL;
     a.x = call_inputs(c, (a.m - 1) * a.x_stride + a.k, 1.0);
@@ -160,7 +178,8 @@ static void case_linear_forward(struct call *c)
 static void case_linear_forward_set(struct call *c)
 {
     struct kernel_linear_set_args set = {.count = (int)memory_pick(&c->memory, 1, 3)};
-    const struct kernel_linear_args a = linear_case(c);
+    struct kernel_linear_args a = linear_case(c);
+    a.dtype = call_weights(c);
     const float *x = call_inputs(c, (a.m - 1) * a.x_stride + a.k, 1.0);
     c->flops = 0;
     for (int i = 0; i < set.count; i++) {
@@ -210,7 +229,7 @@ static void case_embedding_forward(struct call *c)
     struct kernel_embedding_args a = {.m = call_size(c, 1, 60, 4096),
                                       .v = call_size(c, 1, 90, 64),
                                       .c = call_size(c, 1, 70, 128),
-                                      .dtype = call_dtype(c)};
+                                      .dtype = call_weights(c)};
     a.w = memory_weights(&c->memory, a.v, a.c, a.dtype);
     a.ids = memory_ids(&c->memory, a.m, a.v);
     a.y = memory_output(&c->memory, a.m * a.c, 1.0);
@@ -505,12 +524,12 @@ static void case_attention_backward(struct call *c)
     }
 }
 
-static struct kernel_head_args head_case(struct call *c)
+static struct kernel_head_args head_case(struct call *c, enum kernel_dtype dtype)
 {
     struct kernel_head_args a = {.m = call_size(c, 1, 40, 4096),
                                  .v = call_size(c, 1, 80, 32),
                                  .c = call_size(c, 1, 70, 128),
-                                 .dtype = call_dtype(c),
+                                 .dtype = dtype,
                                  .inv_temperature = call_flip(c) ? 1.0f / 0.7f : 1.0f};
     if (c->size == SIZE_ODD && memory_pick(&c->memory, 0, 3) == 0) {
         a.v = memory_pick(&c->memory, 1000, 2500); /* several chunks */
@@ -526,7 +545,7 @@ static struct kernel_head_args head_case(struct call *c)
 
 static void case_head_forward(struct call *c)
 {
-    struct kernel_head_args a = head_case(c);
+    struct kernel_head_args a = head_case(c, call_weights(c));
     a.logprob = memory_floor(&c->memory, memory_output(&c->memory, a.m, 1.0), 1.0);
     a.lse = memory_floor(&c->memory, memory_output(&c->memory, a.m, 1.0), 1.0);
     a.entropy =
@@ -538,7 +557,7 @@ static void case_head_forward(struct call *c)
 
 static void case_head_backward(struct call *c)
 {
-    struct kernel_head_args a = head_case(c);
+    struct kernel_head_args a = head_case(c, call_dtype(c));
     const struct kernel_table *ref = support_ref();
     a.logprob = memory_floats(&c->memory, a.m, 1.0);
     a.lse = memory_floats(&c->memory, a.m, 1.0);
@@ -565,7 +584,7 @@ static void case_head_backward(struct call *c)
 
 static void case_head_decode(struct call *c)
 {
-    struct kernel_head_args head = head_case(c);
+    struct kernel_head_args head = head_case(c, call_weights(c));
     struct kernel_sampling sampling = {.temperature = 0.5f + 0.25f * (float)call_size(c, -2, 6, 2),
                                        .top_p = call_flip(c) ? 0.8f : 1.0f,
                                        .min_p = call_flip(c) ? 0.05f : 0.0f,
@@ -777,6 +796,7 @@ struct setup {
     const struct kernel_table *table;
     struct rl_pool *pool;
     enum size size;
+    bool int8; /* the tables know such weights */
     int repeats;
     uint64_t seed;
 };
@@ -785,34 +805,11 @@ static void call_run(struct call *c, const struct op_case *op, const struct setu
 {
     *c = (struct call){
         .table = setup->table, .pool = setup->pool, .size = setup->size, .repeats = setup->repeats};
+    c->int8 = setup->int8;
     enum flavour flavour =
         setup->size == SIZE_ODD ? (enum flavour)(setup->seed % FLAVOUR_COUNT) : FLAVOUR_PLAIN;
     memory_init(&c->memory, setup->seed, flavour);
     op->run(c);
-}
-
-/* Largest difference of two outputs relative to the largest reference value; infinite if one is NaN
- * and the other is not. */
-static double area_difference(const struct area *want, const struct area *got)
-{
-    double largest = 0.0;
-    double difference = 0.0;
-    for (size_t i = 0; i + sizeof(float) <= want->bytes; i += sizeof(float)) {
-        float a;
-        float b;
-        memcpy(&a, want->data + i, sizeof a);
-        memcpy(&b, got->data + i, sizeof b);
-        if (memcmp(&a, &b, sizeof a) == 0 || (isnan(a) && isnan(b))) {
-            largest = isfinite(a) ? fmax(largest, fabs((double)a)) : largest;
-            continue;
-        }
-        if (!isfinite(a) || !isfinite(b)) {
-            return INFINITY;
-        }
-        largest = fmax(largest, fabs((double)a));
-        difference = fmax(difference, fabs((double)a - (double)b));
-    }
-    return difference <= 1e-37 ? 0.0 : difference / fmax(largest, fmax(want->floor, 1e-30));
 }
 
 /* A GPU rounds what comes between two products of an op to bf16: inputs are rounded by the case. */
@@ -830,7 +827,8 @@ static void compare_with_ref(const struct op_case *op, const struct kernel_table
 {
     static struct call want;
     static struct call got;
-    struct setup setup = {.table = ref, .size = SIZE_ODD, .repeats = 1, .seed = seed};
+    bool int8 = table->isa != KERNEL_ISA_CUDA;
+    struct setup setup = {ref, NULL, SIZE_ODD, int8, 1, seed};
     call_run(&want, op, &setup);
     setup.table = table;
     call_run(&got, op, &setup);
@@ -875,7 +873,7 @@ static void compare_threads(const struct op_case *op, const struct kernel_table 
     static struct call got;
     struct rl_pool *pool = NULL;
     ck_assert_int_eq(rl_pool_create(threads, &pool), RL_OK);
-    struct setup setup = {.table = table, .size = SIZE_THREADS, .repeats = 1, .seed = 3};
+    struct setup setup = {table, NULL, SIZE_THREADS, table->isa != KERNEL_ISA_CUDA, 1, 3};
     for (setup.seed = 0; setup.seed < 3; setup.seed++) {
         setup.pool = NULL;
         call_run(&want, op, &setup);

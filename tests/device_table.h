@@ -139,6 +139,8 @@ static const size_t members_kernel_pass_args[1] = {SIZE_MAX}; /* none */
 static const size_t members_kernel_linear_pack_args[] = {
     AT(kernel_linear_pack_args, w), AT(kernel_linear_pack_args, packed),
     AT(kernel_linear_pack_args, previous), AT(kernel_linear_pack_args, changed)};
+static const size_t members_kernel_linear_quantize_args[] = {
+    AT(kernel_linear_quantize_args, w), AT(kernel_linear_quantize_args, packed)};
 static const size_t members_kernel_linear_args[] = {
     AT(kernel_linear_args, w), AT(kernel_linear_args, bias), AT(kernel_linear_args, x),
     AT(kernel_linear_args, y), AT(kernel_linear_args, dw),   AT(kernel_linear_args, dbias)};

@@ -226,18 +226,51 @@ static SUPPORT_UNUSED void memory_packed(struct memory *m, int64_t n, int64_t k,
     a->packed_width = width;
 }
 
+/* Largest difference of two outputs relative to the largest reference value; infinite if one is NaN
+ * and the other is not. */
+static SUPPORT_UNUSED double area_difference(const struct area *want, const struct area *got)
+{
+    double largest = 0.0;
+    double difference = 0.0;
+    for (size_t i = 0; i + sizeof(float) <= want->bytes; i += sizeof(float)) {
+        float a;
+        float b;
+        memcpy(&a, want->data + i, sizeof a);
+        memcpy(&b, got->data + i, sizeof b);
+        if (memcmp(&a, &b, sizeof a) == 0 || (isnan(a) && isnan(b))) {
+            largest = isfinite(a) ? fmax(largest, fabs((double)a)) : largest;
+            continue;
+        }
+        if (!isfinite(a) || !isfinite(b)) {
+            return INFINITY;
+        }
+        largest = fmax(largest, fabs((double)a));
+        difference = fmax(difference, fabs((double)a - (double)b));
+    }
+    return difference <= 1e-37 ? 0.0 : difference / fmax(largest, fmax(want->floor, 1e-30));
+}
+
 /* Packed random weights [n, k], by the reference. */
 static SUPPORT_UNUSED void *memory_weights(struct memory *m, int64_t n, int64_t k,
                                            enum kernel_dtype dtype)
 {
     const struct kernel_table *ref = support_ref();
+    const enum kernel_dtype from = dtype == KERNEL_INT8 ? KERNEL_FP32 : dtype;
     float *w = memory_floats(m, n * k, 1.0 / sqrt((double)k));
-    void *packed = memory_area(m, kernel_packed_bytes(n, k, dtype), false);
-    memory_packed(m, n, k, dtype == KERNEL_BF16 ? 2 : 4);
+    void *packed = memory_area(m, kernel_packed_bytes(n, k, from), false);
+    memory_packed(m, n, k, from == KERNEL_BF16 ? 2 : 4);
     ref->linear_pack(
-        &(struct kernel_linear_pack_args){.w = w, .packed = packed, .dtype = dtype, .n = n, .k = k},
+        &(struct kernel_linear_pack_args){.w = w, .packed = packed, .dtype = from, .n = n, .k = k},
         NULL);
-    return packed;
+    if (dtype != KERNEL_INT8) {
+        return packed;
+    }
+    void *quantized = memory_area(m, kernel_packed_bytes(n, k, dtype), false);
+    ref->linear_quantize(
+        &(struct kernel_linear_quantize_args){
+            .w = packed, .dtype = from, .packed = quantized, .n = n, .k = k},
+        NULL);
+    return quantized;
 }
 
 /* A batch of sequences with pages in shuffled order. */

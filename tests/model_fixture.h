@@ -30,7 +30,19 @@ static inline bool fixture_has_isa(enum kernel_isa isa)
 
 static inline void fixture_publish(struct model_fixture *f)
 {
-    model_params_publish(f->layout, f->kernels, f->master, f->image, f->pool);
+    struct model_quantize_args to = {f->layout, f->kernels, f->image};
+    struct model_layout *wide = NULL;
+    void *image = NULL;
+    if (f->layout->dtype != KERNEL_INT8) {
+        model_params_publish(f->layout, f->kernels, f->master, f->image, f->pool);
+        return;
+    }
+    ck_assert_int_eq(model_layout_create(&f->layout->arch, KERNEL_FP32, 1, &wide), RL_OK);
+    ck_assert_int_eq(device_alloc(wide->image_bytes, "image", &image), RL_OK);
+    model_params_publish(wide, f->kernels, f->master, image, f->pool);
+    model_image_quantize(wide, image, &to, f->pool);
+    device_free(image);
+    model_layout_destroy(wide);
 }
 
 struct fixture_options {

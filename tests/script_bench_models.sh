@@ -37,9 +37,9 @@ def positive(line, *keys):
 rates = ("tokens_per_second", "best_tokens_per_second", "prompt_tokens_per_second",
          "pass_microseconds", "peak_gflops", "read_gbytes_per_second", "fma_share", "read_share")
 memory = ("weight_bytes", "kv_bytes", "peak_bytes", "memory_ratio")
-decode = lines("decode", "--batch", "1,4", "--prompt", "20", "--new", "6", "--dtype", "fp32,bf16")
+decode = lines("decode", "--batch", "1,4", "--prompt", "20", "--new", "6", "--dtype", "fp32,bf16,int8")
 check([(line["dtype"], line["batch"]) for line in decode] ==
-      [("fp32", 1), ("fp32", 4), ("bf16", 1), ("bf16", 4)], decode)
+      [(dtype, batch) for dtype in ("fp32", "bf16", "int8") for batch in (1, 4)], decode)
 for line in decode:
     check((line["model"], line["prompt"], line["new"], line["runs"]) == ("m1", 20, 6, 2), line)
     positive(line, *rates, *memory)
@@ -85,7 +85,9 @@ cases = [
     ((), "usage", 2),
     (("decode", "--model", "m2"), "m1, m10, m100, m500", 2),
     (("decode", "--model", f"{work}/task"), "config.json", 2),
-    (("decode", "--dtype", "int4"), "fp32, bf16", 2),
+    (("decode", "--dtype", "int4"), "fp32, bf16, int8", 2),
+    (("decode", "--dtype", "fp32,"), "fp32, bf16, int8", 2),
+    (("train", "--dtype", "int8"), "no training", 2),
     (("decode", "--kv", "int4"), "fp32 or bf16", 2),
     (("decode", "--batch", "1,x"), "--batch x: expected 1 to", 2),
     (("decode", "--batch", "0"), "expected 1 to", 2),

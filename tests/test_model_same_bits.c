@@ -1,7 +1,7 @@
 /* Promise P1: a token's log-prob has the same bits however it was computed. Sequences are sampled
  * once; then every other way of computing them (batch size, chunked prefill, shared prefix pages,
  * staggered starts, threads, forced ids) must sample the same ids with the same bits, and so must
- * the packed training forward, for each kernel table, in fp32 and bf16. */
+ * the packed forward of training, for each kernel table, in fp32, bf16 and int8. */
 #include "model/kv_cache.h"
 #include "tests/model_fixture.h"
 
@@ -18,7 +18,8 @@ enum {
     TOKENS_MAX = SEQUENCES * LENGTH_MAX,
     ARCHITECTURES = 4,
     THREADS_MAX = 4,
-    CONFIGURATIONS = 3 * 2 * ARCHITECTURES
+    DTYPES = 3,
+    CONFIGURATIONS = 3 * DTYPES * ARCHITECTURES
 };
 
 static const int32_t prompt_lengths[PROMPTS] = {5, 16, 33, 50};
@@ -99,7 +100,7 @@ static void engine_create(struct engine *e, const struct model_architecture *arc
                           const struct fixture_options *options)
 {
     fixture_create(&e->f, arch, options);
-    e->f.layout->kv_dtype = options->dtype;
+    e->f.layout->kv_dtype = options->dtype == KERNEL_BF16 ? KERNEL_BF16 : KERNEL_FP32;
     fixture_randomise(&e->f, 17);
     ck_assert_int_eq(model_kv_create(e->f.layout, PAGES, &e->kv), RL_OK);
     ck_assert_int_eq(model_pages_create(PAGES, &e->pages), RL_OK);
@@ -328,8 +329,8 @@ START_TEST(every_way_gives_the_same_bits)
     static struct engine e;
     static struct sequence expected[SEQUENCES];
     struct model_architecture arch = fixture_architecture(_i % ARCHITECTURES);
-    struct fixture_options options = {(enum kernel_isa)(_i / (2 * ARCHITECTURES)),
-                                      _i / ARCHITECTURES % 2 == 0 ? KERNEL_FP32 : KERNEL_BF16, 1};
+    struct fixture_options options = {(enum kernel_isa)(_i / (DTYPES * ARCHITECTURES)),
+                                      (enum kernel_dtype)(_i / ARCHITECTURES % DTYPES), 1};
     if (!fixture_has_isa(options.isa)) {
         return;
     }

@@ -3,8 +3,15 @@
 
 #if KERNEL_HAVE_X86
 #include "kernels/bf16.h"
+#include "kernels/cpu/linear_int8_cpu.h"
 #include "kernels/cpu/simd_avx2.h"
 #include "kernels/cpu/work_cpu.h"
+#include "kernels/int8.h"
+
+static void linear_int8(const struct kernel_linear_args *maps, int count, struct rl_pool *pool)
+{
+    linear_int8_avx2(maps, count, pool);
+}
 
 #include "kernels/cpu/tile_simd.inc"
 

@@ -1,5 +1,6 @@
 /* Reference embedding on packed weights. Gradients are added in fp32 in the order of the tokens,
  * which every back end repeats, so the result is the same everywhere. */
+#include "kernels/int8.h"
 #include "kernels/ref/ops_ref.h"
 
 void embedding_forward_ref(const struct kernel_embedding_args *a, struct rl_pool *pool)
@@ -10,7 +11,9 @@ void embedding_forward_ref(const struct kernel_embedding_args *a, struct rl_pool
         int64_t lane = a->ids[i] % KERNEL_PANEL;
         for (int64_t c = 0; c < a->c; c++) {
             int64_t index = (panel * a->c + c) * KERNEL_PANEL + lane;
-            a->y[i * a->c + c] = weight_at_ref(a->w, a->dtype, index);
+            a->y[i * a->c + c] = a->dtype == KERNEL_INT8
+                                     ? kernel_int8_weight(a->w, a->c, a->ids[i], c)
+                                     : weight_at_ref(a->w, a->dtype, index);
         }
     }
 }

@@ -2,6 +2,7 @@
  * element (n, k) is at (n / 32 * K + k) * 32 + n % 32. Each output is one double sum in ascending
  * order of the reduced index, so a row never depends on its neighbours. */
 #include "kernels/bf16.h"
+#include "kernels/int8.h"
 #include "kernels/ref/ops_ref.h"
 
 #include <string.h>
@@ -9,6 +10,9 @@
 size_t kernel_packed_bytes(int64_t n, int64_t k, enum kernel_dtype dtype)
 {
     size_t panels = (size_t)((n + KERNEL_PANEL - 1) / KERNEL_PANEL);
+    if (dtype == KERNEL_INT8) {
+        return panels * (size_t)kernel_int8_panel_bytes(k);
+    }
     size_t element = dtype == KERNEL_BF16 ? sizeof(uint16_t) : sizeof(float);
     return panels * (size_t)k * KERNEL_PANEL * element;
 }
@@ -70,6 +74,10 @@ static void panel_row(const struct linear_row_ref *linear, int64_t panel, const 
 void linear_row_ref(const struct linear_row_ref *linear, const float *x, float *y)
 {
     double sum[KERNEL_PANEL];
+    if (linear->dtype == KERNEL_INT8) {
+        linear_int8_row_ref(linear, x, y);
+        return;
+    }
     for (int64_t n = 0; n < linear->n; n++) {
         if (n % KERNEL_PANEL == 0) {
             panel_row(linear, n / KERNEL_PANEL, x, sum);
@@ -80,8 +88,11 @@ void linear_row_ref(const struct linear_row_ref *linear, const float *x, float *
 
 void linear_forward_ref(const struct kernel_linear_args *a, struct rl_pool *pool)
 {
-    (void)pool;
     struct linear_row_ref linear = {.w = a->w, .dtype = a->dtype, .n = a->n, .k = a->k};
+    if (a->dtype == KERNEL_INT8) {
+        linear_int8_ref(a, pool);
+        return;
+    }
     double sum[KERNEL_PANEL];
     for (int64_t m = 0; m < a->m; m++) {
         float *y = a->y + m * a->y_stride;

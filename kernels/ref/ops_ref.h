@@ -20,4 +20,8 @@ struct linear_row_ref {
 };
 void linear_row_ref(const struct linear_row_ref *linear, const float *x, float *y);
 
+/* linear_forward and linear_row_ref with weights of KERNEL_INT8. */
+void linear_int8_ref(const struct kernel_linear_args *a, struct rl_pool *pool);
+void linear_int8_row_ref(const struct linear_row_ref *linear, const float *x, float *y);
+
 #endif

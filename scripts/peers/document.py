@@ -4,8 +4,8 @@ from common import parameters, shapes
 SECTIONS = [
     ("decode", "Decode", "A prompt of 64 tokens, then 128 new ones of each sequence, sampled from the"
      " whole vocabulary with log-probs; a peer computes logits and samples nothing. Keys and values"
-     " are in bf16, llama.cpp's in f16. Its q8_0 stands"
-     " beside our bf16: there are no 8-bit weights here."
+     " are in bf16, llama.cpp's in f16. Its q8_0 has"
+     " a scale for 32 weights, our int8 one for each output; both quantise activations as they come."
      " Tokens a second of all sequences; rows without a peer are our own figures alone."),
     ("prefill", "Prefill", "Prompts: of the same runs, and longer ones alone."),
     ("train", "Training", "Forward, backward, clipping, AdamW and (ours) the publish cast."),

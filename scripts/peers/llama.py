@@ -6,7 +6,7 @@ import shutil
 from common import (KV_TYPE, Missing, foresight, needs_module, output_of, result, say, shapes,
                     take_turns)
 
-PEER_TYPES = {"fp32": ["f32"], "bf16": ["bf16", "q8_0"]}
+PEER_TYPES = {"fp32": ["f32"], "bf16": ["bf16"], "int8": ["q8_0"]}
 BATCHES = {"m1": "1,8,32,64", "m10": "1,8,32,64", "m100": "1,8,32,64", "m500": "1,8"}
 PROMPT, NEW = 64, 128
 

@@ -36,7 +36,7 @@ def run(args):
         if model not in BARS:
             continue
         worker = faster_worker(args, model)
-        for dtype in args.dtypes:
+        for dtype in sorted(set(args.dtypes) - {"int8"}):  # of generation alone
             own, peer = take_turns(args.rounds, lambda d=dtype: ours(args, model, d), worker.turn)
             middle = sorted(own, key=lambda line: line["tokens_per_second"])[len(own) // 2]
             yield result(args, {"what": "train", "model": model, "dtype": dtype,
