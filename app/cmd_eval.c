@@ -168,6 +168,7 @@ static rl_status evaluate(struct eval_run *run, uint32_t set, uint32_t temperatu
                                    .samples = (uint32_t)config->eval.samples,
                                    .epoch = EVAL_EPOCH};
     session_sampling_options(config, args.samples, &args.options);
+    args.options.int8_weights = false; /* the model itself is what is evaluated */
     args.options.sampling =
         (struct kernel_sampling){.temperature = (float)run->counts->temperatures[temperature],
                                  .top_p = (float)config->eval.top_p,

@@ -119,11 +119,13 @@ static uint32_t samples_in_corpus(const struct rl_config *config)
 /* How the sampler stores what its samples' bits depend on. */
 static const char *storage_name(const struct rl_config *config)
 {
-    bool weights = config->kernels.weights == CONFIG_WEIGHTS_BF16;
-    if (config->model.kv_dtype == CONFIG_KV_BF16) {
-        return weights ? "bf16, keys and values bf16" : "fp32, keys and values bf16";
-    }
-    return weights ? "bf16" : "fp32";
+    static const char *const names[2][2][2] = {
+        {{"fp32", "fp32, keys and values bf16"}, {"bf16", "bf16, keys and values bf16"}},
+        {{"int8 of fp32", "int8 of fp32, keys and values bf16"},
+         {"int8 of bf16", "int8 of bf16, keys and values bf16"}}};
+    return names[config->rollout.quantize == CONFIG_QUANTIZE_INT8]
+                [config->kernels.weights == CONFIG_WEIGHTS_BF16]
+                [config->model.kv_dtype == CONFIG_KV_BF16];
 }
 
 rl_status corpus_of_request(const struct corpus_request *request, struct corpus **out)

@@ -162,6 +162,7 @@ void session_generator_options(const struct rl_config *config, int32_t max_group
         .prefill_chunk = (int32_t)config->rollout.prefill_chunk,
         .recompute_on_update = config->rollout.kv_on_update == CONFIG_KV_RECOMPUTE,
         .speculation = speculation_mode(config),
+        .int8_weights = config->rollout.quantize == CONFIG_QUANTIZE_INT8,
         .seed = (uint64_t)config->run.seed,
         .sampling = {.temperature = (float)config->rollout.temperature,
                      .top_p = (float)config->rollout.top_p,

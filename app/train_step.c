@@ -258,7 +258,7 @@ static void step_metrics(struct train_run *run, const struct admission_batch *ba
     dispatcher_count(run->dispatcher, &counters);
     train_run_unlock(run);
     step_metrics_groups(run->metrics, batch->groups, batch->count, names, name_count);
-    step_metrics_report(run->metrics, report);
+    step_metrics_report(run->metrics, run->config, report);
     step_metrics_teacher(run->metrics, run->config, batch->groups, batch->count, report);
     step_metrics_weights(run->metrics, &feed->weights, run->session->layout->image_bytes);
     step_metrics_tickets(run->metrics, &counters);
@@ -567,6 +567,7 @@ static rl_status write_summary(const struct train_run *run, bool completed, json
 {
     const struct train_totals *t = &run->totals;
     char path[CHECKPOINT_PATH_MAX + 32];
+    bool quantized = run->config->rollout.quantize == CONFIG_QUANTIZE_INT8; /* no fault then */
     snprintf(path, sizeof(path), "%s/summary.json", run->dir);
     json_t *part = json_pack(
         "{s:s, s:I, s:I, s:b, s:f, s:f, s:{s:f, s:f, s:o}, s:{s:f, s:I}, s:{s:f, s:f, s:f}, "
@@ -576,11 +577,12 @@ static rl_status write_summary(const struct train_run *run, bool completed, json
         share(t->completion_tokens, t->wall_s), "learner_tokens_per_second",
         share(t->learner_tokens, t->learner_busy_s), "staleness", "mean",
         share(t->staleness_sum, t->staleness_tokens), "max", t->staleness_max, "histogram",
-        histogram_summary(t), "logprob_mismatch", "max", t->mismatch_max, "tokens",
-        (json_int_t)t->mismatch_tokens, "wall_seconds", "train", t->wall_s, "train_wait_for_batch",
-        t->wait_s, "train_learner_busy", t->learner_busy_s, "cpu_seconds", "learner",
-        rl_clock_process_cpu_s(), "workers", run->worker_cpu_s, "tickets", tickets, "time",
-        time_summary(t), "rollout", pass_summary(&t->passes), "weights", weight_summary(run));
+        histogram_summary(t), quantized ? "logprob_quantization" : "logprob_mismatch", "max",
+        t->mismatch_max, "tokens", (json_int_t)t->mismatch_tokens, "wall_seconds", "train",
+        t->wall_s, "train_wait_for_batch", t->wait_s, "train_learner_busy", t->learner_busy_s,
+        "cpu_seconds", "learner", rl_clock_process_cpu_s(), "workers", run->worker_cpu_s, "tickets",
+        tickets, "time", time_summary(t), "rollout", pass_summary(&t->passes), "weights",
+        weight_summary(run));
     if (part == NULL) {
         return rl_fail(RL_NO_MEMORY, "summary.json: out of memory");
     }

@@ -3,7 +3,6 @@
 #include "model/params.h"
 
 #include <assert.h>
-#include <string.h>
 
 void model_image_quantize(const struct model_layout *layout, const void *image,
                           const struct model_quantize_args *to, struct rl_pool *pool)
@@ -22,7 +21,11 @@ void model_image_quantize(const struct model_layout *layout, const void *image,
                                                        .k = tensor->cols};
             to->kernels->linear_quantize(&args, pool);
         } else {
-            memcpy(place, from, (size_t)tensor->cols * sizeof(float));
+            struct kernel_copy_args copy = {.to = place,
+                                            .from = from,
+                                            .rows = 1,
+                                            .bytes = (size_t)tensor->cols * sizeof(float)};
+            to->kernels->copy_rows(&copy, pool);
         }
     }
 }

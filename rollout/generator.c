@@ -65,8 +65,28 @@ static bool needs_copy(void *arg, uint32_t version)
            rollout_generator_needs(g, version);
 }
 
+/* Passes read int8 weights: from here on the context's layout is theirs. *kind: what copies are
+ * made from. */
+static rl_status choose_int8(struct rollout_generator *g, struct image_copies_kind *kind)
+{
+    const struct model_layout *layout = g->context.layout;
+    if (!g->options.int8_weights) {
+        return RL_OK;
+    }
+    if (layout->device != NULL) {
+        return rl_fail(RL_UNSUPPORTED, "rollout.quantize: int8 weights are for CPUs");
+    }
+    RL_TRY(model_layout_create(&layout->arch, KERNEL_INT8, layout->rope_positions, &g->int8));
+    g->int8->kv_dtype = layout->kv_dtype;
+    g->context.layout = g->int8;
+    kind->source = layout;
+    return RL_OK;
+}
+
 static rl_status build(struct rollout_generator *g)
 {
+    struct image_copies_kind kind = {.kernels = g->context.kernels};
+    RL_TRY(choose_int8(g, &kind));
     const struct model_layout *layout = g->context.layout;
     struct rollout_scheduler_limits limits = {.max_running = g->options.max_running,
                                               .max_groups = g->options.max_groups,
@@ -75,8 +95,9 @@ static rl_status build(struct rollout_generator *g)
                                               .recompute = g->options.recompute_on_update};
     RL_TRY(rollout_scheduler_create(&limits, &g->scheduler));
     rollout_scheduler_set_usable(g->scheduler, has_image, g);
-    if (layout->device != NULL) {
-        RL_TRY(image_copies_create(layout, needs_copy, g, &g->copies));
+    if (layout->device != NULL || kind.source != NULL) {
+        kind.layout = layout;
+        RL_TRY(image_copies_create(&kind, needs_copy, g, &g->copies));
     }
     RL_TRY(model_kv_create(layout, rollout_scheduler_page_count(g->scheduler), &g->kv));
     RL_TRY(model_workspace_create(layout, pass_tokens(&g->options),
@@ -160,10 +181,24 @@ void rollout_generator_destroy(struct rollout_generator *generator)
     model_workspace_destroy(g->workspace);
     generator_draft_destroy(g);
     image_copies_destroy(g->copies);
+    model_layout_destroy(g->int8);
     model_kv_fini(&g->kv);
     rollout_scheduler_destroy(g->scheduler);
     stop_rules_fini(&g->stop);
     free(g);
+}
+
+/* The copy in use and the next one. */
+static size_t int8_bytes(const struct model_layout *layout,
+                         const struct rollout_generator_options *options)
+{
+    size_t bytes = 0;
+    for (int32_t i = 0; i < layout->tensor_count && options->int8_weights; i++) {
+        const struct model_tensor *tensor = &layout->tensors[i];
+        bytes += tensor->matrix ? kernel_packed_bytes(tensor->rows, tensor->cols, KERNEL_INT8)
+                                : (size_t)tensor->cols * sizeof(float);
+    }
+    return 2 * bytes;
 }
 
 size_t rollout_generator_bytes(const struct model_layout *layout,
@@ -175,16 +210,14 @@ size_t rollout_generator_bytes(const struct model_layout *layout,
     return pages * (size_t)options->max_running * model_kv_page_bytes(layout) +
            model_workspace_bytes(layout, pass_tokens(options),
                                  model_sampling_keep(&options->sampling)) +
-           generator_draft_bytes(options);
+           generator_draft_bytes(options) + int8_bytes(layout, options);
 }
 
 /* --- groups in and out
  * ---------------------------------------------------------------------------- */
 
-void rollout_generator_set_weights(struct rollout_generator *generator, const void *image,
-                                   uint32_t version)
+static void use_weights(struct rollout_generator *g, const void *image, uint32_t version)
 {
-    struct rollout_generator *g = generator;
     bool changed = g->image != NULL && version != g->version;
     g->image = image;
     g->version = version;
@@ -204,8 +237,23 @@ rl_status rollout_generator_load_weights(struct rollout_generator *generator, co
         RL_TRY(image_copies_get(generator->copies, version, image, &copy));
         generator->awaits = false;
     }
-    rollout_generator_set_weights(generator, copy, version);
+    use_weights(generator, copy, version);
     return RL_OK;
+}
+
+void rollout_generator_set_weights(struct rollout_generator *generator, const void *image,
+                                   uint32_t version)
+{
+    rl_status status = RL_AGAIN;
+    if (generator->int8 == NULL) {
+        use_weights(generator, image, version);
+        return;
+    }
+    while (status == RL_AGAIN) {
+        status = rollout_generator_load_weights(generator, image, version);
+        image_copies_wait(generator->copies);
+    }
+    generator->copies_status = status; /* the next tick's */
 }
 
 void rollout_generator_await_weights(struct rollout_generator *generator)

@@ -33,7 +33,8 @@ struct rollout_generator_options {
     int32_t prefill_chunk;    /* tokens */
     bool recompute_on_update; /* rollout.kv_on_update */
     enum rollout_speculation_mode speculation;
-    uint64_t seed; /* run.seed */
+    bool int8_weights; /* rollout.quantize: passes read int8 weights made from the images given */
+    uint64_t seed;     /* run.seed */
     struct kernel_sampling sampling;
     const char *stop_strings;   /* comma-separated, "" for none; borrowed for create */
     const char *stop_token_ids; /* comma-separated ids beside the model's eos ids; "" for none */
@@ -74,7 +75,8 @@ struct rollout_counters {
 
 /* `context` (its layout, kernels and pool) and `tokenizer` are borrowed for the generator's life;
  * `tokenizer` may be NULL when there are no stop strings. Caller owns *out.
- * Errors: RL_INVALID (limits, malformed stop ids), RL_NO_MEMORY. */
+ * Errors: RL_INVALID (limits, malformed stop ids), RL_UNSUPPORTED (int8 weights on a device),
+ * RL_NO_MEMORY. */
 rl_status rollout_generator_create(const struct model_context *context,
                                    const struct tokenizer *tokenizer,
                                    const struct rollout_generator_options *options,
@@ -90,9 +92,9 @@ size_t rollout_generator_bytes(const struct model_layout *layout,
 void rollout_generator_set_weights(struct rollout_generator *generator, const void *image,
                                    uint32_t version);
 
-/* The same with an image in the host's memory, of which a device first needs a copy: RL_AGAIN (not
- * logged) as long as that is being made, beside ticks with the weights of before: call again with
- * the same image. Errors: RL_NO_MEMORY, the device's. */
+/* The same with an image in the host's memory, of which a device, or sampling with int8 weights,
+ * first needs a copy: RL_AGAIN (not logged) as long as that is being made, beside ticks with the
+ * weights of before: call again with the same image. Errors: RL_NO_MEMORY, the device's. */
 rl_status rollout_generator_load_weights(struct rollout_generator *generator, const void *image,
                                          uint32_t version);
 

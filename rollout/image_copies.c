@@ -18,7 +18,7 @@ struct image_slot {
 };
 
 struct image_copies {
-    const struct model_layout *layout;
+    struct image_copies_kind kind;
     image_copies_fn needed;
     void *needed_arg;
     struct rl_pool *pool; /* the copying thread's, for its stream */
@@ -38,7 +38,13 @@ struct image_copies {
 
 static rl_status fill(const struct image_copies *c, const struct image_slot *slot)
 {
-    model_upload(c->pool, slot->image, c->source, c->layout->image_bytes);
+    if (c->kind.source != NULL) {
+        struct model_quantize_args to = {
+            .layout = c->kind.layout, .kernels = c->kind.kernels, .image = slot->image};
+        model_image_quantize(c->kind.source, c->source, &to, NULL);
+        return RL_OK;
+    }
+    model_upload(c->pool, slot->image, c->source, c->kind.layout->image_bytes);
     return device_wait(c->pool);
 }
 
@@ -77,7 +83,7 @@ static void *copy_main(void *arg)
 static rl_status start(struct image_copies *c)
 {
     RL_TRY(rl_pool_create(1, &c->pool));
-    RL_TRY(device_stream_start(c->layout->device, c->pool));
+    RL_TRY(device_stream_start(c->kind.layout->device, c->pool));
     RL_TRY(rl_wait_cond_init(&c->changed));
     if (pthread_mutex_init(&c->mutex, NULL) != 0) {
         pthread_cond_destroy(&c->changed);
@@ -94,21 +100,21 @@ static rl_status start(struct image_copies *c)
 static void free_all(struct image_copies *c)
 {
     for (int i = 0; i < COPIES_MAX; i++) {
-        device_buffer_free(c->layout->device, c->slots[i].image);
+        device_buffer_free(c->kind.layout->device, c->slots[i].image);
     }
     device_stream_stop(c->pool);
     rl_pool_destroy(c->pool);
     free(c);
 }
 
-rl_status image_copies_create(const struct model_layout *layout, image_copies_fn needed, void *arg,
-                              struct image_copies **out)
+rl_status image_copies_create(const struct image_copies_kind *kind, image_copies_fn needed,
+                              void *arg, struct image_copies **out)
 {
     struct image_copies *c = calloc(1, sizeof(*c));
     if (c == NULL) {
         return rl_fail(RL_NO_MEMORY, "no memory for weight copies");
     }
-    c->layout = layout;
+    c->kind = *kind;
     c->needed = needed;
     c->needed_arg = arg;
     rl_status status = start(c);
@@ -165,8 +171,8 @@ static rl_status take_slot(struct image_copies *c, struct image_slot **out)
     if (bare == NULL) {
         return RL_AGAIN;
     }
-    RL_TRY(device_buffer_alloc(c->layout->device, c->layout->image_bytes, "copy of the weights",
-                               &bare->image));
+    RL_TRY(device_buffer_alloc(c->kind.layout->device, c->kind.layout->image_bytes,
+                               "copy of the weights", &bare->image));
     *out = bare;
     return RL_OK;
 }

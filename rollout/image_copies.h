@@ -1,5 +1,6 @@
-/* Copies, in a device's memory, of weight images that the host holds. They are made by a thread of
- * their own on a stream of its own, so decoding goes on meanwhile with the images that are there.
+/* Copies of weight images that the host holds: in a device's memory, or with int8 weights. They are
+ * made by a thread of their own (on a stream of its own), so decoding goes on meanwhile with the
+ * images that are there.
  * One thread calls; the images it hands over must stay as they are until their copy is made. */
 #ifndef FORESIGHT_ROLLOUT_IMAGE_COPIES_H
 #define FORESIGHT_ROLLOUT_IMAGE_COPIES_H
@@ -11,10 +12,18 @@ struct image_copies;
 /* Is a copy of `version` still of use? Others are overwritten. */
 typedef bool (*image_copies_fn)(void *arg, uint32_t version);
 
-/* Memory is taken as versions come, and kept. `layout` (on a device) is borrowed for life. Caller
- * owns *out. Errors: RL_NO_MEMORY, RL_INTERNAL. */
-rl_status image_copies_create(const struct model_layout *layout, image_copies_fn needed, void *arg,
-                              struct image_copies **out);
+/* What copies are like; borrowed for life. */
+struct image_copies_kind {
+    const struct model_layout *layout; /* of copies: on a device, or of KERNEL_INT8 on the CPU */
+    const struct model_layout
+        *source; /* of the images, where copies have int8 weights; NULL: same */
+    const struct kernel_table *kernels; /* which make them, then */
+};
+
+/* Memory is taken as versions come, and kept. Caller owns *out. Errors: RL_NO_MEMORY, RL_INTERNAL.
+ */
+rl_status image_copies_create(const struct image_copies_kind *kind, image_copies_fn needed,
+                              void *arg, struct image_copies **out);
 
 /* Ends the thread, after the copy at work. Takes NULL. */
 void image_copies_destroy(struct image_copies *copies);

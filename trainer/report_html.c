@@ -175,6 +175,8 @@ rl_status report_tiles_append(struct rl_text *out, const struct report_run *run)
     RL_TRY(append_extreme_tile(out, run, "Staleness, largest", "staleness.max", "versions"));
     RL_TRY(append_extreme_tile(out, run, "Log-prob mismatch, largest", "logprob_mismatch.max",
                                "nats"));
+    RL_TRY(append_extreme_tile(out, run, "Gap of int8 weights, largest", "logprob_quantization.max",
+                               "nats"));
     return rl_text_append_str(out, "</div>");
 }
 

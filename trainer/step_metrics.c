@@ -98,6 +98,23 @@ static void extreme(struct rl_metrics *metrics, enum rl_metric_id id, double val
     }
 }
 
+/* Sampler against learner by the same version. Where they are to agree only the largest difference
+ * matters; int8 weights are another policy. */
+static void mismatch_metrics(struct rl_metrics *metrics, const struct rl_config *config,
+                             const struct objective_stats *stats)
+{
+    const bool quantized = config->rollout.quantize == CONFIG_QUANTIZE_INT8;
+    if (stats->sum.mismatch_tokens == 0) {
+        return;
+    }
+    if (quantized) {
+        token_mean(metrics, RL_METRIC_QUANTIZATION_GAP_MEAN, stats->sum.mismatch,
+                   stats->sum.mismatch_tokens);
+    }
+    extreme(metrics, quantized ? RL_METRIC_QUANTIZATION_GAP_MAX : RL_METRIC_LOGPROB_MISMATCH,
+            stats->max.mismatch_max);
+}
+
 static void objective_metrics(struct rl_metrics *metrics, const struct objective_stats *stats)
 {
     const struct objective_sums *sum = &stats->sum;
@@ -114,9 +131,6 @@ static void objective_metrics(struct rl_metrics *metrics, const struct objective
     extreme(metrics, RL_METRIC_STALENESS_MAX, stats->max.staleness_max);
     extreme(metrics, RL_METRIC_RATIO_MAX, stats->max.ratio_max);
     extreme(metrics, RL_METRIC_RATIO_MIN, stats->min.ratio_min);
-    if (sum->mismatch_tokens > 0) {
-        extreme(metrics, RL_METRIC_LOGPROB_MISMATCH, stats->max.mismatch_max);
-    }
     if (n > 0 && sum->ratio_squared > 0) {
         rl_metrics_add(metrics, RL_METRIC_ESS, sum->ratio * sum->ratio / (n * sum->ratio_squared));
     }
@@ -192,12 +206,14 @@ static void staleness_metrics(struct rl_metrics *metrics, const struct objective
     }
 }
 
-void step_metrics_report(struct rl_metrics *metrics, const struct learner_report *report)
+void step_metrics_report(struct rl_metrics *metrics, const struct rl_config *config,
+                         const struct learner_report *report)
 {
     const struct objective_sums *sum = &report->objective.sum;
     double learning_s =
         report->prepare_s + report->forward_backward_s + report->reduce_s + report->update_s;
     objective_metrics(metrics, &report->objective);
+    mismatch_metrics(metrics, config, &report->objective);
     fipo_metrics(metrics, &report->objective);
     correction_metrics(metrics, &report->objective);
     staleness_metrics(metrics, &report->objective);

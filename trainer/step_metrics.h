@@ -14,7 +14,8 @@ void step_metrics_groups(struct rl_metrics *metrics, struct trajectory_group *co
                          uint32_t count, const char *const *reward_names, uint32_t reward_count);
 
 /* Objective, optimizer and times of the step. */
-void step_metrics_report(struct rl_metrics *metrics, const struct learner_report *report);
+void step_metrics_report(struct rl_metrics *metrics, const struct rl_config *config,
+                         const struct learner_report *report);
 
 /* On-policy distillation; nothing without teacher.loss. */
 void step_metrics_teacher(struct rl_metrics *metrics, const struct rl_config *config,
