@@ -344,7 +344,8 @@ struct kernel_table {
 };
 
 /* The table of one ISA: filled with `ref`, overridden by what exists; no slot is NULL.
- * Errors: RL_UNSUPPORTED if this machine cannot run it. Borrowed, static. */
+ * The table of CUDA is for pools with a stream (kernels/device.h).
+ * Errors: RL_UNSUPPORTED if this machine or build cannot run it. Borrowed, static. */
 rl_status kernel_table_get(enum kernel_isa isa, const struct kernel_table **out);
 
 /* Best ISA that this machine's CPU has. */

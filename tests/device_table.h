@@ -27,7 +27,6 @@ static struct {
     struct rl_pool *pool;
     struct mirror mirrors[MIRROR_AREAS];
     int count;
-    bool missing; /* the op last asked for does not exist */
 } support_gpu;
 
 /* In the order of the other layout: packed panels to rows, or back. */
@@ -203,23 +202,28 @@ static const size_t members_kernel_adamw_pack_args[] = {
     AT(kernel_adamw_pack_args, pack.previous), AT(kernel_adamw_pack_args, pack.changed)};
 #undef AT
 
+static const struct kernel_table *support_cuda_ops(void)
+{
+    const struct kernel_table *table = NULL;
+    if (kernel_table_get(KERNEL_ISA_CUDA, &table) != RL_OK) {
+        abort();
+    }
+    return table;
+}
+
 #define KERNEL_OP(name, args, tolerance)                                                           \
-    void name##_cuda(const struct args *a, struct rl_pool *pool) __attribute__((weak));            \
     static void name##_mirrored(const struct args *a, struct rl_pool *pool)                        \
     {                                                                                              \
         (void)pool;                                                                                \
         struct args copy = *a;                                                                     \
         size_t count = sizeof members_##args / sizeof members_##args[0];                           \
-        support_gpu.missing = name##_cuda == NULL;                                                 \
-        if (!support_gpu.missing) {                                                                \
-            mirror_begin(&copy, members_##args, members_##args[0] == SIZE_MAX ? 0 : count);        \
-            name##_cuda(&copy, support_gpu.pool);                                                  \
-            mirror_end();                                                                          \
-        }                                                                                          \
+        mirror_begin(&copy, members_##args, members_##args[0] == SIZE_MAX ? 0 : count);            \
+        support_cuda_ops()->name(&copy, support_gpu.pool);                                         \
+        mirror_end();                                                                              \
     }
 #include "kernels/ops.def"
 
-static SUPPORT_UNUSED const struct kernel_table support_gpu_table = {
+static const struct kernel_table support_gpu_table = {
     .name = "cuda",
     .isa = KERNEL_ISA_CUDA,
 #define KERNEL_OP(op, args, tolerance) .op = op##_mirrored,

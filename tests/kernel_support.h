@@ -311,17 +311,16 @@ memory_sequences(struct memory *m, int64_t count, const int64_t *lengths, const 
 
 #include "tests/device_table.h"
 
-/* Tables that this machine runs: sets *table for index 0, 1, ...; false when there are no more. On
- * the emulated GPU: its table alone. */
+/* Tables that this machine runs: sets *table for index 0, 1, ...; false when there are no more. The
+ * last one is the GPU's if there is one. On the emulated GPU: its table alone. */
 static SUPPORT_UNUSED bool support_table(int index, const struct kernel_table **table)
 {
-#if SUPPORT_EMULATED
+    int cpu_tables = SUPPORT_EMULATED ? 0 : (int)kernel_isa_best() + 1;
+    if (index < cpu_tables) {
+        return kernel_table_get((enum kernel_isa)index, table) == RL_OK;
+    }
     *table = &support_gpu_table;
-    return index == 0 && support_gpu_open();
-#else
-    return index <= (int)kernel_isa_best() &&
-           kernel_table_get((enum kernel_isa)index, table) == RL_OK;
-#endif
+    return index == cpu_tables && support_gpu_open();
 }
 
 #endif

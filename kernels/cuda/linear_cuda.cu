@@ -294,3 +294,12 @@ extern "C" void linear_backward_weight_cuda(const struct kernel_linear_args *a,
     }
     cuda_op_end(stream);
 }
+
+/* int8 weights are the CPU's: the stream says so where somebody asks for them. */
+extern "C" void linear_quantize_cuda(const struct kernel_linear_quantize_args *,
+                                     struct rl_pool *pool)
+{
+    struct cuda_stream *stream = cuda_op_begin(pool, "linear_quantize");
+    cuda_fail(stream, "int8 weights", "not supported on GPUs");
+    cuda_op_end(stream);
+}
