@@ -37,11 +37,11 @@ function(emulation_flags target)
   endif()
 endfunction()
 add_subdirectory(${CMAKE_SOURCE_DIR}/tests/emulation)
-foreach(name check_kernels check_same_bits check_sampling test_kernels_device)
+foreach(name check_kernels check_same_bits check_sampling test_kernels_device test_model_device)
   add_executable(${name}_emulated ${CMAKE_SOURCE_DIR}/tests/${name}.c
                  $<TARGET_OBJECTS:kernels_emulated>)
-  target_link_libraries(${name}_emulated PRIVATE fs_kernels fs_core PkgConfig::dep_check
-                        Threads::Threads m)
+  target_link_libraries(${name}_emulated PRIVATE fs_model fs_transport fs_kernels fs_core
+                        PkgConfig::dep_check Threads::Threads m)
   foresight_flags(${name}_emulated)
   set_target_properties(${name}_emulated PROPERTIES LINKER_LANGUAGE CXX)
   target_compile_definitions(${name}_emulated PRIVATE SUPPORT_EMULATED=1)
