@@ -42,6 +42,7 @@ void app_command_help(const struct app_command *command)
     }
     if (strncmp(command->usage, "CONFIG.yaml", 11) == 0) {
         printf("\n--threads N  compute threads of each rank (run.threads)\n"
+               "--device D   auto, cpu or cuda (kernels.device)\n"
                "Options, with their defaults: foresight help config [SECTION]\n");
     }
 }
@@ -95,22 +96,24 @@ rl_status app_take_value(int *argc, char **argv, const char *flag, const char **
     return RL_OK;
 }
 
-/* --threads N is run.threads=N, said last. */
-static rl_status apply_threads(const char *threads, struct rl_config *config)
+/* --threads N is run.threads=N, said last; --device D is kernels.device=D. */
+static rl_status apply_option(const char *name, const char *value, struct rl_config *config)
 {
     char assignment[64];
-    if (threads == NULL) {
+    if (value == NULL) {
         return RL_OK;
     }
-    snprintf(assignment, sizeof(assignment), "run.threads=%s", threads);
+    snprintf(assignment, sizeof(assignment), "%s=%s", name, value);
     return rl_config_override(config, assignment);
 }
 
 rl_status app_config_from_args(int *argc, char **argv, struct rl_config *config)
 {
     const char *threads = NULL;
+    const char *device = NULL;
     RL_TRY(rl_config_init(config));
     RL_TRY(app_take_value(argc, argv, "--threads", &threads));
+    RL_TRY(app_take_value(argc, argv, "--device", &device));
     int first = 1;
     if (*argc > 1 && strchr(argv[1], '=') == NULL) {
         if (argv[1][0] == '-') {
@@ -126,7 +129,8 @@ rl_status app_config_from_args(int *argc, char **argv, struct rl_config *config)
         }
         RL_TRY(rl_config_override(config, argv[i]));
     }
-    RL_TRY(apply_threads(threads, config));
+    RL_TRY(apply_option("run.threads", threads, config));
+    RL_TRY(apply_option("kernels.device", device, config));
     RL_TRY(rl_config_validate(config));
     rl_config_resolve(config);
     return RL_OK;

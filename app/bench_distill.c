@@ -352,7 +352,7 @@ static rl_status open_bench(struct bench *b)
     RL_TRY(set_options(b));
     RL_TRY(make_scratch(b));
     RL_TRY(collective_local_create(&b->alone));
-    RL_TRY(session_open(&b->config, session_max_length(&b->config), &b->session));
+    RL_TRY(session_open(&b->config, session_max_length(&b->config), 0, &b->session));
     RL_TRY(load_prompts(b));
     RL_TRY(reward_set_create(&b->config, &b->rewards));
     RL_TRY(session_load_master(&b->session, b->config.model.path, &b->master));

@@ -271,7 +271,7 @@ static rl_status open_all(struct distill *d)
     if (config->data.train[0] == '\0') {
         return rl_fail(RL_INVALID, "data.train is not set: the prompts to sample");
     }
-    RL_TRY(session_open(config, session_max_length(config), &d->session));
+    RL_TRY(session_open(config, session_max_length(config), 0, &d->session));
     RL_TRY(prompts_load(config->data.train, config, d->session.tokenizer, d->session.chat,
                         &d->prompts));
     return reward_set_create(config, &d->rewards);

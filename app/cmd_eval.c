@@ -229,7 +229,7 @@ static rl_status open_run(struct eval_run *run, const struct rl_config *config)
     run->guards = json_array();
     run->shown = json_array();
     RL_TRY(eval_temperatures(config, temperatures, &count));
-    RL_TRY(session_open(config, session_max_length(config), &run->session));
+    RL_TRY(session_open(config, session_max_length(config), 0, &run->session));
     RL_TRY(eval_sets_open(&run->session, &run->sets));
     RL_TRY(reward_set_create(config, &run->rewards));
     RL_TRY(eval_counts_create(config, &run->sets, temperatures, count, &run->counts));

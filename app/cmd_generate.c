@@ -89,7 +89,7 @@ static rl_status run(const struct rl_config *config, const char *paths,
     struct sample_set set = {0};
     void *image = NULL;
     rl_status status = RL_OK;
-    RL_TRY_GOTO(session_open(config, session_max_length(config), &session), status, done);
+    RL_TRY_GOTO(session_open(config, session_max_length(config), 0, &session), status, done);
     RL_TRY_GOTO(prompts_load(paths, config, session.tokenizer, session.chat, &prompts), status,
                 done);
     struct sample_set_args args = {.session = &session,

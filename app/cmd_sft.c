@@ -196,7 +196,7 @@ static rl_status open_data(const struct rl_config *config, struct session *sessi
                            struct sft_data *data)
 {
     int64_t max_length = session_max_length(config);
-    RL_TRY(session_open(config, max_length, session));
+    RL_TRY(session_open(config, max_length, 0, session));
     return sft_data_load(session, config->sft.data, max_length, data);
 }
 

@@ -21,7 +21,7 @@ static rl_status train_alone(const struct rl_config *config)
     struct rl_waits *waits = NULL;
     rl_status status = rl_waits_create(NULL, &waits);
     if (status == RL_OK) {
-        status = session_open(config, session_learner_length(config), &session);
+        status = session_open(config, session_learner_length(config), 0, &session);
     }
     if (status == RL_OK) {
         status =

@@ -194,7 +194,7 @@ static rl_status generate(struct replay *r, const struct event_step *step,
 {
     uint32_t next = 0;
     uint32_t version = learner_version(r->learner);
-    sampler_set_weights(r->sampler, replay_image(r, version), version);
+    RL_TRY(sampler_load_weights(r->sampler, replay_image(r, version), version));
     sampler_set_image_source(r->sampler, find_image, r);
     while (missing > 0) {
         rl_status status = RL_OK;

@@ -57,6 +57,7 @@ static rl_status teacher_alloc(const struct rl_config *config, struct replay_sla
 rl_status replay_slabs_keep(struct replay *r, struct replay_slabs *out)
 {
     const struct optimizer_state *optimizer = learner_optimizer(r->learner);
+    RL_TRY(learner_pull(r->learner));
     RL_TRY(slabs_alloc(r->session.layout, out));
     memcpy(out->master, learner_master(r->learner), out->bytes);
     memcpy(out->m, optimizer->m, out->bytes);
@@ -85,10 +86,10 @@ void replay_slabs_put(struct replay *r, const struct replay_slabs *slabs)
 
 static rl_status set_config(struct replay *r)
 {
-    static const char *const isa_names[] = {"ref", "avx2", "avx512"};
+    static const char *const kernels[] = {"kernels.isa=ref", "kernels.isa=avx2",
+                                          "kernels.isa=avx512", "kernels.device=cuda"};
     const struct event_start *start = &r->start;
-    char isa[64];
-    if (start->isa >= sizeof(isa_names) / sizeof(isa_names[0])) {
+    if (start->isa >= sizeof(kernels) / sizeof(kernels[0])) {
         return rl_fail(RL_UNSUPPORTED,
                        "replay: recorded with instruction set %" PRIu32 ", which this program does "
                        "not know",
@@ -106,8 +107,8 @@ static rl_status set_config(struct replay *r)
                                start->config_bytes));
     /* The same bits need the same kernels, and here no sample runs out of time because the machine
      * is busy: those that did are recorded. */
-    snprintf(isa, sizeof(isa), "kernels.isa=%s", isa_names[start->isa]);
-    RL_TRY(rl_config_override(&r->config, isa));
+    RL_TRY(rl_config_override(&r->config, "kernels.device=cpu"));
+    RL_TRY(rl_config_override(&r->config, kernels[start->isa]));
     RL_TRY(rl_config_override(&r->config, "rewards.timeout_ms=3600000"));
     return rl_config_validate(&r->config);
 }
@@ -266,7 +267,7 @@ static rl_status open_parts(struct replay *r, struct replay_slabs *slabs, bool g
 {
     uint32_t version = (uint32_t)r->start.version;
     RL_TRY(set_config(r));
-    RL_TRY(session_open(&r->config, session_learner_length(&r->config), &r->session));
+    RL_TRY(session_open(&r->config, session_learner_length(&r->config), 0, &r->session));
     RL_TRY(open_data(r));
     RL_TRY(open_reference(r));
     RL_TRY(teacher_prompts_create(&r->session, r->prompts, &r->teacher));

@@ -72,6 +72,7 @@ static rl_status keep_image(struct replay *r, uint64_t *hash)
     uint32_t version = learner_version(r->learner);
     if (replay_image(r, version) == NULL) {
         void *image = NULL;
+        RL_TRY(learner_pull(r->learner));
         RL_TRY(session_make_image(&r->session, learner_master(r->learner), &image));
         rl_status status = replay_images_add(&r->images, version, image);
         if (status != RL_OK) {

@@ -80,8 +80,10 @@ static rl_status generate(const struct sample_set_args *args, const void *image,
     double start = rl_clock_now_s(NULL);
     double cpu = rl_clock_process_cpu_s();
     RL_TRY(sampler_create(&sampler, &feed.sampler));
-    sampler_set_weights(feed.sampler, image, 0);
-    rl_status status = run_all(&feed);
+    rl_status status = sampler_load_weights(feed.sampler, image, 0);
+    if (status == RL_OK) {
+        status = run_all(&feed);
+    }
     set->sampled_tokens = (double)sampler_counters(feed.sampler)->sampled_tokens;
     set->timeouts = (double)sampler_reward_timeouts(feed.sampler);
     set->busy_s = sampler_busy_s(feed.sampler);

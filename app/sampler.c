@@ -53,9 +53,14 @@ void sampler_destroy(struct sampler *sampler)
     free(sampler);
 }
 
-void sampler_set_weights(struct sampler *sampler, const void *image, uint32_t version)
+rl_status sampler_load_weights(struct sampler *sampler, const void *image, uint32_t version)
 {
-    rollout_generator_set_weights(sampler->generator, image, version);
+    rl_status status = rollout_generator_load_weights(sampler->generator, image, version);
+    while (status == RL_AGAIN) {
+        rollout_generator_await_weights(sampler->generator);
+        status = rollout_generator_load_weights(sampler->generator, image, version);
+    }
+    return status;
 }
 
 rl_status sampler_submit(struct sampler *sampler, uint64_t ticket, uint64_t prompt_id,

@@ -3,6 +3,7 @@
 
 #include "core/log.h"
 #include "kernels/device.h"
+#include "model/slab.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -24,8 +25,35 @@ int64_t session_learner_length(const struct rl_config *config)
     return config->teacher.loss != CONFIG_TEACHER_NONE && taught > own ? taught : own;
 }
 
-static rl_status choose_kernels(const struct rl_config *config, const struct kernel_table **out)
+uint64_t session_agreement(const struct session *session, const struct prompts *prompts)
 {
+    return prompts_hash(prompts) ^ (session->device != NULL ? UINT64_MAX : 0);
+}
+
+/* The GPU that kernels.device asks for, in turn among those of this machine; NULL: the CPU. */
+static rl_status choose_device(const struct rl_config *config, int local_rank, struct device **out)
+{
+    struct device_survey survey;
+    if (config->kernels.device == CONFIG_DEVICE_CPU) {
+        return RL_OK;
+    }
+    device_gpu_survey(&survey);
+    if (survey.count > 0) {
+        return device_gpu_open(local_rank % survey.count, out);
+    }
+    if (config->kernels.device == CONFIG_DEVICE_CUDA) {
+        return rl_fail(RL_UNSUPPORTED, "kernels.device is cuda, but there is no GPU: %s",
+                       survey.problem);
+    }
+    return RL_OK;
+}
+
+static rl_status choose_kernels(const struct rl_config *config, const struct device *device,
+                                const struct kernel_table **out)
+{
+    if (device != NULL) {
+        return kernel_table_get(KERNEL_ISA_CUDA, out);
+    }
     switch (config->kernels.isa) {
     case CONFIG_ISA_REF:
         return kernel_table_get(KERNEL_ISA_REF, out);
@@ -53,7 +81,8 @@ static rl_status open_model(const struct rl_config *config, int64_t max_length,
         return rl_fail(RL_INVALID, "the tokenizer has ids up to %d, the model's vocabulary is %d",
                        tokenizer_vocab_count(session->tokenizer) - 1, arch.vocab);
     }
-    RL_TRY(model_layout_create(&arch, dtype, (int32_t)max_length, &session->layout));
+    RL_TRY(model_layout_create_on(session->device, session->pool, &arch, dtype, (int32_t)max_length,
+                                  &session->layout));
     session->layout->kv_dtype =
         config->model.kv_dtype == CONFIG_KV_BF16 ? KERNEL_BF16 : KERNEL_FP32;
     return RL_OK;
@@ -75,7 +104,8 @@ static rl_status start_threads(const struct rl_config *config, struct session *s
                                              : rl_cores_bind(session->pool, &session->cores);
 }
 
-rl_status session_open(const struct rl_config *config, int64_t max_length, struct session *session)
+rl_status session_open(const struct rl_config *config, int64_t max_length, int local_rank,
+                       struct session *session)
 {
     *session = (struct session){.config = config};
     const char *tokenizer =
@@ -86,11 +116,13 @@ rl_status session_open(const struct rl_config *config, int64_t max_length, struc
     if (max_length < 2 || max_length > INT32_MAX) {
         return rl_fail(RL_INVALID, "sequences of %lld tokens", (long long)max_length);
     }
-    RL_TRY(choose_kernels(config, &session->kernels));
+    RL_TRY(choose_device(config, local_rank, &session->device));
+    RL_TRY(choose_kernels(config, session->device, &session->kernels));
     RL_TRY(tokenizer_load(tokenizer, &session->tokenizer));
     RL_TRY(chat_template_create(session->tokenizer, config->data.chat_template, &session->chat));
-    RL_TRY(open_model(config, max_length, session));
     RL_TRY(start_threads(config, session));
+    RL_TRY(device_stream_start(session->device, session->pool));
+    RL_TRY(open_model(config, max_length, session));
     session->context = (struct model_context){
         .layout = session->layout, .kernels = session->kernels, .pool = session->pool};
     return RL_OK;
@@ -98,9 +130,11 @@ rl_status session_open(const struct rl_config *config, int64_t max_length, struc
 
 void session_close(struct session *session)
 {
+    model_layout_destroy(session->layout);
+    device_stream_stop(session->pool);
     rl_pool_destroy(session->pool);
     rl_cores_release(session->cores);
-    model_layout_destroy(session->layout);
+    device_close(session->device);
     chat_template_destroy(session->chat);
     tokenizer_destroy(session->tokenizer);
     *session = (struct session){0};
@@ -120,25 +154,78 @@ rl_status session_load_master(const struct session *session, const char *dir, fl
     return RL_OK;
 }
 
-rl_status session_load_image(const struct session *session, const char *dir, void **image)
+/* Make the image on the device by `make` and bring it to the host's memory. */
+static rl_status image_from_device(const struct session *session, rl_status (*make)(void *, void *),
+                                   void *arg, void *host)
 {
-    void *memory = NULL;
-    RL_TRY(device_alloc(session->layout->image_bytes, "weight image", &memory));
+    void *image = NULL;
+    size_t bytes = session->layout->image_bytes;
+    RL_TRY(device_buffer_alloc(session->device, bytes, "weight image", &image));
+    rl_status status = make(arg, image);
+    if (status == RL_OK) {
+        status = model_download(session->pool, host, image, bytes);
+    }
+    device_buffer_free(session->device, image);
+    return status;
+}
+
+/* An image in the host's memory that `make` fills in the memory of the session's device. */
+static rl_status image_create(const struct session *session, rl_status (*make)(void *, void *),
+                              void *arg, void **out)
+{
+    void *image = NULL;
+    RL_TRY(device_alloc(session->layout->image_bytes, "weight image", &image));
     rl_status status =
-        model_image_load(session->layout, session->kernels, dir, memory, session->pool);
+        session->device == NULL ? make(arg, image) : image_from_device(session, make, arg, image);
     if (status != RL_OK) {
-        device_free(memory);
+        device_free(image);
         return status;
     }
-    *image = memory;
+    *out = image;
     return RL_OK;
+}
+
+struct image_source {
+    const struct session *session;
+    const char *dir;
+    const float *master;
+};
+
+static rl_status image_load(void *arg, void *image)
+{
+    const struct image_source *from = arg;
+    const struct session *s = from->session;
+    return model_image_load(s->layout, s->kernels, from->dir, image, s->pool);
+}
+
+static rl_status image_publish(void *arg, void *image)
+{
+    const struct image_source *from = arg;
+    const struct session *s = from->session;
+    void *master = NULL;
+    size_t bytes = (size_t)s->layout->master_count * sizeof(float);
+    if (s->device == NULL) {
+        model_params_publish(s->layout, s->kernels, from->master, image, s->pool);
+        return RL_OK;
+    }
+    RL_TRY(device_buffer_alloc(s->device, bytes, "master weights", &master));
+    model_upload(s->pool, master, from->master, bytes);
+    model_params_publish(s->layout, s->kernels, master, image, s->pool);
+    rl_status status = device_wait(s->pool);
+    device_buffer_free(s->device, master);
+    return status;
+}
+
+rl_status session_load_image(const struct session *session, const char *dir, void **image)
+{
+    struct image_source from = {.session = session, .dir = dir};
+    return image_create(session, image_load, &from, image);
 }
 
 rl_status session_make_image(const struct session *session, const float *master, void **image)
 {
-    RL_TRY(device_alloc(session->layout->image_bytes, "weight image", image));
-    model_params_publish(session->layout, session->kernels, master, *image, session->pool);
-    return RL_OK;
+    struct image_source from = {.session = session, .master = master};
+    return image_create(session, image_publish, &from, image);
 }
 
 static enum rollout_speculation_mode speculation_mode(const struct rl_config *config)

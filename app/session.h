@@ -19,16 +19,24 @@ struct session {
     struct chat_template *chat; /* NULL: none */
     struct model_layout *layout;
     const struct kernel_table *kernels;
-    struct rl_pool *pool;
+    struct device *device;  /* a GPU, or NULL: the CPU */
+    struct rl_pool *pool;   /* with a stream of the GPU */
     struct rl_cores *cores; /* claimed for the pool, or NULL */
     struct model_context context;
 };
 
 /* Set up from model.path, model.tokenizer, kernels.*, run.threads. `max_length`: longest sequence
- * that will be used, tokens. Release with session_close (also after an error).
- * Errors: RL_INVALID if the tokenizer has ids that the model lacks; those of the loaders. */
-rl_status session_open(const struct rl_config *config, int64_t max_length, struct session *session);
+ * that will be used, tokens. `local_rank`: this rank's number on its machine, which chooses among
+ * several GPUs. Release with session_close (also after an error).
+ * Errors: RL_INVALID if the tokenizer has ids that the model lacks; RL_UNSUPPORTED if the GPU or
+ * the kernels asked for are not there; those of the loaders. */
+rl_status session_open(const struct rl_config *config, int64_t max_length, int local_rank,
+                       struct session *session);
 void session_close(struct session *session);
+
+/* What all ranks of a run must have in common, as one number: the prompts, and the kind of device,
+ * whose order of packed weights is its own. */
+uint64_t session_agreement(const struct session *session, const struct prompts *prompts);
 
 /* Prompt + completion limit of the configuration: model.max_length, or the two limits added. */
 int64_t session_max_length(const struct rl_config *config);
@@ -39,8 +47,8 @@ int64_t session_learner_length(const struct rl_config *config);
 /* Load weights of the folder `dir` into a new master slab. Caller frees with device_free. */
 rl_status session_load_master(const struct session *session, const char *dir, float **master);
 
-/* The image of the weights in the folder `dir`, without a master slab. Caller frees with
- * device_free. */
+/* The image of the weights in the folder `dir`, in the host's memory and the order of the session's
+ * kernels, without a master slab. Caller frees with device_free. */
 rl_status session_load_image(const struct session *session, const char *dir, void **image);
 
 /* A new image of a master slab. Caller frees with device_free. */

@@ -103,7 +103,7 @@ rl_status train_dry_run(const struct rl_config *config, int ranks, bool json)
     struct prompts *prompts = NULL;
     struct reward_set *rewards = NULL;
     struct objective_options objective;
-    rl_status status = session_open(config, session_learner_length(config), &session);
+    rl_status status = session_open(config, session_learner_length(config), 0, &session);
     if (status == RL_OK) {
         status =
             prompts_load(config->data.train, config, session.tokenizer, session.chat, &prompts);

@@ -15,7 +15,8 @@ static void *compute(void *arg)
 {
     struct learner_rank *l = arg;
     const struct rl_config *config = l->config;
-    rl_status status = session_open(config, session_learner_length(config), &l->session);
+    rl_status status = session_open(config, session_learner_length(config),
+                                    world_local_rank(l->world), &l->session);
     if (status == RL_OK && world_rank(l->world) != 0) {
         status = train_follow_run(config, &l->session, l->collective, l->waits);
     } else if (status == RL_OK) {

@@ -26,8 +26,7 @@ static rl_status use_newest_weights(struct local *l)
 {
     struct weight_view view;
     RL_TRY(weight_arena_acquire(l->run.arena, LOCAL_READER, &view));
-    sampler_set_weights(l->sampler, view.image, view.version);
-    return RL_OK;
+    return sampler_load_weights(l->sampler, view.image, view.version);
 }
 
 static rl_status issue_tickets(struct local *l)

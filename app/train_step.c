@@ -440,6 +440,7 @@ static rl_status submit(struct train_run *run, const struct checkpoint_state *st
 {
     const struct optimizer_state *optimizer = learner_optimizer(run->learner);
     struct optimizer *shared = learner_shared_optimizer(run->learner);
+    RL_TRY(learner_pull(run->learner));
     struct checkpoint_slabs slabs = {.master = learner_master(run->learner),
                                      .teacher = learner_teacher_average(run->learner),
                                      .shared = shared};

@@ -59,7 +59,8 @@ static rl_status open_engine(struct worker_rank *w)
     struct rollout_generator_options options;
     int64_t samples = config->rollout.samples_per_prompt;
     int64_t groups = (config->rollout.max_running + samples - 1) / samples + 2;
-    RL_TRY(session_open(config, session_max_length(config), &w->session));
+    RL_TRY(
+        session_open(config, session_max_length(config), world_local_rank(w->world), &w->session));
     RL_TRY(prompts_load(config->data.train, config, w->session.tokenizer, w->session.chat,
                         &w->prompts));
     RL_TRY(reward_set_create(config, &w->rewards));
@@ -75,10 +76,10 @@ static rl_status take_hello(struct worker_rank *w, const struct channel_message 
 {
     struct wire_hello hello;
     RL_TRY(wire_decode_hello(message, &hello));
-    if (hello.config_hash != prompts_hash(w->prompts)) {
+    if (hello.config_hash != session_agreement(&w->session, w->prompts)) {
         return rl_fail(RL_INVALID,
-                       "rollout rank %d reads other prompts than the learner: the ranks' "
-                       "configurations or data differ",
+                       "rollout rank %d reads other prompts than the learner, or only one of them "
+                       "has a GPU: the ranks' configurations, data or machines differ",
                        world_rank(w->world));
     }
     return worker_weights_hello(w->weights, &hello);

@@ -61,6 +61,13 @@ foreach(source ${emulated_sources})
   set_tests_properties(${name} PROPERTIES TIMEOUT 600 ENVIRONMENT "CK_DEFAULT_TIMEOUT=300")
 endforeach()
 
+# The program on the emulated GPU, for tests/script_gpu.sh.
+add_executable(foresight_emulated $<TARGET_OBJECTS:fs_app> $<TARGET_OBJECTS:kernels_emulated>)
+target_link_libraries(foresight_emulated PRIVATE fs_trainer fs_rewards fs_rollout fs_model
+                      fs_transport fs_kernels fs_core dep_jansson Threads::Threads m)
+foresight_flags(foresight_emulated)
+set_target_properties(foresight_emulated PROPERTIES LINKER_LANGUAGE CXX)
+
 # tests/script_*: whole-program tests written as scripts.
 file(GLOB script_tests CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/script_*.sh)
 foreach(script ${script_tests})
