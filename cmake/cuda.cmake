@@ -18,7 +18,7 @@ if(foresight_have_cuda)
   add_library(fs_kernels_cuda OBJECT ${cuda_sources})
   target_include_directories(fs_kernels_cuda PRIVATE ${CMAKE_SOURCE_DIR})
   set_target_properties(fs_kernels_cuda PROPERTIES CUDA_STANDARD 17)
-  target_compile_options(fs_kernels_cuda PRIVATE --fmad=false --Werror=all-warnings
+  target_compile_options(fs_kernels_cuda PRIVATE --fmad=false --compress-mode=size --Werror=all-warnings
     -Xcompiler=-Wall,-Wextra,-Werror,-fno-exceptions,-fno-rtti,-ffp-contract=off)
   target_compile_definitions(fs_kernels_cuda PRIVATE _GNU_SOURCE)
   target_sources(fs_kernels PRIVATE $<TARGET_OBJECTS:fs_kernels_cuda>)
