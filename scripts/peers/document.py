@@ -34,9 +34,14 @@ def rate(value):
 
 
 def bar(row):
+    """Kept or not; a missed one with how near the limit it would have to be."""
     if not row.get("bar"):
         return "-"
-    return f"{row['bar']:g} x, " + ("kept" if row["ratio"] >= row["bar"] else "**missed**")
+    if row["ratio"] >= row["bar"]:
+        return f"{row['bar']:g} x, kept"
+    near = max(row.get("fma_share") or 0, row.get("read_share") or 0)
+    needs = f" (at {100 * near * row['bar'] / row['ratio']:.0f} % of the limit)" if near else ""
+    return f"{row['bar']:g} x, **missed**{needs}"
 
 
 def order(row):
@@ -113,7 +118,8 @@ Written by `scripts/bench_peers --docs docs/performance.md` from measurements of
 Both sides take turns on the same machine with the same number of threads; every figure is a median of
 the turns, every ratio one of medians; peers run as their packages install them, with the better of
 their settings. Limits are measured by `foresight bench` in the same process as the figure: fused
-multiply-adds on registers, and reads of the very weights, by all threads at once. Memory is the peak of the
+multiply-adds on registers, and reads of the very weights, by all threads at once. A missed ratio says
+how near that limit it would be kept, this peer and this turn given; above 100 % it cannot be. Memory is the peak of the
 process over weights + KV cache (decode) or over the printed footprint (training); on the smallest
 models the program itself is most of it. {note}
 
