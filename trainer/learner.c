@@ -9,19 +9,10 @@
 #include "trainer/staleness_control.h"
 
 #include <assert.h>
-#include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-static const double publish_timeout_s = 60;
-
-/* Bytes of the mask of what changes between two images. */
-static size_t mask_bytes(const struct model_layout *layout)
-{
-    return layout->image_bytes / model_image_element_bytes(layout) / CHAR_BIT;
-}
 
 /* --- life cycle
  * ------------------------------------------------------------------------------------- */
@@ -59,25 +50,6 @@ static rl_status set_options(struct learner *l)
     return RL_OK;
 }
 
-rl_status learner_frozen_image(struct learner *l, const void *image, void **out)
-{
-    const struct model_layout *layout = l->args.layout;
-    if (image == NULL || layout->device == NULL) {
-        *out = (void *)(uintptr_t)image; /* only read */
-        return RL_OK;
-    }
-    RL_TRY(device_buffer_alloc(layout->device, layout->image_bytes, "frozen weights", out));
-    model_upload(l->args.pool, *out, image, layout->image_bytes);
-    return RL_OK;
-}
-
-void learner_frozen_free(struct learner *l, void *image)
-{
-    if (l->args.layout->device != NULL) {
-        device_buffer_free(l->args.layout->device, image);
-    }
-}
-
 /* Gradient, and images where they are not made in the arena's slots. */
 static rl_status make_memory(struct learner *l)
 {
@@ -93,7 +65,7 @@ static rl_status make_memory(struct learner *l)
     }
     if (publishes && device != NULL) {
         RL_TRY(device_buffer_alloc(device, layout->image_bytes, "weight image", &l->own_image[1]));
-        RL_TRY(device_buffer_alloc(device, mask_bytes(layout), "mask of changes", &memory));
+        RL_TRY(device_buffer_alloc(device, learner_mask_bytes(layout), "mask of changes", &memory));
         l->own_changed = memory;
     }
     return RL_OK;
@@ -163,158 +135,6 @@ struct learner_bytes learner_bytes(const struct model_layout *layout,
     return bytes;
 }
 
-/* --- images
- * ----------------------------------------------------------------------------------------- */
-
-/* The slot for the next version. It is the same one until it is published, and nobody else reads it
- * before. */
-static rl_status take_slot(struct learner *l, void **slot, double *slot_wait_s)
-{
-    struct rl_wait wait = rl_wait_begin(l->args.waits, "learner waits for a weight slot");
-    rl_status status = weight_arena_begin_write(l->args.arena, publish_timeout_s, &l->slot, slot);
-    *slot_wait_s = rl_wait_end(&wait);
-    return status;
-}
-
-/* What images are compared with: the version last published, also when this step has written the
- * slot before. NULL if there is nothing to compare with or to tell. */
-static const struct model_image_diff *image_diff(const struct learner *l,
-                                                 struct model_image_diff *diff)
-{
-    uint8_t *pending = l->args.history != NULL ? weight_history_pending(l->args.history) : NULL;
-    if (pending == NULL || l->published == NULL) {
-        return NULL;
-    }
-    diff->previous = l->published;
-    diff->changed = l->own_changed != NULL ? l->own_changed : pending;
-    return diff;
-}
-
-/* Where the next image goes; later updates of a step rewrite it in place. On the CPU the publishing
- * rank makes it in a slot. */
-static rl_status begin_image(struct learner *l, void **image, double *slot_wait_s)
-{
-    *slot_wait_s = 0;
-    if (l->own_image[0] == NULL) {
-        return take_slot(l, image, slot_wait_s);
-    }
-    bool first = l->published == NULL || l->published != l->own_image[0];
-    *image = l->own_image[first ? 0 : 1];
-    return RL_OK;
-}
-
-/* The image is what the step leaves: if it is published from a device's memory, a slot gets it, and
- * the history what has changed. */
-static rl_status settle_image(struct learner *l, double *slot_wait_s)
-{
-    const struct model_layout *layout = l->args.layout;
-    void *slot = NULL;
-    double wait_s = 0;
-    if (layout->device == NULL) {
-        l->host_image = l->image;
-        return RL_OK;
-    }
-    if (l->args.arena == NULL) {
-        return RL_OK;
-    }
-    struct model_image_diff diff;
-    RL_TRY(take_slot(l, &slot, &wait_s));
-    *slot_wait_s += wait_s;
-    RL_TRY(model_download(l->args.pool, slot, l->image, layout->image_bytes));
-    if (image_diff(l, &diff) != NULL) {
-        RL_TRY(model_download(l->args.pool, weight_history_pending(l->args.history), l->own_changed,
-                              mask_bytes(layout)));
-    }
-    l->host_image = slot;
-    return RL_OK;
-}
-
-/* The image of masters that did not come from an update. */
-static rl_status refresh_image(struct learner *l, double *slot_wait_s)
-{
-    void *image;
-    struct model_image_diff diff;
-    RL_TRY(begin_image(l, &image, slot_wait_s));
-    model_params_publish_diff(l->args.layout, l->args.kernels, l->master.data, image,
-                              image_diff(l, &diff), l->args.pool);
-    l->image = image;
-    return settle_image(l, slot_wait_s);
-}
-
-static double changed_fraction(const struct learner *l)
-{
-    const struct model_layout *layout = l->args.layout;
-    double elements = (double)layout->image_bytes / (double)model_image_element_bytes(layout);
-    return (double)weight_history_pending_count(l->args.history) / elements;
-}
-
-static uint64_t hash_image(const struct learner *l)
-{
-    return l->args.arena != NULL ? model_image_hash(l->args.layout, l->host_image) : 0;
-}
-
-static rl_status publish(struct learner *l, uint32_t version, uint64_t hash)
-{
-    if (l->args.arena != NULL) {
-        if (l->args.history != NULL) {
-            weight_history_commit(l->args.history, version); /* before anybody sees the version */
-        }
-        RL_TRY(weight_arena_publish(l->args.arena, l->slot, version, hash));
-        l->slot = -1;
-        l->published = l->image;
-    }
-    l->version = version;
-    return RL_OK;
-}
-
-/* What the caller has put into the host's slabs. */
-static void push(const struct learner *l)
-{
-    model_slab_push(&l->master, l->args.pool);
-    model_slab_push(&l->teaching.average, l->args.pool);
-    optimizer_push(l->optimizer, l->args.pool);
-}
-
-rl_status learner_pull(struct learner *learner)
-{
-    RL_TRY(model_slab_pull(&learner->master, learner->args.pool));
-    RL_TRY(model_slab_pull(&learner->teaching.average, learner->args.pool));
-    return optimizer_pull(learner->optimizer, learner->args.pool);
-}
-
-/* Learners change their own masters alike, which takes the same kind of kernels. */
-static rl_status check_devices(const struct learner *l)
-{
-    double kinds[] = {l->args.layout->device == NULL, l->args.layout->device != NULL};
-    RL_TRY(collective_max_double(l->args.collective, kinds, 2));
-    return kinds[0] > 0 && kinds[1] > 0
-               ? rl_fail(RL_UNSUPPORTED, "some learners compute on a GPU and some do not: their "
-                                         "weights would part; set kernels.device for all ranks")
-               : RL_OK;
-}
-
-rl_status learner_publish_first(struct learner *learner, uint32_t version)
-{
-    double slot_wait_s;
-    RL_TRY(check_devices(learner));
-    push(learner);
-    learner_teacher_start(learner, version);
-    RL_TRY(refresh_image(learner, &slot_wait_s));
-    return publish(learner, version, hash_image(learner));
-}
-
-rl_status learner_publish(struct learner *learner, const struct learner_report *report)
-{
-    if (report->version == learner->version) {
-        return RL_OK;
-    }
-    if (report->version != learner->version + 1) {
-        return rl_fail(RL_INVALID, "learner: version %u cannot follow %u", report->version,
-                       learner->version);
-    }
-    return publish(learner, report->version, report->hash);
-}
-
 /* --- updates
  * ------------------------------------------------------------------------------------------ */
 
@@ -357,9 +177,9 @@ static rl_status apply(struct learner *l, const struct optimizer_report *would,
     struct optimizer_weights weights = {.master = l->master.data, .grad = l->grad};
     double wait_s;
     bool finite = true;
-    RL_TRY(begin_image(l, &weights.image, &wait_s));
+    RL_TRY(learner_begin_image(l, &weights.image, &wait_s));
     report->slot_wait_s += wait_s;
-    weights.diff = image_diff(l, &diff);
+    weights.diff = learner_image_diff(l, &diff);
     RL_TRY(optimizer_apply(l->optimizer, &weights, would, l->args.pool, &finite));
     report->grad_norm += would->grad_norm;
     report->updates++;
@@ -487,14 +307,14 @@ static rl_status finish(struct learner *l, uint64_t step, struct learner_report 
         learner_teacher_follow(l);
     }
     if (report->updates > 0) {
-        RL_TRY(settle_image(l, &report->slot_wait_s));
+        RL_TRY(learner_settle_image(l, &report->slot_wait_s));
     } else if (l->version_per_step) { /* the same weights under the next version */
-        RL_TRY(refresh_image(l, &report->slot_wait_s));
+        RL_TRY(learner_refresh_image(l, &report->slot_wait_s));
     }
     if (report->updates > 0 || l->version_per_step) {
         report->version = l->version + 1;
-        report->hash = hash_image(l);
-        report->changed_fraction = l->args.history != NULL ? changed_fraction(l) : 0;
+        report->hash = learner_version_hash(l);
+        report->changed_fraction = l->args.history != NULL ? learner_changed_fraction(l) : 0;
     }
     report->publish_s = rl_clock_now_s(NULL) - start;
     return RL_OK;
@@ -545,15 +365,15 @@ rl_status learner_roll_back(struct learner *learner, uint32_t version,
                             struct learner_report *report)
 {
     struct learner *l = learner;
-    push(l);
+    learner_push(l);
     if (!optimizer_weights_finite(l->optimizer, l->master.data, l->args.pool)) {
         return rl_fail(RL_NONFINITE, "the weights to go back to are not finite");
     }
     guard_rolled_back(&l->guard, &l->guard_options, l->batcher.step, version, l->version + 1);
     optimizer_state(l->optimizer)->rate_scale = l->guard.rate_scale;
-    RL_TRY(refresh_image(l, &report->slot_wait_s));
+    RL_TRY(learner_refresh_image(l, &report->slot_wait_s));
     report->version = l->version + 1;
-    report->hash = hash_image(l);
+    report->hash = learner_version_hash(l);
     return RL_OK;
 }
 
@@ -571,17 +391,6 @@ uint64_t learner_master_hash(const struct learner *learner)
 {
     (void)model_slab_pull(&learner->master, learner->args.pool); /* the next wait says an error */
     return rl_hash(learner->master.host, learner->master.bytes);
-}
-
-const void *learner_image(const struct learner *learner)
-{
-    return learner->host_image;
-}
-
-uint64_t learner_image_hash(const struct learner *learner)
-{
-    const void *image = learner->host_image;
-    return image != NULL ? model_image_hash(learner->args.layout, image) : 0;
 }
 
 struct optimizer_state *learner_optimizer(struct learner *learner)

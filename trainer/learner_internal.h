@@ -128,6 +128,35 @@ uint32_t learner_objective_of_microbatch(struct learner *l, const struct batcher
 rl_status learner_frozen_image(struct learner *l, const void *image, void **out);
 void learner_frozen_free(struct learner *l, void *image);
 
+/* Where the next image goes: *image [image_bytes] in the device's memory; later updates of a step
+ * rewrite it in place. On the CPU the publishing rank makes it in a slot of the arena, for which it
+ * may wait, *slot_wait_s seconds. Errors: RL_TIMEOUT. */
+rl_status learner_begin_image(struct learner *l, void **image, double *slot_wait_s);
+
+/* What images are compared with, in *diff: the version last published, also when this step has
+ * written its slot before. NULL if there is nothing to compare with or to tell. */
+const struct model_image_diff *learner_image_diff(const struct learner *l,
+                                                  struct model_image_diff *diff);
+
+/* l->image is what the step leaves: if it is published from a device's memory, a slot gets it, and
+ * the history what has changed. Adds to *slot_wait_s. Errors: RL_TIMEOUT, the device's. */
+rl_status learner_settle_image(struct learner *l, double *slot_wait_s);
+
+/* The image of masters that did not come from an update. Errors: as of the two it goes by. */
+rl_status learner_refresh_image(struct learner *l, double *slot_wait_s);
+
+/* Bytes of the mask of what changes between two images, a bit an element. */
+size_t learner_mask_bytes(const struct model_layout *layout);
+
+/* Share of the image's elements that the next version changes, 0 .. 1; needs a history. */
+double learner_changed_fraction(const struct learner *l);
+
+/* Hash of the image to publish; 0 of a learner that publishes none. */
+uint64_t learner_version_hash(const struct learner *l);
+
+/* To the device: what the caller has put into the host's masters, average and moments. */
+void learner_push(const struct learner *l);
+
 /* Make what teacher.* asks for, and release it. Errors: RL_INVALID, RL_NO_MEMORY, RL_UNSUPPORTED.
  */
 rl_status learner_teacher_open(struct learner *l);
