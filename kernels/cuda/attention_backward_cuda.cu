@@ -159,16 +159,8 @@ static __global__ void __launch_bounds__(WARPS *TILE_WARP)
     float dq[D / 8][4];
     tile_zero(dq);
     for (int chunk = begin; chunk < end; chunk++) {
-        char *stage = stage_room + (chunk - begin) % stages * room::stage_bytes;
-        const bool more = chunk + 1 < end;
-        if (stages > 1 && more) {
-            char *next = stage_room + (chunk + 1 - begin) % stages * room::stage_bytes;
-            attend_load_chunk<T, D, keys, threads>(next, pages, chunk + 1);
-            copy_async_wait<1>();
-        } else {
-            copy_async_wait<0>();
-        }
-        __syncthreads();
+        char *stage =
+            attend_enter_chunk<T, D, threads, stages>(stage_room, pages, begin, chunk, end);
         const tile<T, keys> k = {(T *)stage};
         const tile<T, D> v = {(T *)(stage + room::stage_bytes / 2)};
         float s[keys / 8][4];
@@ -180,10 +172,7 @@ static __global__ void __launch_bounds__(WARPS *TILE_WARP)
         attend_query_slopes(s, dp, query, chunk * keys, a.shape.scale * ATTEND_LOG2E);
         tile_left_set<keys>(&left, s);
         tile_multiply_rows<false>(dq, left, k, 0);
-        __syncthreads(); /* the stage is free */
-        if (stages == 1 && more) {
-            attend_load_chunk<T, D, keys, threads>(stage_room, pages, chunk + 1);
-        }
+        attend_leave_chunk<T, D, threads, stages>(stage_room, pages, chunk, end);
     }
 #pragma unroll
     for (int n = 0; n < D / 8; n++) {

@@ -341,16 +341,8 @@ static __global__ void __launch_bounds__(WARPS *TILE_WARP)
     attend_load_chunk<T, D, keys, threads>(stage_room, pages, begin);
     attend_load_queries<D>(queries, a, rows);
     for (int chunk = begin; chunk < end; chunk++) {
-        char *stage = stage_room + (chunk - begin) % stages * room::stage_bytes;
-        const bool more = chunk + 1 < end;
-        if (stages > 1 && more) {
-            char *next = stage_room + (chunk + 1 - begin) % stages * room::stage_bytes;
-            attend_load_chunk<T, D, keys, threads>(next, pages, chunk + 1);
-            copy_async_wait<1>();
-        } else {
-            copy_async_wait<0>();
-        }
-        __syncthreads();
+        char *stage =
+            attend_enter_chunk<T, D, threads, stages>(stage_room, pages, begin, chunk, end);
         float s[keys / 8][4];
         tile_zero(s);
         tile_multiply<D, false, true>(s, queries, tile_warp() * TILE_ROWS,
@@ -365,10 +357,7 @@ static __global__ void __launch_bounds__(WARPS *TILE_WARP)
             f[r] = attend_merge(&state.max[r], &state.sum[r], got.max[r], got.sum[r]);
         }
         attend_values(state, left, tile<T, D>{(T *)(stage + room::stage_bytes / 2)}, alone, f);
-        __syncthreads(); /* the stage is free */
-        if (stages == 1 && more) {
-            attend_load_chunk<T, D, keys, threads>(stage_room, pages, chunk + 1);
-        }
+        attend_leave_chunk<T, D, threads, stages>(stage_room, pages, chunk, end);
     }
 #pragma unroll
     for (int r = 0; r < 2; r++) {

@@ -207,6 +207,37 @@ __device__ __forceinline__ void attend_load_chunk(char *stage, const attend_page
     copy_async_commit();
 }
 
+/* Chunks begin .. end-1 go through the stages of `room` one by one; the first was asked for before.
+ * The stage of `chunk`, loaded, and the next one asked for where there is a second stage. All
+ * threads of the block; the stage may be read till attend_leave_chunk. */
+template <typename T, int D, int THREADS, int STAGES>
+__device__ __forceinline__ char *attend_enter_chunk(char *room, const attend_pages<T> &p, int begin,
+                                                    int chunk, int end)
+{
+    constexpr int keys = attend_keys<T>();
+    constexpr int bytes = 2 * keys * D * (int)sizeof(T);
+    if (STAGES > 1 && chunk + 1 < end) {
+        attend_load_chunk<T, D, keys, THREADS>(room + (chunk + 1 - begin) % STAGES * bytes, p,
+                                               chunk + 1);
+        copy_async_wait<1>();
+    } else {
+        copy_async_wait<0>();
+    }
+    __syncthreads();
+    return room + (chunk - begin) % STAGES * bytes;
+}
+
+/* The stage is free; with one alone the next chunk is asked for now. */
+template <typename T, int D, int THREADS, int STAGES>
+__device__ __forceinline__ void attend_leave_chunk(char *room, const attend_pages<T> &p, int chunk,
+                                                   int end)
+{
+    __syncthreads();
+    if (STAGES == 1 && chunk + 1 < end) {
+        attend_load_chunk<T, D, attend_keys<T>(), THREADS>(room, p, chunk + 1);
+    }
+}
+
 /* --- launching --- */
 
 /* Head dims for which the kernels exist; others run in the next larger one. */
