@@ -48,7 +48,7 @@ rl_status bench_workload_init(struct bench_workload *workload)
     size_t bytes = (size_t)workload->layout->master_count * sizeof(float);
     RL_TRY(device_alloc(bytes, "weights", &memory));
     workload->master = memory;
-    model_params_init(workload->layout, BENCH_WEIGHT_SEED, workload->master);
+    model_params_init(workload->layout, BENCH_WEIGHT_SEED, workload->master, NULL);
     return RL_OK;
 }
 

@@ -5,7 +5,9 @@
  * new token each. */
 #include "app/app.h"
 #include "app/bench.h"
+#include "app/bench_device.h"
 #include "app/bench_model.h"
+#include "app/bench_profile.h"
 
 #include "core/clock.h"
 #include "core/log.h"
@@ -32,11 +34,13 @@ struct decode_bench {
     void *image;
     int64_t batch;
     struct rollout_generator *generator;
+    bool profiled; /* this run */
 };
 
 /* What one run showed. */
 struct decode_run {
     double tokens, seconds;
+    double passes;                        /* decode: from there until all is done */
     double prompt_tokens, prompt_seconds; /* decode: before the passes that count */
 };
 
@@ -46,6 +50,7 @@ struct decode_figures {
     double pass_s;        /* decode: of one pass, from the median */
     double weight_bytes, kv_bytes, peak_bytes;
     double pass_bytes, pass_flop; /* a pass; prefill: all of one run */
+    double profiled_passes;       /* that the profile is of; prefill: runs */
     struct bench_limits limits;
 };
 
@@ -101,6 +106,7 @@ static rl_status run_decode(const struct decode_bench *b, struct decode_run *run
     double begin = rl_clock_now_s(NULL);
     double filled = 0;
     uint64_t before = 0;
+    uint64_t passes_before = 0;
     bool busy = true;
     *run = (struct decode_run){0};
     RL_TRY(submit_groups(b));
@@ -113,13 +119,16 @@ static rl_status run_decode(const struct decode_bench *b, struct decode_run *run
         if (filled == 0 && all_run && prompts >= prefix_tokens(b)) {
             filled = time;
             before = sampled;
+            passes_before = now->passes;
             run->prompt_tokens = prompts;
             run->prompt_seconds = time - begin;
+            bench_profile_begin(b->profiled ? b->machine.profile : NULL);
         } else if (filled > 0 && all_run) {
             run->tokens = (double)(sampled - before);
             run->seconds = time - filled;
         }
     }
+    run->passes = (double)(now->passes - passes_before);
     take_groups(b);
     if (run->tokens == 0) {
         return rl_fail(RL_INVALID,
@@ -134,6 +143,7 @@ static rl_status run_prefill(const struct decode_bench *b, struct decode_run *ru
 {
     bool busy = true;
     double begin = rl_clock_now_s(NULL);
+    bench_profile_begin(b->profiled ? b->machine.profile : NULL);
     RL_TRY(submit_groups(b));
     while (busy) {
         RL_TRY(rollout_generator_tick(b->generator, &busy));
@@ -193,7 +203,7 @@ static void options_of(const struct decode_bench *b, struct rollout_generator_op
 }
 
 /* The first run only warms up. */
-static rl_status run_all(const struct decode_bench *b, struct decode_figures *f)
+static rl_status run_all(struct decode_bench *b, struct decode_figures *f)
 {
     double rates[BENCH_RUNS_MAX];
     double prompt_rates[BENCH_RUNS_MAX];
@@ -215,6 +225,12 @@ static rl_status run_all(const struct decode_bench *b, struct decode_figures *f)
     f->best = rates[b->runs - 1]; /* sorted by now */
     f->prompt_median = bench_median(prompt_rates, (size_t)b->runs);
     f->pass_s = (b->prefill ? run.tokens : (double)b->batch) / f->median;
+    b->profiled = b->machine.profile != NULL;
+    if (b->profiled) {
+        RL_TRY(b->prefill ? run_prefill(b, &run) : run_decode(b, &run));
+        f->profiled_passes = b->prefill ? 1 : run.passes;
+    }
+    b->profiled = false;
     return RL_OK;
 }
 
@@ -228,7 +244,7 @@ static rl_status measure(struct decode_bench *b, struct decode_figures *f)
     RL_TRY(rollout_generator_create(&context, NULL, &options, &b->generator));
     rollout_generator_set_weights(b->generator, b->image, 0);
     rl_status status = run_all(b, f);
-    f->peak_bytes = bench_memory_peak();
+    f->peak_bytes = bench_memory_peak(&b->machine);
     rollout_generator_destroy(b->generator);
     f->weight_bytes = (double)b->layout->image_bytes;
     f->kv_bytes = kv_bytes(b);
@@ -278,10 +294,11 @@ static void print_head(const struct decode_bench *b)
     printf("%s, %s, %d thread(s), %s, %s %lld tokens, %lld new; keys and values in %s; medians of "
            "%lld runs\n"
            "%-5s %-5s %5s %11s %11s %10s  %-22s  %-22s  %s\n",
-           device_cpu_name(), b->machine.table->name, b->machine.threads, b->choice.name, what,
-           (long long)b->prompt, (long long)b->new_tokens, bench_dtype_name(b->kv_dtype),
-           (long long)b->runs, "model", "dtype", "batch", "tokens/s", "best", "pass", "of FMA peak",
-           "of read bandwidth", "memory / (weights + KV)");
+           bench_machine_name(&b->machine), b->machine.table->name, b->machine.threads,
+           b->choice.name, what, (long long)b->prompt, (long long)b->new_tokens,
+           bench_dtype_name(b->kv_dtype), (long long)b->runs, "model", "dtype", "batch", "tokens/s",
+           "best", "pass", bench_peak_name(&b->machine), bench_read_name(&b->machine),
+           "memory / (weights + KV)");
 }
 
 static void print_line(const struct decode_bench *b, const struct decode_figures *f)
@@ -310,6 +327,9 @@ static rl_status run_line(struct decode_bench *b)
     }
     json_t *line = line_json(b, &figures);
     bool kept = line != NULL && json_array_append_new(b->lines, line) == 0;
+    if (kept) {
+        RL_TRY(bench_profile_end(&b->machine, &figures.limits, figures.profiled_passes, line));
+    }
     return kept ? RL_OK : rl_fail(RL_NO_MEMORY, "bench: out of memory for the results");
 }
 
@@ -328,7 +348,7 @@ static rl_status check_memory(struct decode_bench *b)
     }
     /* int8 weights are made from an image in fp32 */
     double making = (b->layout->dtype == KERNEL_INT8 ? 8.0 : 4.0) * (double)b->layout->master_count;
-    return bench_memory_check((double)b->layout->image_bytes + fmax(making, most),
+    return bench_memory_check(&b->machine, (double)b->layout->image_bytes + fmax(making, most),
                               "this model at the largest batch");
 }
 
@@ -336,7 +356,7 @@ static rl_status run_dtype(struct decode_bench *b, enum kernel_dtype dtype)
 {
     rl_status status = RL_OK;
     int64_t length = b->prompt + b->new_tokens;
-    RL_TRY(model_layout_create(&b->choice.arch, dtype, (int32_t)length, &b->layout));
+    RL_TRY(bench_model_layout(&b->choice, &b->machine, dtype, length, &b->layout));
     b->layout->kv_dtype = b->kv_dtype;
     RL_TRY_GOTO(check_memory(b), status, out);
     RL_TRY_GOTO(bench_model_image(&b->choice, b->layout, &b->machine, &b->image), status, out);
@@ -344,28 +364,18 @@ static rl_status run_dtype(struct decode_bench *b, enum kernel_dtype dtype)
         b->batch = b->batches.values[i];
         status = run_line(b);
     }
-    device_free(b->image);
+    bench_model_image_free(b->layout, b->image);
 out:
     model_layout_destroy(b->layout);
     return status;
 }
 
-/* Take --kv out of argv. */
-static rl_status take_kv(int *argc, char **argv, enum kernel_dtype *kv_dtype)
-{
-    const char *text = bench_dtype_name(KERNEL_FP32);
-    RL_TRY(app_take_value(argc, argv, "--kv", &text));
-    *kv_dtype = strcmp(text, bench_dtype_name(KERNEL_BF16)) == 0 ? KERNEL_BF16 : KERNEL_FP32;
-    if (strcmp(text, bench_dtype_name(*kv_dtype)) != 0) {
-        return rl_fail(RL_INVALID, "bench: --kv %s: expected fp32 or bf16", text);
-    }
-    return RL_OK;
-}
-
 static rl_status read_options(struct decode_bench *b, int *argc, char **argv)
 {
+    RL_TRY(bench_take_device(argc, argv, &b->machine));
+    RL_TRY(bench_take_profile(argc, argv, &b->machine));
     RL_TRY(bench_model_choose(argc, argv, &b->choice));
-    RL_TRY(take_kv(argc, argv, &b->kv_dtype));
+    RL_TRY(bench_take_kv(argc, argv, &b->kv_dtype));
     RL_TRY(bench_take_list(argc, argv, "--batch", DECODE_BATCH_MAX, &b->batches));
     RL_TRY(bench_take_count(argc, argv, "--prompt", DECODE_TOKENS_MAX, &b->prompt));
     if (!b->prefill) {

@@ -2,6 +2,8 @@
 #include "app/bench_machine.h"
 
 #include "app/app.h"
+#include "app/bench_device.h"
+#include "app/bench_profile.h"
 #include "app/doctor.h"
 
 #include "core/log.h"
@@ -102,7 +104,10 @@ rl_status bench_machine_open(int *argc, char **argv, struct bench_machine *machi
 
 void bench_machine_close(struct bench_machine *machine)
 {
+    bench_profile_destroy(machine->profile);
+    device_stream_stop(machine->pool);
     rl_pool_destroy(machine->pool);
+    device_close(machine->device);
     *machine = (struct bench_machine){0};
 }
 
@@ -134,6 +139,9 @@ rl_status bench_limits_measure(const struct bench_machine *machine, const void *
     struct probe probes[BENCH_THREADS_MAX];
     pthread_barrier_t together;
     int count = machine->threads;
+    if (machine->device != NULL) {
+        return bench_device_limits(machine->device, out);
+    }
     size_t part = bytes / (size_t)count / 64 * 64;
     if (pthread_barrier_init(&together, NULL, (unsigned)count) != 0) {
         return rl_fail(RL_INTERNAL, "bench: no barrier");
@@ -164,9 +172,20 @@ struct bench_limits bench_limits_max(const struct bench_limits *a, const struct 
 /* --- memory -------------------------------------------------------------------------------------
  */
 
-rl_status bench_memory_check(double bytes, const char *what)
+static double usable_memory(const struct bench_machine *machine)
 {
-    double usable = doctor_usable_memory();
+    size_t free_bytes = 0;
+    size_t total = 0;
+    if (machine->device == NULL) {
+        return doctor_usable_memory();
+    }
+    device_gpu_memory(machine->device, &free_bytes, &total);
+    return (double)free_bytes;
+}
+
+rl_status bench_memory_check(const struct bench_machine *machine, double bytes, const char *what)
+{
+    double usable = usable_memory(machine);
     if (usable >= 0 && bytes > usable) {
         return rl_fail(RL_NO_MEMORY, "bench: %s needs %.2f GiB, but only %.2f GiB are available",
                        what, bytes / gib, usable / gib);
@@ -183,8 +202,11 @@ void bench_memory_reset_peak(void)
     }
 }
 
-double bench_memory_peak(void)
+double bench_memory_peak(const struct bench_machine *machine)
 {
+    if (machine->device != NULL) {
+        return (double)(bench_device_used(machine->device) - machine->device_used);
+    }
     FILE *file = fopen("/proc/self/status", "re");
     char line[256];
     double kib = 0;
@@ -197,6 +219,24 @@ double bench_memory_peak(void)
         (void)fclose(file);
     }
     return kib * 1024;
+}
+
+/* --- names --------------------------------------------------------------------------------------
+ */
+
+const char *bench_peak_name(const struct bench_machine *machine)
+{
+    return machine->device == NULL ? "of FMA peak" : "of a large product";
+}
+
+const char *bench_read_name(const struct bench_machine *machine)
+{
+    return machine->device == NULL ? "of read bandwidth" : "of copy bandwidth";
+}
+
+const char *bench_machine_name(const struct bench_machine *machine)
+{
+    return device_name(machine->device);
 }
 
 /* --- figures ------------------------------------------------------------------------------------
@@ -235,9 +275,9 @@ rl_status bench_check_groups(const struct bench_list *batches, int64_t group)
 
 rl_status bench_json_print(const struct bench_machine *machine, const char *bench, json_t *lines)
 {
-    json_t *out =
-        json_pack("{s:s, s:s, s:s, s:i, s:o}", "bench", bench, "cpu", device_cpu_name(), "isa",
-                  machine->table->name, "threads", machine->threads, "lines", lines);
+    json_t *out = json_pack("{s:s, s:s, s:s, s:s, s:i, s:o}", "bench", bench, "cpu",
+                            device_cpu_name(), "device", bench_machine_name(machine), "isa",
+                            machine->table->name, "threads", machine->threads, "lines", lines);
     if (out == NULL) {
         return rl_fail(RL_NO_MEMORY, "bench: out of memory for the results");
     }

@@ -5,11 +5,12 @@
 
 #include "core/log.h"
 #include "kernels/device.h"
+#include "model/slab.h"
 
 #include <string.h>
 #include <sys/stat.h>
 
-enum { BENCH_POSITIONS = 32768 };
+enum { BENCH_POSITIONS = 32768, BENCH_VOCAB_MAX = 1 << 20 };
 
 static const struct {
     const char *name;
@@ -111,11 +112,40 @@ static rl_status read_dtypes(const char *text, struct bench_model_choice *out)
 rl_status bench_model_choose(int *argc, char **argv, struct bench_model_choice *out)
 {
     const char *dtype = "fp32";
+    int64_t vocab = 0;
     *out = (struct bench_model_choice){.name = "m1"};
     RL_TRY(app_take_value(argc, argv, "--model", &out->name));
     RL_TRY(app_take_value(argc, argv, "--dtype", &dtype));
     RL_TRY(read_dtypes(dtype, out));
-    return find_architecture(out->name, &out->arch);
+    RL_TRY(bench_take_count(argc, argv, "--vocab", BENCH_VOCAB_MAX, &vocab));
+    RL_TRY(find_architecture(out->name, &out->arch));
+    if (vocab > 0 && shape_index(out->name) < 0) {
+        return rl_fail(RL_INVALID, "bench: --vocab: of a shape, not of a model's folder");
+    }
+    out->arch.vocab = vocab > 0 ? (int32_t)vocab : out->arch.vocab;
+    return RL_OK;
+}
+
+rl_status bench_take_kv(int *argc, char **argv, enum kernel_dtype *kv_dtype)
+{
+    const char *text = bench_dtype_name(KERNEL_FP32);
+    RL_TRY(app_take_value(argc, argv, "--kv", &text));
+    *kv_dtype = strcmp(text, bench_dtype_name(KERNEL_BF16)) == 0 ? KERNEL_BF16 : KERNEL_FP32;
+    if (strcmp(text, bench_dtype_name(*kv_dtype)) != 0) {
+        return rl_fail(RL_INVALID, "bench: --kv %s: expected fp32 or bf16", text);
+    }
+    return RL_OK;
+}
+
+rl_status bench_model_layout(const struct bench_model_choice *choice,
+                             const struct bench_machine *machine, enum kernel_dtype dtype,
+                             int64_t length, struct model_layout **out)
+{
+    if (machine->device != NULL && dtype == KERNEL_INT8) {
+        return rl_fail(RL_UNSUPPORTED, "bench: --dtype int8: on the CPU only");
+    }
+    return model_layout_create_on(machine->device, machine->pool, &choice->arch, dtype,
+                                  (int32_t)length, out);
 }
 
 const char *bench_dtype_name(enum kernel_dtype dtype)
@@ -124,13 +154,14 @@ const char *bench_dtype_name(enum kernel_dtype dtype)
 }
 
 rl_status bench_model_master(const struct bench_model_choice *choice,
-                             const struct model_layout *layout, float **out)
+                             const struct model_layout *layout, const struct bench_machine *machine,
+                             float **out)
 {
     void *memory = NULL;
     rl_status status = RL_OK;
     RL_TRY(device_alloc((size_t)layout->master_count * sizeof(float), "weights", &memory));
     if (shape_index(choice->name) >= 0) {
-        model_params_init(layout, BENCH_WEIGHT_SEED, memory);
+        model_params_init(layout, BENCH_WEIGHT_SEED, memory, machine->pool);
     } else {
         status = model_params_load(layout, choice->name, memory, NULL);
     }
@@ -146,13 +177,18 @@ static rl_status make_image(const struct bench_model_choice *choice,
                             const struct model_layout *layout, const struct bench_machine *machine,
                             void **out)
 {
+    struct model_slab slab = {0};
     float *master = NULL;
-    RL_TRY(bench_model_master(choice, layout, &master));
-    rl_status status = device_alloc(layout->image_bytes, "weight image", out);
+    RL_TRY(bench_model_master(choice, layout, machine, &master));
+    RL_TRY(model_slab_take(layout, master, layout->master_count, "weights", &slab));
+    rl_status status =
+        device_buffer_alloc(layout->device, layout->image_bytes, "weight image", out);
     if (status == RL_OK) {
-        model_params_publish(layout, machine->table, master, *out, machine->pool);
+        model_slab_push(&slab, machine->pool);
+        model_params_publish(layout, machine->table, slab.data, *out, machine->pool);
+        status = device_wait(machine->pool);
     }
-    device_free(master);
+    model_slab_fini(layout, &slab);
     return status;
 }
 
@@ -182,6 +218,11 @@ rl_status bench_model_image(const struct bench_model_choice *choice,
 {
     return layout->dtype == KERNEL_INT8 ? make_image_int8(choice, layout, machine, out)
                                         : make_image(choice, layout, machine, out);
+}
+
+void bench_model_image_free(const struct model_layout *layout, void *image)
+{
+    device_buffer_free(layout->device, image);
 }
 
 static double idle_embedding(const struct model_layout *layout)

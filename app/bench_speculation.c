@@ -268,7 +268,7 @@ static rl_status check_memory(struct speculation_bench *b)
         most = fmax(most, 2 * (double)rollout_generator_bytes(b->layout, &options));
     }
     double master = 4.0 * (double)b->layout->master_count;
-    return bench_memory_check((double)b->layout->image_bytes + fmax(master, most),
+    return bench_memory_check(&b->machine, (double)b->layout->image_bytes + fmax(master, most),
                               "this model at the largest batch, twice");
 }
 
@@ -292,7 +292,7 @@ static rl_status run_dtype(struct speculation_bench *b, enum kernel_dtype dtype)
     RL_TRY_GOTO(check_memory(b), status, out);
     RL_TRY_GOTO(bench_model_image(&b->choice, b->layout, &b->machine, &b->image), status, out);
     status = run_lines(b);
-    device_free(b->image);
+    bench_model_image_free(b->layout, b->image);
 out:
     model_layout_destroy(b->layout);
     return status;

@@ -4,7 +4,9 @@
  * moment, and the memory that the footprint promises. */
 #include "app/app.h"
 #include "app/bench.h"
+#include "app/bench_device.h"
 #include "app/bench_model.h"
+#include "app/bench_profile.h"
 
 #include "core/clock.h"
 #include "core/config.h"
@@ -25,6 +27,7 @@ struct train_bench {
     struct bench_model_choice choice;
     struct rl_config config;
     struct collective *alone;
+    enum kernel_dtype kv_dtype;
     int64_t tokens, sequence, microbatch, runs;
     json_t *lines;
     /* of one line */
@@ -121,13 +124,19 @@ static rl_status set_options(struct train_bench *b)
     return RL_OK;
 }
 
+/* Masters, gradients, moments and the image: what grows with the vocabulary as it must. */
+static double weight_bytes(const struct train_bench *b)
+{
+    return (double)learner_bytes(b->layout, &b->config, 1).all + (double)b->layout->image_bytes;
+}
+
 /* What `train --dry-run` prints for a learner, its image and one micro-batch's caches. */
 static double footprint(const struct train_bench *b)
 {
     int64_t packed = b->tokens < b->microbatch ? b->tokens : b->microbatch;
     packed = packed / b->sequence * b->sequence;
     int32_t pages = model_packing_pages(packed, packed / b->sequence);
-    return (double)learner_bytes(b->layout, &b->config, 1).all + (double)b->layout->image_bytes +
+    return weight_bytes(b) +
            (double)model_workspace_bytes(b->layout, packed, optimizer_keep(&b->config)) +
            (double)pages * (double)model_kv_page_bytes(b->layout);
 }
@@ -139,9 +148,21 @@ static rl_status open_learner(struct train_bench *b)
                                 .kernels = b->machine.table,
                                 .pool = b->machine.pool,
                                 .collective = b->alone};
-    RL_TRY(bench_model_master(&b->choice, b->layout, &args.master));
+    RL_TRY(bench_model_master(&b->choice, b->layout, &b->machine, &args.master));
     RL_TRY(learner_create(&args, &b->learner));
     return learner_publish_first(b->learner, 0);
+}
+
+/* One more step for the profile, if there is one. */
+static rl_status profile_step(struct train_bench *b)
+{
+    struct learner_report report;
+    if (b->machine.profile == NULL) {
+        return RL_OK;
+    }
+    bench_profile_begin(b->machine.profile);
+    RL_TRY(learner_step(b->learner, b->groups, b->group_count, (uint64_t)(b->runs + 2), &report));
+    return learner_publish(b->learner, &report);
 }
 
 /* The first step only warms up. */
@@ -175,21 +196,21 @@ static rl_status run_steps(struct train_bench *b, struct train_figures *f)
     f->limits = bench_limits_max(&f->limits, &after);
     f->median = bench_median(rates, (size_t)b->runs);
     f->best = rates[b->runs - 1]; /* sorted by now */
+    f->peak_bytes = bench_memory_peak(&b->machine);
     f->forward_backward_s = bench_median(passes, (size_t)b->runs);
     f->update_s = bench_median(updates, (size_t)b->runs);
-    return RL_OK;
+    return profile_step(b);
 }
 
 static rl_status measure(struct train_bench *b, struct train_figures *f)
 {
     rl_status status = RL_OK;
     f->footprint_bytes = footprint(b);
-    RL_TRY(bench_memory_check(f->footprint_bytes, "training this model"));
+    RL_TRY(bench_memory_check(&b->machine, f->footprint_bytes, "training this model"));
     bench_memory_reset_peak();
     RL_TRY_GOTO(make_groups(b), status, out);
     RL_TRY_GOTO(open_learner(b), status, out);
     RL_TRY_GOTO(run_steps(b, f), status, out);
-    f->peak_bytes = bench_memory_peak();
     double keys = 0.5 * (double)b->sequence;
     double flop =
         6 * bench_model_active(b->layout) + 3 * bench_model_attention_flop(b->layout, keys);
@@ -204,6 +225,13 @@ out:
 /* --- results ------------------------------------------------------------------------------------
  */
 
+/* Of the GPU's data sheet; 0 where it is not known. */
+static double sheet_share(const struct train_bench *b, const struct train_figures *f)
+{
+    double sheet = b->machine.device != NULL ? bench_device_sheet_gflops(b->machine.device) : 0;
+    return sheet > 0 ? f->gflops / sheet : 0;
+}
+
 static double fma_share(const struct train_figures *f)
 {
     return f->limits.fma_gflops > 0 ? f->gflops / f->limits.fma_gflops : 0;
@@ -217,12 +245,14 @@ static json_t *line_json(const struct train_bench *b, const struct train_figures
                              (json_int_t)b->sequence, "microbatch", (json_int_t)b->microbatch,
                              "runs", (json_int_t)b->runs, "tokens_per_second", f->median,
                              "best_tokens_per_second", f->best, "gflops", f->gflops);
-    json_t *rest =
-        json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "peak_gflops", f->limits.fma_gflops,
-                  "read_gbytes_per_second", f->limits.read_gb_per_s, "fma_share", fma_share(f),
-                  "forward_backward_seconds", f->forward_backward_s, "update_seconds", f->update_s,
-                  "footprint_bytes", f->footprint_bytes, "peak_bytes", f->peak_bytes,
-                  "memory_ratio", f->peak_bytes / f->footprint_bytes);
+    json_t *rest = json_pack(
+        "{s:i, s:s, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "vocab",
+        b->layout->arch.vocab, "kv_dtype", bench_dtype_name(b->kv_dtype), "peak_gflops",
+        f->limits.fma_gflops, "read_gbytes_per_second", f->limits.read_gb_per_s, "fma_share",
+        fma_share(f), "sheet_share", sheet_share(b, f), "forward_backward_seconds",
+        f->forward_backward_s, "update_seconds", f->update_s, "footprint_bytes", f->footprint_bytes,
+        "peak_bytes", f->peak_bytes, "beside_weights_bytes", f->peak_bytes - weight_bytes(b),
+        "memory_ratio", f->peak_bytes / f->footprint_bytes);
     if (line == NULL || rest == NULL || json_object_update(line, rest) != 0) {
         json_decref(line);
         line = NULL;
@@ -235,25 +265,32 @@ static void print_head(const struct train_bench *b)
 {
     printf("%s, %s, %d thread(s): %lld tokens a step in sequences of %lld, medians of %lld steps\n"
            "%-5s %-5s %10s %10s %9s  %-24s %9s %9s  %s\n",
-           device_cpu_name(), b->machine.table->name, b->machine.threads, (long long)b->tokens,
-           (long long)b->sequence, (long long)b->runs, "model", "dtype", "tokens/s", "best",
-           "GFLOP/s", "of FMA peak", "fwd+bwd", "update", "memory / footprint");
+           bench_machine_name(&b->machine), b->machine.table->name, b->machine.threads,
+           (long long)b->tokens, (long long)b->sequence, (long long)b->runs, "model", "dtype",
+           "tokens/s", "best", "GFLOP/s", bench_peak_name(&b->machine), "fwd+bwd", "update",
+           "memory / footprint");
 }
 
 static void print_line(const struct train_bench *b, const struct train_figures *f)
 {
     printf("%-5s %-5s %10.1f %10.1f %9.1f  %4.0f %% of %6.1f GFLOP/s   %6.0f ms %6.1f ms  %.2f "
-           "(%.1f MB of %.1f)\n",
+           "(%.1f MB of %.1f, %.1f beside weights)",
            b->choice.name, bench_dtype_name(b->layout->dtype), f->median, f->best, f->gflops,
            100 * fma_share(f), f->limits.fma_gflops, f->forward_backward_s * 1e3, f->update_s * 1e3,
-           f->peak_bytes / f->footprint_bytes, f->peak_bytes * 1e-6, f->footprint_bytes * 1e-6);
+           f->peak_bytes / f->footprint_bytes, f->peak_bytes * 1e-6, f->footprint_bytes * 1e-6,
+           (f->peak_bytes - weight_bytes(b)) * 1e-6);
+    if (sheet_share(b, f) > 0) {
+        printf("; %.1f %% of the data sheet's peak", 100 * sheet_share(b, f));
+    }
+    putchar('\n');
     fflush(stdout);
 }
 
 static rl_status run_dtype(struct train_bench *b, enum kernel_dtype dtype)
 {
     struct train_figures figures = {0};
-    RL_TRY(model_layout_create(&b->choice.arch, dtype, (int32_t)b->sequence + 1, &b->layout));
+    RL_TRY(bench_model_layout(&b->choice, &b->machine, dtype, b->sequence + 1, &b->layout));
+    b->layout->kv_dtype = b->kv_dtype;
     rl_status status = measure(b, &figures);
     json_t *line = status == RL_OK ? line_json(b, &figures) : NULL;
     if (status == RL_OK && !b->machine.json) {
@@ -261,6 +298,9 @@ static rl_status run_dtype(struct train_bench *b, enum kernel_dtype dtype)
     }
     if (status == RL_OK && (line == NULL || json_array_append_new(b->lines, line) != 0)) {
         status = rl_fail(RL_NO_MEMORY, "bench: out of memory for the results");
+    }
+    if (status == RL_OK) {
+        status = bench_profile_end(&b->machine, &figures.limits, 1, line);
     }
     model_layout_destroy(b->layout);
     return status;
@@ -271,7 +311,10 @@ static rl_status run_dtype(struct train_bench *b, enum kernel_dtype dtype)
 
 static rl_status read_options(struct train_bench *b, int *argc, char **argv)
 {
+    RL_TRY(bench_take_device(argc, argv, &b->machine));
+    RL_TRY(bench_take_profile(argc, argv, &b->machine));
     RL_TRY(bench_model_choose(argc, argv, &b->choice));
+    RL_TRY(bench_take_kv(argc, argv, &b->kv_dtype));
     for (int i = 0; i < b->choice.dtype_count; i++) {
         if (b->choice.dtypes[i] == KERNEL_INT8) {
             return rl_fail(RL_INVALID, "bench: --dtype int8: weights of generation, no training");

@@ -97,7 +97,7 @@ static rl_status export_weights(const struct export_options *options,
     RL_TRY(device_alloc((size_t)layout->master_count * sizeof(float), "model weights", &master));
     rl_status status = RL_OK;
     if (options->random) {
-        model_params_init(layout, options->seed, master);
+        model_params_init(layout, options->seed, master, NULL);
     } else {
         status = model_params_load(layout, options->from, master, NULL);
     }

@@ -57,7 +57,7 @@ static rl_status initial_weights(const struct session *session, float **master)
     RL_TRY(device_alloc((size_t)session->layout->master_count * sizeof(float), "master weights",
                         &memory));
     *master = memory;
-    model_params_init(session->layout, (uint64_t)config->run.seed, *master);
+    model_params_init(session->layout, (uint64_t)config->run.seed, *master, session->pool);
     return RL_OK;
 }
 

@@ -248,33 +248,53 @@ static void four_normals(struct rl_rng_key key, uint64_t block, float out[4])
     }
 }
 
-/* The stream is the tensor's name: a tensor keeps its numbers when others come or go. */
-static void fill_normal(const struct model_tensor *tensor, uint64_t seed, double deviation,
-                        float *values)
+/* A piece of a matrix's numbers, for one thread. */
+enum { NORMAL_PIECE = 1 << 16 };
+
+struct normal_job {
+    struct rl_rng_key key;
+    float deviation;
+    float *values;
+    int64_t count;
+};
+
+static void fill_piece(void *arg, int index)
 {
-    uint64_t stream = XXH3_64bits(tensor->name, strlen(tensor->name));
-    struct rl_rng_key key = rl_rng_key_make(seed, stream, UINT64_C(0x57) << 56);
-    int64_t count = tensor->rows * tensor->cols;
-    for (int64_t i = 0; i < count; i += 4) {
+    const struct normal_job *job = arg;
+    int64_t first = (int64_t)index * NORMAL_PIECE;
+    int64_t end = first + NORMAL_PIECE < job->count ? first + NORMAL_PIECE : job->count;
+    for (int64_t i = first; i < end; i += 4) {
         float normals[4];
-        four_normals(key, (uint64_t)i / 4, normals);
-        for (int64_t j = i; j < count && j < i + 4; j++) {
-            values[j] = (float)deviation * normals[j - i];
+        four_normals(job->key, (uint64_t)i / 4, normals);
+        for (int64_t j = i; j < end && j < i + 4; j++) {
+            job->values[j] = job->deviation * normals[j - i];
         }
     }
 }
 
-void model_params_init(const struct model_layout *layout, uint64_t seed, float *master)
+/* The stream is the tensor's name: a tensor keeps its numbers when others come or go. */
+static void fill_normal(const struct model_tensor *tensor, struct normal_job *job, uint64_t seed,
+                        struct rl_pool *pool)
 {
+    uint64_t stream = XXH3_64bits(tensor->name, strlen(tensor->name));
+    job->key = rl_rng_key_make(seed, stream, UINT64_C(0x57) << 56);
+    job->count = tensor->rows * tensor->cols;
+    rl_pool_run(pool, (int)((job->count + NORMAL_PIECE - 1) / NORMAL_PIECE), fill_piece, job);
+}
+
+void model_params_init(const struct model_layout *layout, uint64_t seed, float *master,
+                       struct rl_pool *pool)
+{
+    struct normal_job job = {.deviation = (float)layout->arch.initializer_range};
     memset(master, 0, (size_t)layout->master_count * sizeof(float));
     for (int32_t i = 0; i < layout->tensor_count; i++) {
         const struct model_tensor *tensor = &layout->tensors[i];
-        float *values = master + tensor->offset;
+        job.values = master + tensor->offset;
         if (tensor->kind == MODEL_KIND_MATRIX) {
-            fill_normal(tensor, seed, layout->arch.initializer_range, values);
+            fill_normal(tensor, &job, seed, pool);
         } else if (tensor->kind == MODEL_KIND_SCALE) {
             for (int64_t j = 0; j < tensor->cols; j++) {
-                values[j] = 1.0F;
+                job.values[j] = 1.0F;
             }
         }
     }

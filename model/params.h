@@ -67,8 +67,10 @@ const struct model_tensor *model_layout_tensor(const struct model_layout *layout
                                                enum model_param param, int32_t layer);
 
 /* Fill a master slab with random weights (normal with the architecture's initializer_range, 0.02
- * where config.json has none; norms 1; biases 0; padding 0), keyed by seed and tensor name. */
-void model_params_init(const struct model_layout *layout, uint64_t seed, float *master);
+ * where config.json has none; norms 1; biases 0; padding 0), keyed by seed and tensor name. `pool`
+ * may be NULL; it changes no bit. */
+void model_params_init(const struct model_layout *layout, uint64_t seed, float *master,
+                       struct rl_pool *pool);
 
 /* Read DIR/model.safetensors or the sharded index into a master slab [master_count]; F32, F16,
  * BF16. Wrong, missing or left-over tensors are errors that name them (lm_head.weight may be

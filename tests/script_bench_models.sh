@@ -1,6 +1,7 @@
 #!/bin/bash
-# foresight bench decode, prefill, train and tokenizer on the smallest shape: every figure is there
-# and possible, and wrong options, too little memory and too few cores say so.
+# foresight bench decode, prefill, train and tokenizer on the smallest shape, on the CPU and on the
+# emulated GPU: every figure is there and possible, and wrong options, too little memory and too few
+# cores say so.
 set -u
 foresight=$1
 source_dir=$(cd -- "$(dirname -- "$0")/.." && pwd)
@@ -9,13 +10,14 @@ trap 'rm -rf "$work"' EXIT
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 "$foresight" task chain "$work/task" --train 10 --eval 10 >/dev/null || exit 1
 python3 - "$foresight" "$work" "$source_dir" <<'PY'
-import json, subprocess, sys
+import json, os, subprocess, sys
 
 foresight, work, source = sys.argv[1:]
+emulated = os.path.join(os.path.dirname(foresight), "foresight_emulated")
 failed = 0
 
-def bench(*arguments, before=()):
-    return subprocess.run([*before, foresight, "bench", *arguments], capture_output=True, text=True)
+def bench(*arguments, before=(), program=foresight):
+    return subprocess.run([*before, program, "bench", *arguments], capture_output=True, text=True)
 
 def check(holds, *what):
     global failed
@@ -23,8 +25,9 @@ def check(holds, *what):
         failed = 1
         print("FAIL:", *what)
 
-def lines(name, *arguments):
-    done = bench(name, *arguments, "--threads", "1", "--runs", "2", "--json")
+def lines(name, *arguments, program=foresight):
+    runs = "1" if program == emulated else "2"
+    done = bench(name, *arguments, "--threads", "1", "--runs", runs, "--json", program=program)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     check(result["bench"] == name and result["threads"] == 1 and result["cpu"], name, result)
@@ -69,6 +72,18 @@ positive(train, "tokens_per_second", "best_tokens_per_second", "gflops", "peak_g
 wide = lines("train", "--tokens", "2048", "--sequence", "128")[0]
 check(0.8 < wide["memory_ratio"] < 1.3, "peak memory is the footprint and the process's own", wide)
 
+gpu = ("--device", "cuda", "--dtype", "bf16", "--kv", "bf16")
+there = lines("decode", *gpu, "--batch", "2", "--prompt", "4", "--new", "3", "--profile", program=emulated)[0]
+positive(there, *rates, *memory, "empty_op_seconds")
+ops = {op["op"]: op for op in there["ops"]}
+check(ops["head_decode"]["n"] == 512 and ops["head_decode"]["flop"] == 2 * 2 * 512 * 128, ops)
+check(ops["attention_forward"]["calls"] == 4 and "linear_forward_set" in ops, ops)
+there = lines("train", *gpu, "--tokens", "16", "--sequence", "8", "--vocab", "96", "--profile",
+              program=emulated)[0]
+positive(there, "tokens_per_second", "peak_gflops", "fma_share", "peak_bytes", "beside_weights_bytes")
+check(there["vocab"] == 96 and there["sheet_share"] == 0, there)
+check({"adamw_pack", "attention_backward", "head_backward"} <= {op["op"] for op in there["ops"]}, there)
+
 done = bench("tokenizer", f"{work}/task", "--bytes", "20000", "--runs", "2", "--json")
 tokens = json.loads(done.stdout)
 check(tokens["bytes"] == 20000 and 0 < tokens["tokens"] <= 20000, tokens)
@@ -86,6 +101,9 @@ cases = [
     (("decode", "--model", "m2"), "m1, m10, m100, m500", 2),
     (("decode", "--model", f"{work}/task"), "config.json", 2),
     (("decode", "--dtype", "int4"), "fp32, bf16, int8", 2),
+    (("decode", "--device", "gpu"), "cpu or cuda", 2),
+    (("train", "--profile"), "with --device cuda", 2),
+    (("train", "--vocab", "0"), "expected 1 to", 2),
     (("decode", "--dtype", "fp32,"), "fp32, bf16, int8", 2),
     (("train", "--dtype", "int8"), "no training", 2),
     (("decode", "--kv", "int4"), "fp32 or bf16", 2),

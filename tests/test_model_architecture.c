@@ -347,13 +347,16 @@ START_TEST(random_weights_are_keyed_and_scaled)
     struct model_fixture f;
     struct fixture_options options = {KERNEL_ISA_REF, KERNEL_FP32, 1};
     arch.initializer_range = 0.05;
+    arch.vocab = 2000; /* a matrix of more than one thread's piece */
+    struct rl_pool *pool = NULL;
+    ck_assert_int_eq(rl_pool_create(2, &pool), RL_OK);
     fixture_create(&f, &arch, &options);
     size_t bytes = (size_t)f.layout->master_count * sizeof(float);
     float *again = fixture_floats(f.layout->master_count);
-    model_params_init(f.layout, 5, f.master);
-    model_params_init(f.layout, 5, again);
+    model_params_init(f.layout, 5, f.master, NULL);
+    model_params_init(f.layout, 5, again, pool);
     ck_assert_mem_eq(f.master, again, bytes);
-    model_params_init(f.layout, 6, again);
+    model_params_init(f.layout, 6, again, NULL);
     ck_assert_int_ne(memcmp(f.master, again, bytes), 0);
     for (int32_t i = 0; i < f.layout->tensor_count; i++) {
         const struct model_tensor *t = &f.layout->tensors[i];
@@ -374,6 +377,7 @@ START_TEST(random_weights_are_keyed_and_scaled)
         }
     }
     device_free(again);
+    rl_pool_destroy(pool);
     fixture_destroy(&f);
 }
 END_TEST
