@@ -32,11 +32,7 @@ struct tok_decoder {
     size_t child_count;
 };
 
-static const struct {
-    const char *type;
-    enum decoder_kind kind;
-    const char *members;
-} decoder_types[] = {
+static const struct tok_kind decoder_kinds[] = {
     {"Sequence", DECODER_SEQUENCE, "type decoders"},
     {"ByteLevel", DECODER_BYTE_LEVEL, "type add_prefix_space trim_offsets use_regex"},
     {"Metaspace", DECODER_METASPACE,
@@ -48,6 +44,8 @@ static const struct {
     {"BPEDecoder", DECODER_BPE, "type suffix"},
     {"WordPiece", DECODER_WORD_PIECE, "type prefix cleanup"},
 };
+static const struct tok_kind_list decoder_list = {"decoder", decoder_kinds,
+                                                  sizeof(decoder_kinds) / sizeof(decoder_kinds[0])};
 
 /* ---- strings ---- */
 
@@ -190,30 +188,17 @@ static rl_status decoder_members(struct tok_decoder *self, const json_t *json,
 rl_status tok_decoder_create(const json_t *json, const struct tok_where *where, int depth,
                              struct tok_decoder **out)
 {
-    const char *type;
-    size_t index = 0;
+    int kind = 0;
     if (json == NULL || json_is_null(json)) {
         *out = NULL;
         return RL_OK;
     }
-    if (depth > TOK_DEPTH_MAX) {
-        return rl_fail(RL_UNSUPPORTED, "%s: %s: nested too deeply", where->file, where->key);
-    }
-    RL_TRY(tok_json_type(json, where, &type));
-    size_t count = sizeof(decoder_types) / sizeof(decoder_types[0]);
-    while (index < count && strcmp(decoder_types[index].type, type) != 0) {
-        index++;
-    }
-    if (index == count) {
-        return rl_fail(RL_UNSUPPORTED, "%s: %s: decoder type \"%.60s\" is not supported",
-                       where->file, where->key, type);
-    }
-    RL_TRY(tok_json_known(json, where, decoder_types[index].members));
+    RL_TRY(tok_json_kind(json, where, depth, &decoder_list, &kind));
     struct tok_decoder *self = calloc(1, sizeof(*self));
     if (self == NULL) {
         return rl_fail(RL_NO_MEMORY, "%s: no memory", where->file);
     }
-    self->kind = decoder_types[index].kind;
+    self->kind = (enum decoder_kind)kind;
     rl_status status = decoder_members(self, json, where, depth);
     if (status != RL_OK) {
         tok_decoder_destroy(self);

@@ -229,11 +229,27 @@ rl_status tok_json_id(const json_t *value, const struct tok_where *where, int32_
 rl_status tok_json_character(const json_t *object, const struct tok_where *where, const char *name,
                              struct tok_view *out);
 
-/* `type` member of a component that must be an object. */
-rl_status tok_json_type(const json_t *object, const struct tok_where *where, const char **out);
-
 /* Refuse members not in the space-separated list `known`. Errors: RL_UNSUPPORTED. */
 rl_status tok_json_known(const json_t *object, const struct tok_where *where, const char *known);
+
+/* What a component of the tokenizer can be, by its member `type`. */
+struct tok_kind {
+    const char *type;
+    int kind;            /* the reader's own number for it */
+    const char *members; /* that it may have, separated by spaces */
+};
+
+struct tok_kind_list {
+    const char *part;
+    const struct tok_kind *kinds; /* [count] */
+    size_t count;
+};
+
+/* *kind of a component from the list, of which its members are. `part` names the list in errors.
+ * Errors: RL_INVALID (no object, no type), RL_UNSUPPORTED (a type or member that is not listed,
+ * nested deeper than TOK_DEPTH_MAX). */
+rl_status tok_json_kind(const json_t *object, const struct tok_where *where, int depth,
+                        const struct tok_kind_list *list, int *kind);
 
 /* {"String": s} or {"Regex": r} of member `pattern`, compiled. */
 rl_status tok_json_pattern(const json_t *object, const struct tok_where *where,

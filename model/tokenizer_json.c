@@ -136,17 +136,6 @@ rl_status tok_json_character(const json_t *object, const struct tok_where *where
     return RL_OK;
 }
 
-rl_status tok_json_type(const json_t *object, const struct tok_where *where, const char **out)
-{
-    struct tok_view type = {0};
-    if (!json_is_object(object)) {
-        return wrong_type(where, "", "an object or null", object);
-    }
-    RL_TRY(tok_json_string(object, where, "type", &type));
-    *out = type.data;
-    return RL_OK;
-}
-
 static bool list_has(const char *list, const char *name)
 {
     size_t length = strlen(name);
@@ -171,6 +160,30 @@ rl_status tok_json_known(const json_t *object, const struct tok_where *where, co
                            where->file, where->key, where->key[0] == '\0' ? "" : ".", name, known);
         }
     }
+    return RL_OK;
+}
+
+rl_status tok_json_kind(const json_t *object, const struct tok_where *where, int depth,
+                        const struct tok_kind_list *list, int *kind)
+{
+    struct tok_view type = {0};
+    size_t index = 0;
+    if (depth > TOK_DEPTH_MAX) {
+        return rl_fail(RL_UNSUPPORTED, "%s: %s: nested too deeply", where->file, where->key);
+    }
+    if (!json_is_object(object)) {
+        return wrong_type(where, "", "an object or null", object);
+    }
+    RL_TRY(tok_json_string(object, where, "type", &type));
+    while (index < list->count && strcmp(list->kinds[index].type, type.data) != 0) {
+        index++;
+    }
+    if (index == list->count) {
+        return rl_fail(RL_UNSUPPORTED, "%s: %s: %s type \"%.60s\" is not supported", where->file,
+                       where->key, list->part, type.data);
+    }
+    RL_TRY(tok_json_known(object, where, list->kinds[index].members));
+    *kind = list->kinds[index].kind;
     return RL_OK;
 }
 

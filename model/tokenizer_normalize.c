@@ -38,11 +38,7 @@ struct tok_normalizer {
     size_t child_count;
 };
 
-static const struct {
-    const char *type;
-    enum normalizer_kind kind;
-    const char *members;
-} normalizer_types[] = {
+static const struct tok_kind normalizer_kinds[] = {
     {"Sequence", NORMALIZER_SEQUENCE, "type normalizers"},
     {"NFC", NORMALIZER_NFC, "type"},
     {"NFD", NORMALIZER_NFD, "type"},
@@ -58,6 +54,8 @@ static const struct {
      "type clean_text handle_chinese_chars strip_accents lowercase"},
     {"ByteLevel", NORMALIZER_BYTE_LEVEL, "type"},
 };
+static const struct tok_kind_list normalizer_list = {
+    "normalizer", normalizer_kinds, sizeof(normalizer_kinds) / sizeof(normalizer_kinds[0])};
 
 void tok_normalizer_destroy(struct tok_normalizer *normalizer)
 {
@@ -136,30 +134,17 @@ static rl_status normalizer_members(struct tok_normalizer *self, const json_t *j
 rl_status tok_normalizer_create(const json_t *json, const struct tok_where *where, int depth,
                                 struct tok_normalizer **out)
 {
-    const char *type;
-    size_t index = 0;
+    int kind = 0;
     if (json == NULL || json_is_null(json)) {
         *out = NULL;
         return RL_OK;
     }
-    if (depth > TOK_DEPTH_MAX) {
-        return rl_fail(RL_UNSUPPORTED, "%s: %s: nested too deeply", where->file, where->key);
-    }
-    RL_TRY(tok_json_type(json, where, &type));
-    size_t count = sizeof(normalizer_types) / sizeof(normalizer_types[0]);
-    while (index < count && strcmp(normalizer_types[index].type, type) != 0) {
-        index++;
-    }
-    if (index == count) {
-        return rl_fail(RL_UNSUPPORTED, "%s: %s: normalizer type \"%.60s\" is not supported",
-                       where->file, where->key, type);
-    }
-    RL_TRY(tok_json_known(json, where, normalizer_types[index].members));
+    RL_TRY(tok_json_kind(json, where, depth, &normalizer_list, &kind));
     struct tok_normalizer *self = calloc(1, sizeof(*self));
     if (self == NULL) {
         return rl_fail(RL_NO_MEMORY, "%s: no memory", where->file);
     }
-    self->kind = normalizer_types[index].kind;
+    self->kind = (enum normalizer_kind)kind;
     rl_status status = normalizer_members(self, json, where, depth);
     if (status != RL_OK) {
         tok_normalizer_destroy(self);

@@ -7,6 +7,18 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum post_kind { POST_SEQUENCE, POST_BYTE_LEVEL, POST_TEMPLATE, POST_CLS_SEP };
+
+static const struct tok_kind post_kinds[] = {
+    {"Sequence", POST_SEQUENCE, "type processors"},
+    {"ByteLevel", POST_BYTE_LEVEL, "type add_prefix_space trim_offsets use_regex"},
+    {"TemplateProcessing", POST_TEMPLATE, "type single pair special_tokens"},
+    {"BertProcessing", POST_CLS_SEP, "type sep cls trim_offsets add_prefix_space"},
+    {"RobertaProcessing", POST_CLS_SEP, "type sep cls trim_offsets add_prefix_space"},
+};
+static const struct tok_kind_list post_list = {"post-processor", post_kinds,
+                                               sizeof(post_kinds) / sizeof(post_kinds[0])};
+
 void tok_post_fini(struct tok_post *post)
 {
     token_buffer_fini(&post->single);
@@ -62,7 +74,6 @@ static rl_status template_init(struct tok_post *post, const json_t *json,
 {
     json_t *single;
     const json_t *special_tokens = json_object_get(json, "special_tokens");
-    RL_TRY(tok_json_known(json, where, "type single pair special_tokens"));
     RL_TRY(tok_json_array(json, where, "single", &single));
     struct tok_where here = tok_where_child(where, "single");
     for (size_t i = 0; i < json_array_size(single); i++) {
@@ -89,7 +100,6 @@ static rl_status pair_id(const json_t *json, const struct tok_where *where, cons
 static rl_status cls_sep_init(struct tok_post *post, const json_t *json,
                               const struct tok_where *where)
 {
-    RL_TRY(tok_json_known(json, where, "type sep cls trim_offsets add_prefix_space"));
     RL_TRY(pair_id(json, where, "cls", post));
     RL_TRY(tok_buffer_push(&post->single, TOK_POST_SEQUENCE));
     return pair_id(json, where, "sep", post);
@@ -102,7 +112,6 @@ static rl_status sequence_add(struct tok_post *post, const json_t *json,
                               const struct tok_where *where, int depth)
 {
     json_t *list;
-    RL_TRY(tok_json_known(json, where, "type processors"));
     RL_TRY(tok_json_array(json, where, "processors", &list));
     struct tok_where here = tok_where_child(where, "processors");
     for (size_t i = 0; i < json_array_size(list); i++) {
@@ -115,29 +124,21 @@ static rl_status sequence_add(struct tok_post *post, const json_t *json,
 static rl_status post_add(struct tok_post *post, const json_t *json, const struct tok_where *where,
                           int depth)
 {
-    const char *type;
-    if (depth > TOK_DEPTH_MAX) {
-        return rl_fail(RL_UNSUPPORTED, "%s: %s: nested too deeply", where->file, where->key);
-    }
-    RL_TRY(tok_json_type(json, where, &type));
-    if (strcmp(type, "Sequence") == 0) {
+    int kind = 0;
+    RL_TRY(tok_json_kind(json, where, depth, &post_list, &kind));
+    if (kind == POST_SEQUENCE) {
         return sequence_add(post, json, where, depth);
     }
-    if (strcmp(type, "ByteLevel") == 0) { /* moves offsets only, never ids */
-        return tok_json_known(json, where, "type add_prefix_space trim_offsets use_regex");
-    }
-    bool template = strcmp(type, "TemplateProcessing") == 0;
-    if (!template && strcmp(type, "BertProcessing") != 0 &&
-        strcmp(type, "RobertaProcessing") != 0) {
-        return rl_fail(RL_UNSUPPORTED, "%s: %s: post-processor type \"%.60s\" is not supported",
-                       where->file, where->key, type);
+    if (kind == POST_BYTE_LEVEL) { /* moves offsets only, never ids */
+        return RL_OK;
     }
     if (post->active) {
         return rl_fail(RL_UNSUPPORTED, "%s: %s: a second post-processor that adds tokens",
                        where->file, where->key);
     }
     post->active = true;
-    return template ? template_init(post, json, where) : cls_sep_init(post, json, where);
+    return kind == POST_TEMPLATE ? template_init(post, json, where)
+                                 : cls_sep_init(post, json, where);
 }
 
 rl_status tok_post_init(struct tok_post *post, const json_t *json, const struct tok_where *where)

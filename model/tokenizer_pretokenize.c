@@ -44,11 +44,7 @@ struct tok_pretokenizer {
     size_t capacity;
 };
 
-static const struct {
-    const char *type;
-    enum pre_kind kind;
-    const char *members;
-} pre_types[] = {
+static const struct tok_kind pre_kinds[] = {
     {"Sequence", PRE_SEQUENCE, "type pretokenizers"},
     {"ByteLevel", PRE_BYTE_LEVEL, "type add_prefix_space trim_offsets use_regex"},
     {"Split", PRE_SPLIT, "type pattern behavior invert"},
@@ -61,6 +57,8 @@ static const struct {
     {"BertPreTokenizer", PRE_BERT, "type"},
     {"FixedLength", PRE_FIXED_LENGTH, "type length"},
 };
+static const struct tok_kind_list pre_list = {"pre-tokenizer", pre_kinds,
+                                              sizeof(pre_kinds) / sizeof(pre_kinds[0])};
 
 /* Words or runs of other visible characters; this engine's words include the joiners. */
 static const char whitespace_pattern[] =
@@ -222,28 +220,15 @@ static rl_status step_room(struct tok_pretokenizer *self)
 static rl_status step_add(struct tok_pretokenizer *self, const json_t *json,
                           const struct tok_where *where, int depth)
 {
-    const char *type;
-    size_t index = 0;
-    if (depth > TOK_DEPTH_MAX) {
-        return rl_fail(RL_UNSUPPORTED, "%s: %s: nested too deeply", where->file, where->key);
-    }
-    RL_TRY(tok_json_type(json, where, &type));
-    size_t count = sizeof(pre_types) / sizeof(pre_types[0]);
-    while (index < count && strcmp(pre_types[index].type, type) != 0) {
-        index++;
-    }
-    if (index == count) {
-        return rl_fail(RL_UNSUPPORTED, "%s: %s: pre-tokenizer type \"%.60s\" is not supported",
-                       where->file, where->key, type);
-    }
-    RL_TRY(tok_json_known(json, where, pre_types[index].members));
-    if (pre_types[index].kind == PRE_SEQUENCE) {
+    int kind = 0;
+    RL_TRY(tok_json_kind(json, where, depth, &pre_list, &kind));
+    if (kind == PRE_SEQUENCE) {
         return sequence_add(self, json, where, depth);
     }
     RL_TRY(step_room(self));
     struct pre_step *step = &self->steps[self->count++];
     memset(step, 0, sizeof(*step));
-    step->kind = pre_types[index].kind;
+    step->kind = (enum pre_kind)kind;
     return step_members(step, json, where);
 }
 
