@@ -4,7 +4,7 @@
 
 #include "core/log.h"
 #include "model/folder.h"
-#include "model/tokenizer_internal.h"
+#include "model/tokenizer_json.h"
 
 #include <stdio.h>
 #include <stdlib.h>

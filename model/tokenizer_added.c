@@ -2,7 +2,7 @@
  * the reference does it, with its treatment of neighbouring spaces and words. Immutable after load.
  * Invariant: ids are those that the reference would assign; a file that says otherwise is refused.
  */
-#include "model/tokenizer_internal.h"
+#include "model/tokenizer_json.h"
 
 #include "core/log.h"
 

@@ -1,7 +1,7 @@
 /* The BPE model's members read from tokenizer.json: vocabulary, merges in both spellings, options.
  * Immutable after load, except the atomics that remember which tokens are whole words. Invariant:
  * every merge refers to tokens of the vocabulary. */
-#include "model/tokenizer_internal.h"
+#include "model/tokenizer_json.h"
 
 #include "core/log.h"
 

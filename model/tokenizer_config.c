@@ -1,6 +1,6 @@
 /* The files beside tokenizer.json: which tokens begin, end and pad a text, and the chat template.
  * Owns no rules of tokenization. A missing file is fine, a broken one is not. */
-#include "model/tokenizer_internal.h"
+#include "model/tokenizer_json.h"
 
 #include "core/log.h"
 #include "model/folder.h"

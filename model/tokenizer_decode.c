@@ -1,6 +1,6 @@
 /* Decoders: from the spellings of tokens to text, a tree of steps over a list of strings. Immutable
  * after load. Invariant: each step writes a whole new list. */
-#include "model/tokenizer_internal.h"
+#include "model/tokenizer_json.h"
 
 #include "core/log.h"
 

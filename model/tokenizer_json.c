@@ -1,6 +1,6 @@
 /* Reading typed members of tokenizer.json. Owns the wording of errors: file, key, what was found
  * and what was expected. Invariant: outputs are written only on success. */
-#include "model/tokenizer_internal.h"
+#include "model/tokenizer_json.h"
 
 #include "core/log.h"
 

@@ -1,6 +1,6 @@
 /* Normalizers: a tree of steps that rewrite a text in place, marks carried along with the
  * characters that they came from. Invariant: a step either rewrites the whole text or fails. */
-#include "model/tokenizer_internal.h"
+#include "model/tokenizer_json.h"
 
 #include "core/log.h"
 

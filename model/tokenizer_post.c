@@ -1,6 +1,6 @@
 /* Post-processors: what is put around the ids of a text (BOS, EOS, templates), reduced at load to
  * one template. Immutable after load. */
-#include "model/tokenizer_internal.h"
+#include "model/tokenizer_json.h"
 
 #include "core/log.h"
 

@@ -1,7 +1,7 @@
 /* Pre-tokenizers: a list of steps that cut pieces into smaller ones and sometimes respell them.
  * Sequences are flattened at load. Invariant: a step never touches a piece that is a token already.
  */
-#include "model/tokenizer_internal.h"
+#include "model/tokenizer_json.h"
 
 #include "core/log.h"
 

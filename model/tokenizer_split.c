@@ -1,7 +1,7 @@
 /* Pieces and the cutting of one piece at the matches of a pattern, by the library's five
  * behaviours. Invariant: the ranges of a piece arrive in order and cover it; empty pieces are never
  * kept. */
-#include "model/tokenizer_internal.h"
+#include "model/tokenizer_json.h"
 
 #include "core/log.h"
 

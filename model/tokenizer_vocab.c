@@ -1,6 +1,6 @@
 /* The vocabulary: spelling to id by one open-addressing table, id to spelling by two arrays.
  * Immutable after load. Invariant: ids are unique, spellings are unique. */
-#include "model/tokenizer_internal.h"
+#include "model/tokenizer_json.h"
 
 #include "core/log.h"
 
