@@ -344,7 +344,7 @@ static rl_status check_memory(struct decode_bench *b)
     for (int i = 0; i < b->batches.count; i++) {
         b->batch = b->batches.values[i];
         options_of(b, &options);
-        most = fmax(most, (double)rollout_generator_bytes(b->layout, &options));
+        most = fmax(most, (double)rollout_generator_bytes(b->layout, &options).all);
     }
     /* int8 weights are made from an image in fp32 */
     double making = (b->layout->dtype == KERNEL_INT8 ? 8.0 : 4.0) * (double)b->layout->master_count;

@@ -265,7 +265,7 @@ static rl_status check_memory(struct speculation_bench *b)
     for (int i = 0; i < b->batches.count; i++) {
         b->batch = b->batches.values[i];
         struct rollout_generator_options options = options_of(b, GUESSING);
-        most = fmax(most, 2 * (double)rollout_generator_bytes(b->layout, &options));
+        most = fmax(most, 2 * (double)rollout_generator_bytes(b->layout, &options).all);
     }
     double master = 4.0 * (double)b->layout->master_count;
     return bench_memory_check(&b->machine, (double)b->layout->image_bytes + fmax(master, most),

@@ -8,10 +8,7 @@
 
 #include <stdlib.h>
 
-enum {
-    PROBE_SAMPLES = 64,
-    REMOTE_HISTORY = 8 /* versions back that deltas start from */
-};
+enum { REMOTE_HISTORY = 8 }; /* versions back that deltas start from */
 
 /* Rollout ranks answer between two passes. */
 static const double snapshot_wait_s = 2;
@@ -160,7 +157,7 @@ static rl_status run_probe(struct learner_rank *l)
     struct rl_wait_signal signal = {
         .cond = &l->arrived, .mutex = &l->mutex, .done = probe_done, .arg = l};
     int64_t samples = l->config->rollout.samples_per_prompt;
-    uint32_t wanted = (uint32_t)((PROBE_SAMPLES + samples - 1) / samples);
+    uint32_t wanted = (uint32_t)((TRAIN_PROBE_SAMPLES + samples - 1) / samples);
     double limit_s = (double)l->config->async.wait_timeout_ms / 1000.0;
     double largest = 0;
     uint64_t tokens = 0;

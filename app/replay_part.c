@@ -1,6 +1,7 @@
 /* See replay.h: everything that a start record asks for: configuration, model, data, rewards,
  * learner, engine. A resumed run has one start record for each time it was started; weights and
  * moments go from one part to the next. */
+#include "app/footprint.h"
 #include "app/replay.h"
 #include "app/teacher_prompts.h"
 #include "app/train_run.h"
@@ -127,12 +128,22 @@ static rl_status open_data(struct replay *r)
     return reward_set_create(config, &r->rewards);
 }
 
-static rl_status open_engine(struct replay *r)
+/* Before the learner takes its part of a GPU. */
+static rl_status size_engine(struct replay *r, struct rollout_generator_options *options)
 {
-    struct sampler_args args = {
-        .session = &r->session, .config = &r->config, .prompts = r->prompts, .rewards = r->rewards};
-    session_generator_options(&r->config, (int32_t)r->config.rollout.prompts_per_step + 1,
-                              &args.options);
+    struct footprint_run here = {
+        .config = &r->config, .layout = r->session.layout, .ranks = 1, .learners = 1};
+    session_training_options(&r->config, true, options);
+    return footprint_settle(&here, &r->session, 0, options);
+}
+
+static rl_status open_engine(struct replay *r, const struct rollout_generator_options *options)
+{
+    struct sampler_args args = {.session = &r->session,
+                                .config = &r->config,
+                                .prompts = r->prompts,
+                                .rewards = r->rewards,
+                                .options = *options};
     return sampler_create(&args, &r->sampler);
 }
 
@@ -266,6 +277,7 @@ void replay_part_close(struct replay *r)
 static rl_status open_parts(struct replay *r, struct replay_slabs *slabs, bool go_on, uint64_t step)
 {
     uint32_t version = (uint32_t)r->start.version;
+    struct rollout_generator_options options;
     RL_TRY(set_config(r));
     RL_TRY(session_open(&r->config, session_learner_length(&r->config), 0, &r->session));
     RL_TRY(open_data(r));
@@ -276,8 +288,9 @@ static rl_status open_parts(struct replay *r, struct replay_slabs *slabs, bool g
     } else if (slabs->bytes != (size_t)r->session.layout->master_count * sizeof(float)) {
         return rl_fail(RL_INVALID, "replay: model.path was another model after the resume");
     }
+    RL_TRY(size_engine(r, &options));
     RL_TRY(open_learner(r, slabs));
-    RL_TRY(open_engine(r));
+    RL_TRY(open_engine(r, &options));
     r->step = step;
     r->open = true;
     return learner_publish_first(r->learner, version);

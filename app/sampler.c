@@ -1,5 +1,6 @@
 /* See sampler.h. */
 #include "app/sampler.h"
+#include "app/footprint.h"
 
 #include "core/clock.h"
 #include "core/log.h"
@@ -17,6 +18,18 @@ struct sampler {
     double busy_s;
 };
 
+/* KV pages on a GPU, if the caller has not said how many: nothing but this sampler is on it. */
+static rl_status size_pages(struct sampler *s)
+{
+    struct footprint_run alone = {.config = s->args.config,
+                                  .layout = s->args.session->layout,
+                                  .ranks = 1,
+                                  .options = &s->args.options};
+    return s->args.options.max_pages > 0
+               ? RL_OK
+               : footprint_settle(&alone, s->args.session, 0, &s->args.options);
+}
+
 rl_status sampler_create(const struct sampler_args *args, struct sampler **out)
 {
     struct sampler *s = calloc(1, sizeof(*s));
@@ -27,8 +40,9 @@ rl_status sampler_create(const struct sampler_args *args, struct sampler **out)
     s->args = *args;
     s->texts =
         (struct session_texts){.tokenizer = args->session->tokenizer, .prompts = args->prompts};
+    RL_TRY_GOTO(size_pages(s), status, fail);
     RL_TRY_GOTO(rollout_generator_create(&args->session->context, args->session->tokenizer,
-                                         &args->options, &s->generator),
+                                         &s->args.options, &s->generator),
                 status, fail);
     if (args->rewards != NULL) {
         RL_TRY_GOTO(reward_pool_create(args->rewards, args->config, session_reward_texts(&s->texts),

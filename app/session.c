@@ -31,7 +31,8 @@ uint64_t session_agreement(const struct session *session, const struct prompts *
 }
 
 /* The GPU that kernels.device asks for, in turn among those of this machine; NULL: the CPU. */
-static rl_status choose_device(const struct rl_config *config, int local_rank, struct device **out)
+static rl_status choose_device(const struct rl_config *config, int local_rank,
+                               struct session *session)
 {
     struct device_survey survey;
     if (config->kernels.device == CONFIG_DEVICE_CPU) {
@@ -39,7 +40,8 @@ static rl_status choose_device(const struct rl_config *config, int local_rank, s
     }
     device_gpu_survey(&survey);
     if (survey.count > 0) {
-        return device_gpu_open(local_rank % survey.count, out);
+        session->gpus = survey.count;
+        return device_gpu_open(local_rank % survey.count, &session->device);
     }
     if (config->kernels.device == CONFIG_DEVICE_CUDA) {
         return rl_fail(RL_UNSUPPORTED, "kernels.device is cuda, but there is no GPU: %s",
@@ -116,7 +118,7 @@ rl_status session_open(const struct rl_config *config, int64_t max_length, int l
     if (max_length < 2 || max_length > INT32_MAX) {
         return rl_fail(RL_INVALID, "sequences of %lld tokens", (long long)max_length);
     }
-    RL_TRY(choose_device(config, local_rank, &session->device));
+    RL_TRY(choose_device(config, local_rank, session));
     RL_TRY(choose_kernels(config, session->device, &session->kernels));
     RL_TRY(tokenizer_load(tokenizer, &session->tokenizer));
     RL_TRY(chat_template_create(session->tokenizer, config->data.chat_template, &session->chat));
@@ -237,8 +239,9 @@ static enum rollout_speculation_mode speculation_mode(const struct rl_config *co
     return modes[config->rollout.speculation];
 }
 
-void session_generator_options(const struct rl_config *config, int32_t max_groups,
-                               struct rollout_generator_options *out)
+/* With room for max_groups groups. */
+static void generator_options(const struct rl_config *config, int32_t max_groups,
+                              struct rollout_generator_options *out)
 {
     int64_t prompt = session_max_length(config) - config->rollout.max_completion_length;
     *out = (struct rollout_generator_options){
@@ -259,11 +262,21 @@ void session_generator_options(const struct rl_config *config, int32_t max_group
         .stop_token_ids = config->rollout.stop_token_ids};
 }
 
+void session_training_options(const struct rl_config *config, bool together,
+                              struct rollout_generator_options *out)
+{
+    int64_t samples = config->rollout.samples_per_prompt;
+    int64_t groups = (config->rollout.max_running + samples - 1) / samples + 2;
+    /* Groups with stragglers stay inside beside new ones: room for twice as many. */
+    int64_t room = together ? config->rollout.prompts_per_step + 1 : 2 * groups;
+    generator_options(config, (int32_t)room, out);
+}
+
 void session_sampling_options(const struct rl_config *config, uint32_t samples,
                               struct rollout_generator_options *out)
 {
     int64_t groups = config->rollout.max_running / (int64_t)samples + 2;
-    session_generator_options(config, (int32_t)(SESSION_GROUP_LIVES * groups), out);
+    generator_options(config, (int32_t)(SESSION_GROUP_LIVES * groups), out);
 }
 
 /* --- texts for scoring

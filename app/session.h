@@ -20,6 +20,7 @@ struct session {
     struct model_layout *layout;
     const struct kernel_table *kernels;
     struct device *device;  /* a GPU, or NULL: the CPU */
+    int gpus;               /* of this machine, if one is used */
     struct rl_pool *pool;   /* with a stream of the GPU */
     struct rl_cores *cores; /* claimed for the pool, or NULL */
     struct model_context context;
@@ -54,9 +55,10 @@ rl_status session_load_image(const struct session *session, const char *dir, voi
 /* A new image of a master slab. Caller frees with device_free. */
 rl_status session_make_image(const struct session *session, const float *master, void **image);
 
-/* Options of the rollout engine from rollout.*, with room for max_groups groups. */
-void session_generator_options(const struct rl_config *config, int32_t max_groups,
-                               struct rollout_generator_options *out);
+/* Options of the rollout engine from rollout.*, for training: of the one process that learns too
+ * (`together`), or of a rollout rank. */
+void session_training_options(const struct rl_config *config, bool together,
+                              struct rollout_generator_options *out);
 
 /* The same for sampling many groups of so many samples without pause: with room for groups of which
  * only the longest samples still run. */

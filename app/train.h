@@ -6,10 +6,10 @@
 #include "core/wait.h"
 #include "transport/world.h"
 
-/* Tickets of the probe at the end of a run, told from the dispatcher's by their number, and with an
- * epoch of their own so that their random numbers are new. */
+/* The probe at the end of a run: its samples at least, and its tickets, told from the dispatcher's
+ * by their number, and with an epoch of their own so that their random numbers are new. */
 #define TRAIN_PROBE_TICKET ((uint64_t)1 << 62)
-enum { TRAIN_PROBE_EPOCH = 0x3fffff };
+enum { TRAIN_PROBE_EPOCH = 0x3fffff, TRAIN_PROBE_SAMPLES = 64 };
 
 /* Generate and learn by turns in this process. Compute happens on the calling thread. */
 rl_status train_local(const struct rl_config *config, struct session *session,

@@ -1,4 +1,5 @@
 /* A learner rank of an asynchronous run: its life and its threads (learner_rank.h). */
+#include "app/footprint.h"
 #include "app/learner_rank.h"
 #include "app/signals.h"
 #include "app/train_follow.h"
@@ -11,12 +12,24 @@
 
 static const double stop_timeout_s = 10;
 
+static rl_status open_session(struct learner_rank *l)
+{
+    const struct rl_config *config = l->config;
+    RL_TRY(session_open(config, session_learner_length(config), world_local_rank(l->world),
+                        &l->session));
+    struct footprint_run run = {.config = config,
+                                .layout = l->session.layout,
+                                .ranks = world_size(l->world),
+                                .learners = world_learners(l->world),
+                                .world = l->world};
+    return footprint_settle(&run, &l->session, world_rank(l->world), NULL);
+}
+
 static void *compute(void *arg)
 {
     struct learner_rank *l = arg;
     const struct rl_config *config = l->config;
-    rl_status status = session_open(config, session_learner_length(config),
-                                    world_local_rank(l->world), &l->session);
+    rl_status status = open_session(l);
     if (status == RL_OK && world_rank(l->world) != 0) {
         status = train_follow_run(config, &l->session, l->collective, l->waits);
     } else if (status == RL_OK) {

@@ -1,5 +1,6 @@
 /* Training in one process: generate and learn by turns, at staleness 0. The same engine, scorer,
  * tickets and learner as the asynchronous run; only the channel is missing. */
+#include "app/footprint.h"
 #include "app/sampler.h"
 #include "app/signals.h"
 #include "app/train.h"
@@ -12,11 +13,12 @@
 #include <math.h>
 #include <stdlib.h>
 
-enum { LOCAL_WORKER = 0, LOCAL_READER = 0, PROBE_SAMPLES = 64 };
+enum { LOCAL_WORKER = 0, LOCAL_READER = 0 };
 
 struct local {
     struct train_run run;
     struct sampler *sampler;
+    struct rollout_generator_options options;
     double busy_mark_s;
     struct rollout_counters counters_mark;
     uint64_t timeout_mark;
@@ -113,7 +115,7 @@ static rl_status one_step(struct local *l)
 static rl_status probe(struct local *l)
 {
     uint32_t samples = (uint32_t)l->run.config->rollout.samples_per_prompt;
-    uint32_t wanted = (PROBE_SAMPLES + samples - 1) / samples;
+    uint32_t wanted = (TRAIN_PROBE_SAMPLES + samples - 1) / samples;
     struct trajectory_group **groups = calloc(wanted, sizeof(*groups));
     uint32_t submitted = 0;
     uint32_t taken = 0;
@@ -152,9 +154,11 @@ static rl_status probe(struct local *l)
 static rl_status open_sampler(struct local *l, struct session *session)
 {
     const struct rl_config *config = l->run.config;
-    struct sampler_args args = {
-        .session = session, .config = config, .prompts = l->run.prompts, .rewards = l->run.rewards};
-    session_generator_options(config, (int32_t)config->rollout.prompts_per_step + 1, &args.options);
+    struct sampler_args args = {.session = session,
+                                .config = config,
+                                .prompts = l->run.prompts,
+                                .rewards = l->run.rewards,
+                                .options = l->options};
     RL_TRY(sampler_create(&args, &l->sampler));
     return use_newest_weights(l);
 }
@@ -183,6 +187,10 @@ rl_status train_local(const struct rl_config *config, struct session *session,
 {
     struct local l = {0};
     struct collective *alone = NULL;
+    struct footprint_run here = {
+        .config = config, .layout = session->layout, .ranks = 1, .learners = 1};
+    session_training_options(config, true, &l.options);
+    RL_TRY(footprint_settle(&here, session, 0, &l.options));
     RL_TRY(collective_local_create(&alone));
     struct train_run_args args = {.config = config,
                                   .session = session,

@@ -1,6 +1,7 @@
 /* A rollout rank of an asynchronous run. The main thread pumps messages; the compute thread sets up
  * the engine, waits to be greeted by learner 0, and runs rollout/worker until it is told to stop.
  * Signals are the learner's business: a rollout rank leaves when the learner says so. */
+#include "app/footprint.h"
 #include "app/signals.h"
 #include "app/train.h"
 #include "app/worker_weights.h"
@@ -57,17 +58,20 @@ static rl_status open_engine(struct worker_rank *w)
 {
     const struct rl_config *config = w->config;
     struct rollout_generator_options options;
-    int64_t samples = config->rollout.samples_per_prompt;
-    int64_t groups = (config->rollout.max_running + samples - 1) / samples + 2;
+    struct footprint_run run = {.config = config,
+                                .ranks = world_size(w->world),
+                                .learners = world_learners(w->world),
+                                .world = w->world};
     RL_TRY(
         session_open(config, session_max_length(config), world_local_rank(w->world), &w->session));
+    run.layout = w->session.layout;
+    session_training_options(config, false, &options);
+    RL_TRY(footprint_settle(&run, &w->session, world_rank(w->world), &options));
     RL_TRY(prompts_load(config->data.train, config, w->session.tokenizer, w->session.chat,
                         &w->prompts));
     RL_TRY(reward_set_create(config, &w->rewards));
     w->texts = (struct session_texts){.tokenizer = w->session.tokenizer, .prompts = w->prompts};
     RL_TRY(reward_pool_create(w->rewards, config, session_reward_texts(&w->texts), &w->pool));
-    /* Groups with stragglers stay inside beside new ones: room for twice as many. */
-    session_generator_options(config, (int32_t)(2 * groups), &options);
     return rollout_generator_create(&w->session.context, w->session.tokenizer, &options,
                                     &w->generator);
 }

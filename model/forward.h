@@ -77,6 +77,9 @@ void model_workspace_destroy(struct model_workspace *workspace);
 size_t model_workspace_bytes(const struct model_layout *layout, int64_t max_tokens,
                              enum model_keep keep);
 
+/* About what the ops of a GPU need beside it in passes of `tokens`, for footprints. */
+size_t model_scratch_bytes(const struct model_layout *layout, int64_t tokens, enum model_keep keep);
+
 /* Final hidden states (after the last norm) of every token: *hidden [N, C], the device's, borrowed
  * from the workspace until the next pass. Writes the tokens' keys and values into `kv`. N <=
  * max_tokens. */

@@ -186,6 +186,45 @@ void model_workspace_view(const struct model_workspace *workspace,
     view->decode_rows = place->decode_rows;
 }
 
+/* What kernels/cuda takes at once, as it is written there: at most for logits of a wave of the
+ * vocabulary, and for partial results of attention; at least of all. */
+enum {
+    SCRATCH_LOGITS = 16 << 20,
+    SCRATCH_ATTENTION_BYTES = 256 << 20,
+    SCRATCH_LEAST_BYTES = 1 << 20
+};
+
+static int64_t lower(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+static int64_t higher(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+
+size_t model_scratch_bytes(const struct model_layout *layout, int64_t tokens, enum model_keep keep)
+{
+    const struct model_architecture *a = &layout->arch;
+    int64_t number = layout->dtype == KERNEL_BF16 ? 2 : 4;
+    int64_t heads = (int64_t)a->heads * a->head_dim;
+    int64_t widest = higher(higher(a->width, a->ffn), heads);
+    /* both sides of a product, rounded */
+    int64_t linear = higher(2 * tokens * widest * number, SCRATCH_LEAST_BYTES);
+    int64_t partial = lower(8 * tokens * heads * (int64_t)sizeof(float), SCRATCH_ATTENTION_BYTES);
+    if (!model_keep_trains(keep)) {
+        int64_t logits = lower(tokens, MODEL_DECODE_ROWS) * decode_columns(a, true);
+        int64_t copies = keep == MODEL_KEEP_LOGITS ? 2 : 1;
+        return (size_t)higher(higher(linear, partial), copies * logits * (int64_t)sizeof(float));
+    }
+    int64_t attention = tokens * (a->heads * (int64_t)sizeof(float) + 2 * heads * number) + partial;
+    int64_t logits =
+        lower(higher(SCRATCH_LOGITS, tokens * KERNEL_HEAD_CHUNK), tokens * decode_columns(a, true));
+    int64_t head = logits * ((int64_t)sizeof(float) + number) + tokens * a->width * number;
+    return (size_t)higher(higher(linear, attention), head);
+}
+
 enum model_keep model_sampling_keep(const struct kernel_sampling *sampling)
 {
     bool whole = kernel_sampling_truncates(sampling) && !kernel_sampling_is_greedy(sampling);

@@ -83,16 +83,23 @@ static rl_status choose_int8(struct rollout_generator *g, struct image_copies_ki
     return RL_OK;
 }
 
+static struct rollout_scheduler_limits limits_of(const struct rollout_generator_options *options)
+{
+    return (struct rollout_scheduler_limits){.max_running = options->max_running,
+                                             .max_groups = options->max_groups,
+                                             .max_length =
+                                                 options->max_prompt + options->max_completion,
+                                             .prefill_chunk = options->prefill_chunk,
+                                             .pages = options->max_pages,
+                                             .recompute = options->recompute_on_update};
+}
+
 static rl_status build(struct rollout_generator *g)
 {
     struct image_copies_kind kind = {.kernels = g->context.kernels};
     RL_TRY(choose_int8(g, &kind));
     const struct model_layout *layout = g->context.layout;
-    struct rollout_scheduler_limits limits = {.max_running = g->options.max_running,
-                                              .max_groups = g->options.max_groups,
-                                              .max_length = g->max_length,
-                                              .prefill_chunk = g->options.prefill_chunk,
-                                              .recompute = g->options.recompute_on_update};
+    struct rollout_scheduler_limits limits = limits_of(&g->options);
     RL_TRY(rollout_scheduler_create(&limits, &g->scheduler));
     rollout_scheduler_set_usable(g->scheduler, has_image, g);
     if (layout->device != NULL || kind.source != NULL) {
@@ -201,16 +208,23 @@ static size_t int8_bytes(const struct model_layout *layout,
     return 2 * bytes;
 }
 
-size_t rollout_generator_bytes(const struct model_layout *layout,
-                               const struct rollout_generator_options *options)
+struct rollout_generator_bytes
+rollout_generator_bytes(const struct model_layout *layout,
+                        const struct rollout_generator_options *options)
 {
-    size_t length = (size_t)options->max_prompt + (size_t)options->max_completion;
+    struct rollout_scheduler_limits limits = limits_of(options);
+    size_t length = (size_t)limits.max_length;
     size_t pages = (length + KERNEL_PAGE_TOKENS - 1) / KERNEL_PAGE_TOKENS;
+    struct rollout_generator_bytes bytes = {
+        .workspace = model_workspace_bytes(layout, pass_tokens(options),
+                                           model_sampling_keep(&options->sampling)),
+        .page = model_kv_page_bytes(layout),
+        .pages_wanted = rollout_scheduler_pages_wanted(&limits),
+        .pages_least = rollout_scheduler_pages_least(&limits)};
     /* Prefix pages of waiting groups stay untouched memory in practice: count running ones. */
-    return pages * (size_t)options->max_running * model_kv_page_bytes(layout) +
-           model_workspace_bytes(layout, pass_tokens(options),
-                                 model_sampling_keep(&options->sampling)) +
-           generator_draft_bytes(options) + int8_bytes(layout, options);
+    bytes.all = pages * (size_t)options->max_running * bytes.page + bytes.workspace +
+                generator_draft_bytes(options) + int8_bytes(layout, options);
+    return bytes;
 }
 
 /* --- groups in and out

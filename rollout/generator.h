@@ -31,6 +31,7 @@ struct rollout_generator_options {
     int32_t max_prompt;       /* tokens */
     int32_t max_completion;   /* tokens */
     int32_t prefill_chunk;    /* tokens */
+    int32_t max_pages;        /* KV pages at most, see scheduler.h; 0: as many as are of use */
     bool recompute_on_update; /* rollout.kv_on_update */
     enum rollout_speculation_mode speculation;
     bool int8_weights; /* rollout.quantize: passes read int8 weights made from the images given */
@@ -83,9 +84,16 @@ rl_status rollout_generator_create(const struct model_context *context,
                                    struct rollout_generator **out);
 void rollout_generator_destroy(struct rollout_generator *generator);
 
-/* Bytes that a generator with these options will hold, for the footprint line. */
-size_t rollout_generator_bytes(const struct model_layout *layout,
-                               const struct rollout_generator_options *options);
+/* What a generator with these options will hold, for the footprint. */
+struct rollout_generator_bytes {
+    size_t all;       /* with KV pages for max_running sequences: others stay untouched on a CPU */
+    size_t workspace; /* of these */
+    size_t page;      /* one KV page */
+    int64_t pages_wanted, pages_least; /* see scheduler.h */
+};
+struct rollout_generator_bytes
+rollout_generator_bytes(const struct model_layout *layout,
+                        const struct rollout_generator_options *options);
 
 /* The newest weights: use this image, in the memory of the layout's device, from the next tick on
  * for requests without a schedule; it must stay valid until the next call. */

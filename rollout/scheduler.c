@@ -10,15 +10,22 @@
 
 /* Every slot's own pages, a prefix for every group that has a running sample and for the next one:
  * with so many, samples that wait for a prefix can always be served once running ones finish. */
-static int32_t pages_needed(const struct rollout_scheduler_limits *limits)
+int64_t rollout_scheduler_pages_wanted(const struct rollout_scheduler_limits *limits)
 {
-    int32_t groups =
+    int64_t groups =
         limits->max_groups < limits->max_running ? limits->max_groups : limits->max_running;
     return (limits->max_running + groups + 1) * scheduler_pages_for(limits->max_length);
 }
 
-rl_status rollout_scheduler_create(const struct rollout_scheduler_limits *limits,
-                                   struct rollout_scheduler **out)
+/* Groups other than the oldest in the queue hold a prefix only while a sample of theirs runs, so
+ * that with nothing running all but one prefix's pages are free. With a schedule that sample may
+ * not share the prefix. */
+int64_t rollout_scheduler_pages_least(const struct rollout_scheduler_limits *limits)
+{
+    return 2 * (int64_t)scheduler_pages_for(limits->max_length);
+}
+
+static rl_status check_limits(const struct rollout_scheduler_limits *limits)
 {
     if (limits->max_running < 1 || limits->max_groups < 1 || limits->max_length < 2 ||
         limits->prefill_chunk < 1) {
@@ -29,6 +36,20 @@ rl_status rollout_scheduler_create(const struct rollout_scheduler_limits *limits
         return rl_fail(RL_INVALID, "scheduler: %d sequences of %d tokens need too many KV pages",
                        limits->max_running, limits->max_length);
     }
+    if (limits->pages != 0 && limits->pages < rollout_scheduler_pages_least(limits)) {
+        return rl_fail(RL_INVALID, "scheduler: %d KV pages, but sequences of %d tokens need %lld",
+                       limits->pages, limits->max_length,
+                       (long long)rollout_scheduler_pages_least(limits));
+    }
+    return RL_OK;
+}
+
+rl_status rollout_scheduler_create(const struct rollout_scheduler_limits *limits,
+                                   struct rollout_scheduler **out)
+{
+    RL_TRY(check_limits(limits));
+    int32_t wanted = (int32_t)rollout_scheduler_pages_wanted(limits);
+    int32_t per_sequence = scheduler_pages_for(limits->max_length);
     struct rollout_scheduler *s = calloc(1, sizeof(*s));
     if (s == NULL) {
         return rl_fail(RL_NO_MEMORY, "scheduler: out of memory");
@@ -37,7 +58,7 @@ rl_status rollout_scheduler_create(const struct rollout_scheduler_limits *limits
     s->pages_per_sequence = per_sequence;
     size_t groups = (size_t)limits->max_groups;
     size_t slots = (size_t)limits->max_running;
-    s->page_count = pages_needed(limits);
+    s->page_count = limits->pages > 0 && limits->pages < wanted ? limits->pages : wanted;
     size_t pages = (size_t)s->page_count;
     s->groups = calloc(groups, sizeof(*s->groups));
     s->slots = calloc(slots, sizeof(*s->slots));

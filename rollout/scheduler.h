@@ -32,6 +32,7 @@ struct rollout_scheduler_limits {
     int32_t max_groups;    /* groups inside at a time, running or queued */
     int32_t max_length;    /* prompt + completion of one sequence, tokens */
     int32_t prefill_chunk; /* prompt tokens of one pass at most */
+    int32_t pages;         /* KV pages at most; 0: as many as the other limits call for */
     bool recompute;        /* a switch computes caches again; false: running sequences keep them */
 };
 
@@ -74,7 +75,14 @@ typedef bool (*rollout_usable_fn)(void *arg, uint32_t version);
 
 struct rollout_scheduler;
 
-/* Caller owns *out. Errors: RL_INVALID (a limit is not positive or too large), RL_NO_MEMORY. */
+/* KV pages that the other limits call for: with so many, no sequence ever waits for pages. And the
+ * fewest that will do: a sequence starts when there are pages for all of it, so that with fewer
+ * than wanted fewer run together, and none is ever stopped halfway. */
+int64_t rollout_scheduler_pages_wanted(const struct rollout_scheduler_limits *limits);
+int64_t rollout_scheduler_pages_least(const struct rollout_scheduler_limits *limits);
+
+/* Caller owns *out. Errors: RL_INVALID (a limit is not positive or too large, or so few pages),
+ * RL_NO_MEMORY. */
 rl_status rollout_scheduler_create(const struct rollout_scheduler_limits *limits,
                                    struct rollout_scheduler **out);
 void rollout_scheduler_destroy(struct rollout_scheduler *scheduler);
@@ -129,8 +137,8 @@ const int32_t *rollout_scheduler_pages(const struct rollout_scheduler *scheduler
 int32_t rollout_scheduler_running(const struct rollout_scheduler *scheduler);
 int32_t rollout_scheduler_groups(const struct rollout_scheduler *scheduler);
 
-/* KV pages that the limits call for (the cache must have as many), and those free now. Pages are
- * handed out last-freed first, so untouched ones never become resident memory. */
+/* KV pages (the cache must have as many), and those free now. Pages are handed out last-freed
+ * first, so untouched ones never become resident memory. */
 int32_t rollout_scheduler_page_count(const struct rollout_scheduler *scheduler);
 int32_t rollout_scheduler_free_pages(const struct rollout_scheduler *scheduler);
 

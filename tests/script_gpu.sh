@@ -22,6 +22,8 @@ if "$foresight" doctor 2>/dev/null | grep 'gpu  *none' >/dev/null; then
         fail "--device=cuda without a GPU says: $(cat "$work/err")"
     "$foresight" generate "$work/config.yaml" --device=auto --limit 1 >/dev/null 2>&1 ||
         fail "--device=auto does not use the CPU"
+    "$foresight" train "$work/config.yaml" --dry-run --device=cuda >"$work/out" 2>"$work/err" &&
+        grep 'no GPU here to compare with' "$work/out" >/dev/null || fail "no plan without a GPU: $(cat "$work/err")"
 fi
 
 # --- on the emulated GPU
@@ -31,18 +33,43 @@ cmp -s "$work/cpu.txt" "$work/cuda.txt" || fail "greedy samples differ: $(diff "
 
 cpu=$foresight
 foresight=$emulated
-train gpu run.steps=2 checkpoint.every=1 kernels.device=cuda rollout.prompts_per_step=2 \
-    rollout.samples_per_prompt=2 rollout.max_completion_length=8
-train gpu run.steps=3 checkpoint.every=1 kernels.device=cuda rollout.prompts_per_step=2 \
-    rollout.samples_per_prompt=2 rollout.max_completion_length=8
+small=(kernels.device=cuda rollout.prompts_per_step=2 rollout.samples_per_prompt=2
+    rollout.max_completion_length=8)
+train gpu run.steps=2 checkpoint.every=1 "${small[@]}"
+train gpu run.steps=3 checkpoint.every=1 "${small[@]}"
+
+# --- a GPU with room for the KV pages of two sequences, and one with less: known before step 0
+# (8 KiB more are for the tables of rotations, which are there before anything is measured)
+"$foresight" train "$work/config.yaml" --dry-run --json async.enabled=false "${small[@]}" \
+    2>"$work/err" | tail -1 >"$work/plan.json"
+read -r least enough <<<"$(python3 - "$work/plan.json" <<'PY'
+import json, sys
+gpu = json.load(open(sys.argv[1]))["gpus"][0]
+for share in 1, 0.9:
+    print(int((gpu["fixed_gib"] + gpu["kv_least_gib"] / share) * 1024 * 1024) + 8, end=" ")
+PY
+)"
+export FORESIGHT_EMULATED_KIB=$enough
+train tight run.steps=2 "${small[@]}"
+grep ' [45] of [0-9]* KV pages' "$work/tight.log" >/dev/null || fail "KV pages: $(grep 'KV pages' "$work/tight.log")"
+FORESIGHT_EMULATED_KIB=$((least - 16))
+"$foresight" train "$work/config.yaml" async.enabled=false run.name=none "${small[@]}" \
+    >"$work/out" 2>"$work/err" && fail "trained with less memory than it takes"
+[ "$(grep -c 'needs .* at least, and .* are there: .* change .*max_tokens_per_microbatch' "$work/err")" = 1 ] ||
+    fail "a GPU that is too small: $(cat "$work/err")"
+[ ! -e "$work/runs/none/metrics.jsonl" ] || fail "a run that cannot fit began"
+unset FORESIGHT_EMULATED_KIB
 foresight=$cpu
 [ -f "$work/runs/gpu/checkpoints/step_000003/MANIFEST.json" ] || fail "no checkpoint of the GPU's third step"
-python3 - "$work/runs/gpu/metrics.jsonl" <<'PY' || fail "metrics of the GPU's run"
+python3 - "$work"/runs/{gpu,tight}/metrics.jsonl <<'PY' || fail "metrics of the GPU's runs"
 import json, sys
-rows = [json.loads(line) for line in open(sys.argv[1])]
+rows, tight = [[json.loads(line) for line in open(path)] for path in sys.argv[1:]]
 assert [row["step"] for row in rows][-1] == 3, rows
 for row in rows:
     assert row["logprob_mismatch/max"] == 0, row["logprob_mismatch/max"]
+for a, b in zip(rows, tight):  # fewer KV pages, the same samples
+    for name in ("reward", "completions/mean_length", "loss", "grad_norm"):
+        assert a[name] == b[name], (name, a[name], b[name])
 PY
 
 [ $failed = 0 ] && echo "script_gpu: all as expected"

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 enum { PROMPTS = 6, SAMPLES = 4, COMPLETION = 24, PROMPT_MAX = 40, VOCAB = 27 };
+enum { LEAST = 2 * (PROMPT_MAX + COMPLETION) / 16 }; /* KV pages without which nothing goes */
 
 static const uint32_t prompt_lengths[PROMPTS] = {1, 7, 16, 17, 33, 40};
 
@@ -145,10 +146,16 @@ static void same_samples(const struct samples *a, const struct samples *b)
 START_TEST(samples_do_not_depend_on_company)
 {
     static const struct {
-        int32_t running, groups, chunk;
+        int32_t running, groups, chunk, pages;
         bool backwards;
-    } ways[] = {{1, 1, 64, false},      {3, 2, 5, true},  {32, PROMPTS, 1, false},
-                {8, PROMPTS, 16, true}, {5, 3, 64, true}, {24, PROMPTS, 64, false}};
+    } ways[] = {{1, 1, 64, 0, false},
+                {3, 2, 5, 0, true},
+                {32, PROMPTS, 1, 0, false},
+                {8, PROMPTS, 16, 0, true},
+                {5, 3, 64, 0, true},
+                {24, PROMPTS, 64, 0, false},
+                {24, PROMPTS, 64, LEAST, true},
+                {8, PROMPTS, 16, LEAST + 5, false}};
     struct bench b;
     struct samples base;
     struct rollout_generator_options options = defaults();
@@ -159,10 +166,12 @@ START_TEST(samples_do_not_depend_on_company)
         options.max_running = ways[i].running;
         options.max_groups = ways[i].groups;
         options.prefill_chunk = ways[i].chunk;
+        options.max_pages = ways[i].pages;
         sample_all(&b, &options, ways[i].backwards, &other);
         same_samples(&base, &other);
         free_samples(&other);
     }
+    options.max_pages = 0;
     options.seed++;
     struct samples other;
     sample_all(&b, &options, false, &other);

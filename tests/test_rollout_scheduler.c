@@ -85,6 +85,10 @@ static void world_create(struct world *w, uint64_t seed)
                                                   .prefill_chunk = draw(w, 1, 40),
                                                   .recompute = draw(w, 0, 1) == 1};
     w->guesses = draw(w, 0, 1) == 1;
+    if (draw(w, 0, 2) > 0) { /* fewer pages than would be of use */
+        int32_t least = (int32_t)rollout_scheduler_pages_least(&w->limits);
+        w->limits.pages = least + draw(w, 0, least);
+    }
     ck_assert_int_eq(rollout_scheduler_create(&w->limits, &w->scheduler), RL_OK);
     rollout_scheduler_set_usable(w->scheduler, is_usable, w);
     size_t places = (size_t)rollout_scheduler_page_count(w->scheduler) * KERNEL_PAGE_TOKENS;
@@ -363,7 +367,11 @@ START_TEST(limits_are_checked)
     limits.max_running = INT32_MAX;
     ck_assert_int_eq(rollout_scheduler_create(&limits, &scheduler), RL_INVALID);
     limits.max_running = 2;
+    limits.pages = (int32_t)rollout_scheduler_pages_least(&limits) - 1;
+    ck_assert_int_eq(rollout_scheduler_create(&limits, &scheduler), RL_INVALID);
+    limits.pages = (int32_t)rollout_scheduler_pages_wanted(&limits) + 1; /* more are of no use */
     ck_assert_int_eq(rollout_scheduler_create(&limits, &scheduler), RL_OK);
+    ck_assert_int_eq(rollout_scheduler_page_count(scheduler), limits.pages - 1);
     ck_assert_int_eq(rollout_scheduler_add(scheduler, &group, &index), RL_TOO_LONG);
     group.prompt_count = 4;
     ck_assert_int_eq(rollout_scheduler_add(scheduler, &group, &index), RL_OK);

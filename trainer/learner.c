@@ -130,8 +130,12 @@ struct learner_bytes learner_bytes(const struct model_layout *layout,
     bool average = taught && config->teacher.policy == CONFIG_TEACHER_EMA;
     bool frozen = taught && config->teacher.policy == CONFIG_TEACHER_INITIAL;
     size_t images = objective_needs_reference(config) + (average || frozen);
-    struct learner_bytes bytes = {.moments = 2 * (size_t)share * sizeof(float)};
-    bytes.all = (average ? 3 : 2) * slab + bytes.moments + images * layout->image_bytes;
+    struct learner_bytes bytes = {.masters = slab,
+                                  .gradients = slab,
+                                  .moments = 2 * (size_t)share * sizeof(float),
+                                  .average = average ? slab : 0,
+                                  .frozen = images * layout->image_bytes};
+    bytes.all = bytes.masters + bytes.gradients + bytes.moments + bytes.average + bytes.frozen;
     return bytes;
 }
 

@@ -143,13 +143,19 @@ const void *learner_image(const struct learner *learner);
 rl_status learner_probe(struct learner *learner, struct trajectory_group *const *groups,
                         uint32_t count, double *largest, uint64_t *tokens);
 
-/* Bytes that each of `learners` holds at most beside activations: masters, gradients, moments,
- * images. */
+/* Bytes that each of `learners` holds at most beside activations and, on a device, the images that
+ * it makes. */
 struct learner_bytes {
-    size_t all;
-    size_t moments; /* of these */
+    size_t all; /* of what follows */
+    size_t masters, gradients, moments;
+    size_t average; /* the teacher's weights */
+    size_t frozen;  /* images of reference and teacher */
 };
 struct learner_bytes learner_bytes(const struct model_layout *layout,
                                    const struct rl_config *config, int learners);
+
+/* The images that a learner makes on a device, with the mask of what changes if it publishes them.
+ */
+size_t learner_image_bytes(const struct model_layout *layout, bool publishes);
 
 #endif

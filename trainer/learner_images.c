@@ -14,6 +14,11 @@ size_t learner_mask_bytes(const struct model_layout *layout)
     return layout->image_bytes / model_image_element_bytes(layout) / CHAR_BIT;
 }
 
+size_t learner_image_bytes(const struct model_layout *layout, bool publishes)
+{
+    return publishes ? 2 * layout->image_bytes + learner_mask_bytes(layout) : layout->image_bytes;
+}
+
 rl_status learner_frozen_image(struct learner *l, const void *image, void **out)
 {
     const struct model_layout *layout = l->args.layout;

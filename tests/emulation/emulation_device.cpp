@@ -5,6 +5,7 @@
  * that run when somebody waits for them, in order. */
 #include "tests/emulation/emulation_internal.h"
 
+#include <cstdlib>
 #include <deque>
 #include <map>
 #include <memory>
@@ -31,7 +32,7 @@ struct emulation_event {
 
 namespace
 {
-enum : size_t { BUFFER_ALIGN = 256, MEMORY_BYTES = (size_t)8 << 30 };
+enum : size_t { BUFFER_ALIGN = 256 };
 
 struct buffer {
     char *map, *data;
@@ -49,6 +50,12 @@ cudaError_t broken = cudaSuccess; /* sticky */
 bool break_next;
 int depth, devices = 1, memory_countdown = -1, current_device;
 size_t held;
+
+/* All of its memory: 8 GiB, or what FORESIGHT_EMULATED_KIB says. */
+const size_t memory_bytes = [] {
+    const char *kib = getenv("FORESIGHT_EMULATED_KIB");
+    return (kib != nullptr ? strtoull(kib, nullptr, 10) : (size_t)8 << 20) << 10;
+}();
 
 using guard = std::lock_guard<std::recursive_mutex>;
 
@@ -333,7 +340,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int device)
     if (device < 0 || device >= devices) {
         return fail(cudaErrorInvalidDevice);
     }
-    *properties = cudaDeviceProp{"emulated GPU", MEMORY_BYTES, 2, 9, 0};
+    *properties = cudaDeviceProp{"emulated GPU", memory_bytes, 2, 9, 0};
     return cudaSuccess;
 }
 
@@ -363,8 +370,8 @@ cudaError_t cudaRuntimeGetVersion(int *version)
 
 cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes)
 {
-    *total_bytes = MEMORY_BYTES;
-    *free_bytes = MEMORY_BYTES - held;
+    *total_bytes = memory_bytes;
+    *free_bytes = memory_bytes - held;
     return cudaSuccess;
 }
 
@@ -374,7 +381,7 @@ cudaError_t cudaMalloc(void **out, size_t bytes)
     if (capturing_any()) {
         return fail(cudaErrorStreamCaptureUnsupported);
     }
-    if (memory_countdown == 0 || bytes > MEMORY_BYTES - held) {
+    if (memory_countdown == 0 || bytes > memory_bytes - held) {
         return fail(cudaErrorMemoryAllocation);
     }
     memory_countdown -= memory_countdown > 0;
