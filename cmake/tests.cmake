@@ -37,14 +37,16 @@ function(emulation_flags target)
   endif()
 endfunction()
 add_subdirectory(${CMAKE_SOURCE_DIR}/tests/emulation)
-foreach(name check_kernels check_same_bits check_sampling test_kernels_device test_model_device)
+foreach(name check_kernels check_same_bits check_sampling test_kernels_device test_model_device
+        test_model_golden test_model_same_bits)
   add_executable(${name}_emulated ${CMAKE_SOURCE_DIR}/tests/${name}.c
                  $<TARGET_OBJECTS:kernels_emulated>)
   target_link_libraries(${name}_emulated PRIVATE fs_model fs_transport fs_kernels fs_core
                         PkgConfig::dep_check Threads::Threads m)
   foresight_flags(${name}_emulated)
   set_target_properties(${name}_emulated PROPERTIES LINKER_LANGUAGE CXX)
-  target_compile_definitions(${name}_emulated PRIVATE SUPPORT_EMULATED=1)
+  target_compile_definitions(${name}_emulated PRIVATE SUPPORT_EMULATED=1
+    FORESIGHT_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
   add_test(NAME ${name}_emulated COMMAND ${name}_emulated WORKING_DIRECTORY ${CMAKE_BINARY_DIR})
   set_tests_properties(${name}_emulated PROPERTIES TIMEOUT 600 ENVIRONMENT "CK_DEFAULT_TIMEOUT=300")
 endforeach()

@@ -183,11 +183,22 @@ static bool segments_pay(const struct model_shares *shares, int layers, double t
            total / (threads * thread_flops_s * meeting_share) + once + runs;
 }
 
+/* A row that is asked for more than once: a part has room for as many rows as it has tokens. */
+static bool repeats_rows(const struct model_decode_args *decode)
+{
+    int64_t row = 1;
+    while (row < decode->m && decode->hidden_rows[row] != decode->hidden_rows[row - 1]) {
+        row++;
+    }
+    return row < decode->m;
+}
+
 static bool choose_segments(const struct model_context *context, struct model_shares *shares,
                             const struct kernel_segments *segments,
                             const struct model_decode_args *decode)
 {
-    if (shares == NULL || context->split == MODEL_SPLIT_OUTPUTS || segments->count < 2) {
+    if (shares == NULL || context->split == MODEL_SPLIT_OUTPUTS || segments->count < 2 ||
+        repeats_rows(decode)) {
         return false;
     }
     int64_t row = 0;

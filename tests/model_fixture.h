@@ -1,4 +1,6 @@
-/* What tests of the model share: a model with its slab and image, packed random sequences. */
+/* What tests of the model share: a model with its slab and image, packed random sequences. On the
+ * CPU or, with KERNEL_ISA_CUDA, on the first GPU, which is the emulated one in programs built with
+ * SUPPORT_EMULATED. */
 #ifndef FORESIGHT_TESTS_MODEL_FIXTURE_H
 #define FORESIGHT_TESTS_MODEL_FIXTURE_H
 
@@ -11,25 +13,55 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char *const fixture_isa_names[] = {"ref", "avx2", "avx512"};
+#ifndef SUPPORT_EMULATED
+#define SUPPORT_EMULATED 0
+#endif
+
+static const char *const fixture_isa_names[] = {"ref", "avx2", "avx512", "cuda"};
 
 struct model_fixture {
     struct model_layout *layout;
     const struct kernel_table *kernels;
+    struct device *device; /* NULL: the CPU */
     struct rl_pool *pool;
-    float *master;
-    void *image;
+    float *master; /* the host's */
+    void *image;   /* the device's */
     struct model_context context;
 };
 
-/* False if this machine has no such instruction set. */
+/* False if this machine has no such instruction set, or no GPU; or if FORESIGHT_TEST_TABLE names
+ * another one. */
 static inline bool fixture_has_isa(enum kernel_isa isa)
 {
-    return isa <= kernel_isa_best();
+    struct device_survey survey;
+    const char *only = getenv("FORESIGHT_TEST_TABLE");
+    if (only != NULL && strcmp(only, fixture_isa_names[isa]) != 0) {
+        return false;
+    }
+    if (isa != KERNEL_ISA_CUDA) {
+        return !SUPPORT_EMULATED && isa <= kernel_isa_best();
+    }
+    device_gpu_survey(&survey);
+    return survey.count > 0;
+}
+
+static inline void fixture_publish_device(struct model_fixture *f)
+{
+    size_t bytes = (size_t)f->layout->master_count * sizeof(float);
+    void *master = NULL;
+    ck_assert_int_eq(device_buffer_alloc(f->device, bytes, "weights", &master), RL_OK);
+    device_write(f->pool, master, f->master, bytes);
+    model_params_publish(f->layout, f->kernels, master, f->image, f->pool);
+    ck_assert_int_eq(device_wait(f->pool), RL_OK);
+    device_buffer_free(f->device, master);
 }
 
 static inline void fixture_publish(struct model_fixture *f)
 {
+    if (f->device != NULL) {
+        fixture_publish_device(f);
+        return;
+    }
     struct model_quantize_args to = {f->layout, f->kernels, f->image};
     struct model_layout *wide = NULL;
     void *image = NULL;
@@ -56,25 +88,34 @@ static inline void fixture_create(struct model_fixture *f, const struct model_ar
 {
     void *data = NULL;
     memset(f, 0, sizeof *f);
-    ck_assert_int_eq(model_layout_create(arch, options->dtype, 512, &f->layout), RL_OK);
     ck_assert_int_eq(kernel_table_get(options->isa, &f->kernels), RL_OK);
-    if (options->threads > 1) {
+    bool gpu = options->isa == KERNEL_ISA_CUDA;
+    if (options->threads > 1 || gpu) {
         ck_assert_int_eq(rl_pool_create(options->threads, &f->pool), RL_OK);
     }
+    if (gpu) {
+        ck_assert_int_eq(device_gpu_open(0, &f->device), RL_OK);
+        ck_assert_int_eq(device_stream_start(f->device, f->pool), RL_OK);
+    }
+    ck_assert_int_eq(
+        model_layout_create_on(f->device, f->pool, arch, options->dtype, 512, &f->layout), RL_OK);
     size_t bytes = (size_t)f->layout->master_count * sizeof(float);
     ck_assert_int_eq(device_alloc(bytes, "weights", &data), RL_OK);
     f->master = data;
-    ck_assert_int_eq(device_alloc(f->layout->image_bytes, "image", &f->image), RL_OK);
+    ck_assert_int_eq(device_buffer_alloc(f->device, f->layout->image_bytes, "image", &f->image),
+                     RL_OK);
     f->context =
         (struct model_context){.layout = f->layout, .kernels = f->kernels, .pool = f->pool};
 }
 
 static inline void fixture_destroy(struct model_fixture *f)
 {
-    device_free(f->image);
+    device_buffer_free(f->device, f->image);
     device_free(f->master);
-    rl_pool_destroy(f->pool);
     model_layout_destroy(f->layout);
+    device_stream_stop(f->pool);
+    rl_pool_destroy(f->pool);
+    device_close(f->device);
 }
 
 /* A small model in which everything matters: norms and biases random too. */
@@ -96,6 +137,24 @@ static inline float *fixture_floats(int64_t count)
 {
     void *data = NULL;
     ck_assert_int_eq(device_alloc((size_t)count * sizeof(float), "test", &data), RL_OK);
+    return data;
+}
+
+/* Zeros in the memory of the fixture's device; a copy of such memory in the host's. Freed with
+ * device_buffer_free and device_free. */
+static inline float *fixture_device_floats(const struct model_fixture *f, int64_t count)
+{
+    void *data = NULL;
+    ck_assert_int_eq(device_buffer_alloc(f->device, (size_t)count * sizeof(float), "test", &data),
+                     RL_OK);
+    return data;
+}
+
+static inline float *fixture_download(const struct model_fixture *f, const float *from,
+                                      int64_t count)
+{
+    float *data = fixture_floats(count);
+    ck_assert_int_eq(device_read(f->pool, data, from, (size_t)count * sizeof(float)), RL_OK);
     return data;
 }
 
