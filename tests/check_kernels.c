@@ -860,21 +860,13 @@ static void compare_with_ref(const struct op_case *op, const struct kernel_table
     memory_fini(&got.memory);
 }
 
-/* Sets of inputs of each op; CHECK_KERNELS_SEEDS makes them fewer, for tools that slow a GPU down.
- */
-static uint64_t seed_count(void)
-{
-    const char *text = getenv("CHECK_KERNELS_SEEDS");
-    return text != NULL ? strtoull(text, NULL, 10) : SUPPORT_EMULATED ? 12 : 24;
-}
-
 START_TEST(every_op_agrees_with_ref)
 {
     const struct op_case *op = &op_cases[_i];
     const struct kernel_table *ref = support_ref();
     const struct kernel_table *table = NULL;
     for (int index = 0; support_table(index, &table); index++) {
-        for (uint64_t seed = 0; table_has(table, op) && seed < seed_count(); seed++) {
+        for (uint64_t seed = 0; table_has(table, op) && seed < support_seeds(); seed++) {
             compare_with_ref(op, ref, table, seed);
         }
     }

@@ -325,4 +325,12 @@ static SUPPORT_UNUSED bool support_table(int index, const struct kernel_table **
     return index == cpu_tables && support_gpu_open();
 }
 
+/* Sets of inputs that each op gets; CHECK_KERNELS_SEEDS makes them fewer, for tools that slow a GPU
+ * down. */
+static SUPPORT_UNUSED uint64_t support_seeds(void)
+{
+    const char *text = getenv("CHECK_KERNELS_SEEDS");
+    return text != NULL ? strtoull(text, NULL, 10) : SUPPORT_EMULATED ? 12 : 24;
+}
+
 #endif
