@@ -55,3 +55,10 @@ void rl_pass_times_add(struct rl_pass_times *sum, const struct rl_pass_times *no
     sum->right_guesses += now->right_guesses - before->right_guesses;
     sum->switch_gap_max_s = fmax(sum->switch_gap_max_s, now->switch_gap_max_s);
 }
+
+double rl_pass_times_gap_us(const struct rl_pass_times *times, double quantile)
+{
+    /* Within a bucket a quantile is estimated: never above the longest that there was. */
+    return fmin(rl_histogram_quantile_us(times->switch_gap_us, quantile),
+                times->switch_gap_max_s * 1e6);
+}

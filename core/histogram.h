@@ -32,4 +32,7 @@ struct rl_pass_times {
 void rl_pass_times_add(struct rl_pass_times *sum, const struct rl_pass_times *now,
                        const struct rl_pass_times *before);
 
+/* Quantile (0 .. 1) of the gaps, microseconds. */
+double rl_pass_times_gap_us(const struct rl_pass_times *times, double quantile);
+
 #endif
