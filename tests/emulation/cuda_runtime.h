@@ -247,6 +247,12 @@ static inline unsigned atomicAdd(unsigned *p, unsigned value)
     *p += value;
     return old;
 }
+static inline unsigned long long atomicAdd(unsigned long long *p, unsigned long long value)
+{
+    unsigned long long old = *p;
+    *p += value;
+    return old;
+}
 static inline int atomicOr(int *p, int value)
 {
     int old = *p;

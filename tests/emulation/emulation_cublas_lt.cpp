@@ -2,18 +2,20 @@
  * against what the library's documentation asks; what does not fit ends the test. The heuristic
  * offers algorithms that kernels/cuda must refuse before those that it must take: one that splits
  * the depth, one that does not run for few columns of d, one that asks for workspace, and for few
- * columns one that adds up in another order. Sums are made 16 products at a time, in ascending
- * order, as tensor cores do. */
+ * columns one that adds up in another order. Sums are made 8 products at a time, in ascending order,
+ * with bf16 as tensor cores do. */
 #include "kernels/cuda/cublas_lt.h"
 
 #include "tests/emulation/emulation.h"
 #include "tests/emulation/emulation_cublas_lt.h"
+#include "tests/emulation/tensor_emulation.h"
 
+#include <algorithm>
 #include <atomic>
 #include <vector>
 
 enum algorithm { SPLITS = 1, MANY_ROWS, WORKSPACE, OTHER, FEW_ROWS, WHOLE, ALGORITHMS };
-enum { ALIGNMENT = 16, DEPTH_STEP = 16, ELEMENTS = 8, FEW = 64 };
+enum { ALIGNMENT = 16, DEPTH_STEP = TENSOR_PRODUCTS, ELEMENTS = 8, FEW = 64 };
 enum { HANDLE = 0x4c74, LAYOUT = 0x4c61, OPERATION = 0x4f70, PREFERENCE = 0x5072, CHOICE = 0x416c };
 
 struct layout {
@@ -328,6 +330,16 @@ static float dot(const float *x, const float *y, int64_t depth, int64_t width)
     return sum;
 }
 
+/* The same with bf16, on tensor cores: `width` of 8 products at a time, or fewer. */
+static float tensor_dot(const float *x, const float *y, int64_t depth, int64_t width)
+{
+    float sum = 0.0f;
+    for (int64_t r = 0; r < depth; r += width) {
+        sum = tensor_sum(sum, x + r, y + r, (int)std::min(width, depth - r));
+    }
+    return sum;
+}
+
 static void multiply(const struct product *p, const void *a, const void *b, float beta, float *d,
                      int64_t step)
 {
@@ -336,7 +348,10 @@ static void multiply(const struct product *p, const void *a, const void *b, floa
     for (int64_t j = 0; j < p->n; j++) {
         for (int64_t i = 0; i < p->m; i++) {
             float *out = &d[j * p->d.ld + i];
-            float sum = dot(&x[(size_t)(i * p->depth)], &y[(size_t)(j * p->depth)], p->depth, step);
+            const float *row = &x[(size_t)(i * p->depth)];
+            const float *column = &y[(size_t)(j * p->depth)];
+            float sum = p->a.type == CUDA_R_16BF ? tensor_dot(row, column, p->depth, step)
+                                                 : dot(row, column, p->depth, step);
             sum += beta != 0.0f ? beta * *out : 0.0f;
             *out = sum + (p->operation.bias != nullptr ? p->operation.bias[i] : 0.0f);
         }

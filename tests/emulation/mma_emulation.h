@@ -6,8 +6,9 @@
 #define FORESIGHT_TESTS_EMULATION_MMA_EMULATION_H
 
 #include "kernels/bf16.h"
+#include "tests/emulation/tensor_emulation.h"
 
-#include <cuda_runtime.h>
+#include <cuda_bf16.h>
 #include <string.h>
 #include <vector>
 
@@ -15,12 +16,12 @@ enum { EMULATION_COPY_THREADS = 1024 };
 
 static inline uint16_t mma_bf16(float value)
 {
-    return kernel_bf16_from_float(value);
+    return __bfloat16_as_ushort(__float2bfloat16_rn(value));
 }
 
 static inline uint32_t mma_bf16_pair(float low, float high)
 {
-    return (uint32_t)kernel_bf16_from_float(low) | (uint32_t)kernel_bf16_from_float(high) << 16;
+    return (uint32_t)mma_bf16(low) | (uint32_t)mma_bf16(high) << 16;
 }
 
 /* Number `index` (0, 1) of a pair. */
@@ -42,14 +43,18 @@ static inline void mma_m16n8k16_bf16(float d[4], const uint32_t a[4], const uint
     for (int e = 0; e < 4; e++) {
         const int row = lane / 4 + e / 2 * 8;
         const int column = lane % 4 * 2 + e % 2;
-        for (int k = 0; k < 16; k++) {
-            const int pair = k % 8 / 2;
-            const struct emulation_mma_lane *left =
-                (const struct emulation_mma_lane *)(lanes + (row % 8 * 4 + pair) * EMULATION_SLOT);
-            const struct emulation_mma_lane *right =
-                (const struct emulation_mma_lane *)(lanes + (column * 4 + pair) * EMULATION_SLOT);
-            d[e] += emulation_mma_half(left->a[row / 8 + k / 8 * 2], k % 2) *
-                    emulation_mma_half(right->b[k / 8], k % 2);
+        for (int half = 0; half < 2; half++) {
+            float x[TENSOR_PRODUCTS];
+            float y[TENSOR_PRODUCTS];
+            for (int k = 0; k < TENSOR_PRODUCTS; k++) {
+                const char *left = lanes + (row % 8 * 4 + k / 2) * EMULATION_SLOT;
+                const char *right = lanes + (column * 4 + k / 2) * EMULATION_SLOT;
+                x[k] = emulation_mma_half(
+                    ((const struct emulation_mma_lane *)left)->a[row / 8 + half * 2], k % 2);
+                y[k] = emulation_mma_half(((const struct emulation_mma_lane *)right)->b[half],
+                                          k % 2);
+            }
+            d[e] = tensor_sum(d[e], x, y, TENSOR_PRODUCTS);
         }
     }
 }
