@@ -170,6 +170,74 @@ START_TEST(logits_that_are_not_numbers_are_reported)
 }
 END_TEST
 
+/* Ids have the logits 0, 1, ... `levels` - 1 in turn, which are exact everywhere: of those with the
+ * largest, the lowest `left` are kept. */
+static void decode_ties(const struct kernel_table *table, int levels, struct kernel_sampling s,
+                        int64_t v, int64_t left)
+{
+    enum { ROWS = 8, C = 8 };
+    struct memory m;
+    memory_init(&m, 32, FLAVOUR_ZEROS);
+    struct rl_rng_key keys[ROWS] = {{{0, 0}}};
+    uint64_t counters[ROWS];
+    float *x = memory_floats(&m, ROWS * C, 0.0);
+    float *w = memory_weights(&m, v, C, KERNEL_FP32);
+    memset(w, 0, kernel_packed_bytes(v, C, KERNEL_FP32));
+    for (int64_t id = 0; id < v; id++) {
+        w[id / KERNEL_PANEL * C * KERNEL_PANEL + id % KERNEL_PANEL] = (float)(id % levels);
+    }
+    for (int r = 0; r < ROWS; r++) {
+        x[r * C] = 1.0f;
+        counters[r] = (uint64_t)r;
+    }
+    int64_t stride = (v + KERNEL_PANEL - 1) / KERNEL_PANEL * KERNEL_PANEL;
+    struct kernel_decode_args a = {.x = x,
+                                   .w = w,
+                                   .sampling = &s,
+                                   .keys = keys,
+                                   .counters = counters,
+                                   .ids = memory_output_ids(&m, ROWS),
+                                   .logprob = memory_output(&m, ROWS, 1.0),
+                                   .kept = memory_output(&m, ROWS, 1.0),
+                                   .columns = stride,
+                                   .chunks = memory_chunks(&m, ROWS, v),
+                                   .logits = memory_output(&m, ROWS * stride, 1.0),
+                                   .order = memory_output_ids(&m, ROWS * v),
+                                   .m = ROWS,
+                                   .v = v,
+                                   .c = C};
+    table->head_decode(&a, NULL);
+    double all = 0.0;
+    for (int level = 0; level < levels; level++) {
+        all += (double)((v + levels - 1 - level) / levels) * exp(level - levels + 1);
+    }
+    for (int r = 0; r < ROWS; r++) {
+        ck_assert_int_eq(a.ids[r] % levels, levels - 1);
+        ck_assert_msg(a.ids[r] >= 0 && a.ids[r] / levels < left, "%s: id %d of %d at most",
+                      table->name, a.ids[r], (int)left);
+        ck_assert(fabs((double)a.kept[r] - (double)left / all) < 1e-5);
+    }
+    memory_fini(&m);
+}
+
+START_TEST(the_lowest_of_equals_are_kept)
+{
+    const struct kernel_table *table = NULL;
+    for (int index = 0; support_table(index, &table); index++) {
+        const struct kernel_sampling by_count = {.temperature = 1.0f, .top_p = 1.0f, .top_k = 7};
+        const struct kernel_sampling by_mass = {.temperature = 1.0f, .top_p = 0.25f};
+        const struct kernel_sampling by_least = {.temperature = 1.0f, .top_p = 1.0f, .min_p = 0.5f};
+        decode_ties(table, 3, by_count, 9000, 7);
+        decode_ties(table, 1, by_count, 2052, 7);
+        decode_ties(table, 1, by_mass, 9216, 2304);
+        decode_ties(table, 5, by_least, 10000, 2000);
+        struct kernel_sampling all = {.temperature = 1.0f, .top_p = 0.9f, .min_p = 0.5f};
+        all.top_k = 1500;
+        decode_ties(table, 2, all, 9000, 1350);
+    }
+}
+END_TEST
+
 static Suite *sampling_suite(void)
 {
     Suite *suite = suite_create("check_sampling");
@@ -177,6 +245,7 @@ static Suite *sampling_suite(void)
     tcase_add_test(all, draw_follows_the_definition);
     tcase_add_test(all, draw_stays_inside_at_the_edges);
     tcase_add_test(all, greedy_takes_the_lowest_of_the_largest);
+    tcase_add_test(all, the_lowest_of_equals_are_kept);
     tcase_add_loop_test(all, logits_that_are_not_numbers_are_reported, 0, 3);
     suite_add_tcase(suite, all);
     return suite;

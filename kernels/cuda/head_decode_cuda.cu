@@ -1,6 +1,6 @@
 /* One sampling step on the output head. The logits of the whole vocabulary are made at once, by the
  * products and sums of head_forward; each row's id is then chosen by one warp, or where top-k,
- * top-p or min-p cut, by one block (head_cut_cuda). */
+ * top-p or min-p cut, by head_cut_cuda. */
 #include "kernels/cuda/float_cuda.h"
 #include "kernels/cuda/head_cuda.h"
 #include "kernels/cuda/head_draw_cuda.h"
@@ -112,10 +112,6 @@ static bool decode_job_make(struct cuda_stream *stream, const struct kernel_deco
     job->ids = (int32_t *)cuda_scratch(stream, m * sizeof *job->ids);
     job->logprob = (float *)cuda_scratch(stream, m * sizeof *job->logprob);
     job->kept = (float *)cuda_scratch(stream, m * sizeof *job->kept);
-    job->p = NULL;
-    if (job->truncates && !job->greedy) {
-        job->p = (float *)cuda_scratch(stream, m * (size_t)wave->stride * sizeof(float));
-    }
     job->keys = (const struct rl_rng_key *)cuda_mirror(stream, a->keys, m * sizeof *a->keys);
     job->counters = (const uint64_t *)cuda_mirror(stream, a->counters, m * sizeof *a->counters);
     job->forced = NULL;

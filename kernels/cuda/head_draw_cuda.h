@@ -9,7 +9,6 @@
 struct head_decode_job {
     struct kernel_sampling sampling;
     const float *z; /* [m, stride] logits of the whole vocabulary */
-    float *p;       /* [m, stride] scratch, of truncation */
     int64_t m, v, stride, chunks;
     float inv_temperature;
     bool greedy, truncates;
