@@ -40,7 +40,8 @@
         }                                                                                          \
     } while (0)
 
-/* Whether a launch is to be made; asks for more dynamic shared memory than 48 KiB where needed. */
+/* Whether a launch is to be made; asks for more shared memory than 48 KiB where that may be needed:
+ * the kernel's static arrays count too. */
 template <typename Kernel>
 inline bool cuda_launch_ready(Kernel kernel, dim3 grid, size_t shared_bytes,
                               struct cuda_stream *stream)
@@ -48,7 +49,7 @@ inline bool cuda_launch_ready(Kernel kernel, dim3 grid, size_t shared_bytes,
     if (!cuda_stream_good(stream) || grid.x == 0 || grid.y == 0 || grid.z == 0) {
         return false;
     }
-    return shared_bytes <= 48 * 1024 ||
+    return shared_bytes <= 40 * 1024 ||
            cuda_check(stream,
                       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                            (int)shared_bytes),

@@ -3,11 +3,12 @@
  * row-major [N rounded up to 32][K], so element (n, k) is at n * K + k in both. */
 #include "kernels/cuda/linear_cuda.h"
 
+#include "kernels/cuda/columns_cuda.h"
 #include "kernels/cuda/float_cuda.h"
 #include "kernels/cuda/matmul_cuda.h"
 #include "kernels/cuda/pack_cuda.h"
 
-enum { THREADS = 128, COLUMN_ROWS = 8 };
+enum { THREADS = 128 };
 
 int64_t linear_width(enum kernel_dtype dtype)
 {
@@ -223,29 +224,6 @@ extern "C" void linear_backward_input_cuda(const struct kernel_linear_args *a, s
     cuda_op_end(stream);
 }
 
-/* Sums of WARP columns: warp r of the block takes every COLUMN_ROWS-th row; they are added in
- * order. */
-static __global__ void column_sums_kernel(const float *y, int64_t stride, int64_t m, int64_t n,
-                                          float *sums)
-{
-    __shared__ float room[COLUMN_ROWS][WARP];
-    const int lane = (int)threadIdx.x % WARP;
-    const int first = (int)threadIdx.x / WARP;
-    const int64_t column = (int64_t)blockIdx.x * WARP + lane;
-    float sum = 0.0f;
-    for (int64_t row = first; column < n && row < m; row += COLUMN_ROWS) {
-        sum += y[row * stride + column];
-    }
-    room[first][lane] = sum;
-    __syncthreads();
-    if (first == 0 && column < n) {
-        for (int i = 1; i < COLUMN_ROWS; i++) {
-            sum += room[i][lane];
-        }
-        sums[column] += sum;
-    }
-}
-
 void linear_weight_run(struct cuda_stream *stream, const struct kernel_linear_args *a,
                        const struct linear_operand *x, const struct linear_operand *dy)
 {
@@ -287,9 +265,8 @@ extern "C" void linear_backward_weight_cuda(const struct kernel_linear_args *a,
     if (a->m > 0 && linear_round(stream, &round_x, &x) && linear_round(stream, &round_y, &dy)) {
         linear_weight_run(stream, a, &x, &dy);
         if (a->dbias != NULL) {
-            const int64_t blocks = (a->n + WARP - 1) / WARP;
-            CUDA_LAUNCH(column_sums_kernel, dim3((unsigned)blocks), dim3(WARP * COLUMN_ROWS), 0,
-                        stream, a->y, a->y_stride, a->m, a->n, a->dbias);
+            const struct columns_args bias = {a->y, a->y_stride, a->m, a->n, a->dbias};
+            columns_add(stream, &bias);
         }
     }
     cuda_op_end(stream);

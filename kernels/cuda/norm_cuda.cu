@@ -1,5 +1,6 @@
 /* RMSNorm. A row is summed up by as many threads as its width asks for, each in steps of their
  * number, then by warps and blocks in order: the row's number and neighbours play no part. */
+#include "kernels/cuda/columns_cuda.h"
 #include "kernels/cuda/float_cuda.h"
 
 enum {
@@ -118,21 +119,6 @@ static __global__ void norm_backward_kernel(struct kernel_rmsnorm_args a, int64_
     }
 }
 
-/* dweight += the parts, in order. */
-static __global__ void norm_weight_kernel(const float *partial, int64_t parts, int64_t width,
-                                          float *dweight)
-{
-    const int64_t c = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (c >= width) {
-        return;
-    }
-    float sum = 0.0f;
-    for (int64_t part = 0; part < parts; part++) {
-        sum += partial[part * width + c];
-    }
-    dweight[c] += sum;
-}
-
 extern "C" void rmsnorm_backward_cuda(const struct kernel_rmsnorm_args *a, struct rl_pool *pool)
 {
     struct cuda_stream *stream = cuda_op_begin(pool, "rmsnorm_backward");
@@ -144,11 +130,10 @@ extern "C" void rmsnorm_backward_cuda(const struct kernel_rmsnorm_args *a, struc
     const int64_t parts = (a->m + rows - 1) / rows;
     float *partial = (float *)cuda_scratch(stream, (size_t)(parts * a->c) * sizeof(float));
     if (partial != NULL) {
-        const dim3 columns((unsigned)((a->c + WARP - 1) / WARP));
+        const struct columns_args weight = {partial, a->c, parts, a->c, a->dweight};
         CUDA_LAUNCH(norm_backward_kernel, dim3((unsigned)parts), dim3((unsigned)row_threads(a->c)),
                     (size_t)a->c * sizeof(float), stream, *a, rows, partial);
-        CUDA_LAUNCH(norm_weight_kernel, columns, dim3(WARP), 0, stream, partial, parts, a->c,
-                    a->dweight);
+        columns_add(stream, &weight);
     }
     cuda_op_end(stream);
 }

@@ -7,12 +7,15 @@ enum { THREADS = 256 };
 static __global__ void rope_kernel(struct kernel_rope_args a, float sign)
 {
     const int64_t token = blockIdx.x;
-    const int64_t half = a.d / 2;
-    const float *cosine = a.cosine + a.positions[token] * half;
-    const float *sine = a.sine + a.positions[token] * half;
-    for (int64_t pair = threadIdx.x; pair < a.heads * half; pair += blockDim.x) {
-        const int64_t i = pair % half;
-        float *low = a.x + (token * a.heads + pair / half) * a.d + i;
+    const int half = (int)a.d / 2;
+    const int pairs = (int)a.heads * half;
+    const int64_t angle = (int64_t)a.positions[token] * half;
+    const float *cosine = a.cosine + angle;
+    const float *sine = a.sine + angle;
+    float *x = a.x + token * a.heads * a.d;
+    for (int pair = (int)threadIdx.x; pair < pairs; pair += THREADS) {
+        const int i = pair % half;
+        float *low = x + pair / half * 2 * half + i;
         float *high = low + half;
         const float c = cosine[i];
         const float s = sine[i] * sign;

@@ -7,8 +7,9 @@
 
 enum : size_t {
     EMULATION_PAGE = 4096,
-    EMULATION_SHARED_DEFAULT = 48 * 1024, /* dynamic shared memory that needs no attribute */
-    EMULATION_SHARED_LIMIT = 227 * 1024,  /* sm_90; sm_80 has 163 KiB */
+    /* dynamic shared memory that needs no attribute: 48 KiB less what static arrays may take */
+    EMULATION_SHARED_DEFAULT = 40 * 1024,
+    EMULATION_SHARED_LIMIT = 163 * 1024, /* of sm_80; sm_90 has 227 KiB */
 };
 
 /* Run all blocks of a kernel to their end. The caller holds the device's lock. */

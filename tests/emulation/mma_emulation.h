@@ -51,8 +51,8 @@ static inline void mma_m16n8k16_bf16(float d[4], const uint32_t a[4], const uint
                 const char *right = lanes + (column * 4 + k / 2) * EMULATION_SLOT;
                 x[k] = emulation_mma_half(
                     ((const struct emulation_mma_lane *)left)->a[row / 8 + half * 2], k % 2);
-                y[k] = emulation_mma_half(((const struct emulation_mma_lane *)right)->b[half],
-                                          k % 2);
+                y[k] =
+                    emulation_mma_half(((const struct emulation_mma_lane *)right)->b[half], k % 2);
             }
             d[e] = tensor_sum(d[e], x, y, TENSOR_PRODUCTS);
         }
@@ -118,7 +118,7 @@ static inline struct emulation_copies *emulation_copies_mine(void)
 
 static inline void copy_async16(void *to, const void *from, int bytes)
 {
-    if ((uintptr_t)to % 16 != 0 || (bytes > 0 && (uintptr_t)from % 16 != 0) || bytes < 0 ||
+    if ((uintptr_t)to % 16 != 0 || from == nullptr || (uintptr_t)from % 16 != 0 || bytes < 0 ||
         bytes > 16) {
         emulation_fail("cp.async: %d bytes from %p to %p", bytes, from, to);
     }
