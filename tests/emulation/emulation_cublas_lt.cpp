@@ -2,8 +2,8 @@
  * against what the library's documentation asks; what does not fit ends the test. The heuristic
  * offers algorithms that kernels/cuda must refuse before those that it must take: one that splits
  * the depth, one that does not run for few columns of d, one that asks for workspace, and for few
- * columns one that adds up in another order. Sums are made 8 products at a time, in ascending order,
- * with bf16 as tensor cores do. */
+ * columns one that adds up in another order. Sums are made 8 products at a time, in ascending
+ * order, with bf16 as tensor cores do. */
 #include "kernels/cuda/cublas_lt.h"
 
 #include "tests/emulation/emulation.h"
