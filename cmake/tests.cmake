@@ -51,6 +51,20 @@ foreach(name check_kernels check_same_bits check_sampling test_kernels_device te
   set_tests_properties(${name}_emulated PROPERTIES TIMEOUT 600 ENVIRONMENT "CK_DEFAULT_TIMEOUT=300")
 endforeach()
 
+# Those that want a GPU as one program, for scripts/gpu_check --bundle.
+add_executable(gpu_programs EXCLUDE_FROM_ALL ${CMAKE_SOURCE_DIR}/tests/gpu_programs.c)
+foreach(name check_kernels check_gradients check_same_bits check_sampling test_model_golden test_model_same_bits)
+  add_library(gpu_${name} OBJECT EXCLUDE_FROM_ALL ${CMAKE_SOURCE_DIR}/tests/${name}.c)
+  target_link_libraries(gpu_${name} PRIVATE fs_model PkgConfig::dep_check)
+  foresight_flags(gpu_${name})
+  target_compile_options(gpu_${name} PRIVATE -Wno-missing-prototypes)
+  target_compile_definitions(gpu_${name} PRIVATE main=${name}_main FORESIGHT_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
+  target_sources(gpu_programs PRIVATE $<TARGET_OBJECTS:gpu_${name}>)
+endforeach()
+target_link_libraries(gpu_programs PRIVATE fs_model fs_transport fs_kernels fs_core PkgConfig::dep_check
+                      Threads::Threads m)
+foresight_flags(gpu_programs)
+
 # Tests of the emulation itself and of what kernels/cuda is made of, written against it.
 file(GLOB emulated_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/test_*_emulated.cpp)
 foreach(source ${emulated_sources})

@@ -72,5 +72,11 @@ for a, b in zip(rows, tight):  # fewer KV pages, the same samples
         assert a[name] == b[name], (name, a[name], b[name])
 PY
 
+# --- scripts/gpu_check on the emulated GPU
+"$(dirname "$0")/../scripts/gpu_check" --emulated --only test_kernels_device --results "$work/gpu.jsonl" \
+    "$(dirname "$foresight")" >"$work/gpu_check.txt" || fail "gpu_check: $(cat "$work/gpu_check.txt")"
+grep -q '"what": "test_kernels_device", "status": "passed"' "$work/gpu.jsonl" ||
+    fail "gpu_check's results: $(cat "$work/gpu.jsonl")"
+
 [ $failed = 0 ] && echo "script_gpu: all as expected"
 exit $failed
