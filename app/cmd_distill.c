@@ -7,6 +7,7 @@
 #include "core/log.h"
 #include "kernels/device.h"
 #include "kernels/sampling.h"
+#include "transport/collective_gpu.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -271,7 +272,7 @@ static rl_status open_all(struct distill *d)
     if (config->data.train[0] == '\0') {
         return rl_fail(RL_INVALID, "data.train is not set: the prompts to sample");
     }
-    RL_TRY(session_open(config, session_max_length(config), 0, &d->session));
+    RL_TRY(session_open(config, session_max_length(config), d->team.local_rank, &d->session));
     RL_TRY(prompts_load(config->data.train, config, d->session.tokenizer, d->session.chat,
                         &d->prompts));
     return reward_set_create(config, &d->rewards);
@@ -279,6 +280,8 @@ static rl_status open_all(struct distill *d)
 
 static rl_status run_rounds(struct distill *d)
 {
+    RL_TRY(collective_gpu_start(d->team.collective, d->session.device, d->session.pool,
+                                d->team.timeout_s));
     RL_TRY(tune_open(d->config, &d->session, &d->team, &d->tune));
     RL_TRY(start(d));
     while (d->round < (uint64_t)d->config->distill.rounds) {
@@ -296,6 +299,7 @@ static void close_all(struct distill *d)
     tune_close(&d->tune);
     reward_set_destroy(d->rewards);
     prompts_destroy(d->prompts);
+    collective_gpu_stop(d->team.collective);
     session_close(&d->session);
 }
 

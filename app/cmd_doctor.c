@@ -12,19 +12,13 @@
 #include <unistd.h>
 
 static const struct doctor_check checks[] = {
-    {"processor", doctor_check_cpu},
-    {"kernels", doctor_check_kernels},
-    {"gpu", doctor_check_gpu},
-    {"cores", doctor_check_cores},
-    {"memory", doctor_check_memory},
-    {"shared memory", doctor_check_shm},
-    {"open files", doctor_check_open_files},
-    {"disk", doctor_check_disk},
-    {"host name", doctor_check_host_name},
-    {"mpirun", doctor_check_mpirun},
-    {"two ranks", doctor_check_mpi_ranks},
-    {"storage", doctor_check_storage},
-    {"git", doctor_check_git},
+    {"processor", doctor_check_cpu},     {"kernels", doctor_check_kernels},
+    {"gpu", doctor_check_gpu},           {"nccl", doctor_check_nccl},
+    {"cores", doctor_check_cores},       {"memory", doctor_check_memory},
+    {"shared memory", doctor_check_shm}, {"open files", doctor_check_open_files},
+    {"disk", doctor_check_disk},         {"host name", doctor_check_host_name},
+    {"mpirun", doctor_check_mpirun},     {"two ranks", doctor_check_mpi_ranks},
+    {"storage", doctor_check_storage},   {"git", doctor_check_git},
 };
 
 const struct doctor_check *doctor_checks(size_t *count)

@@ -221,7 +221,7 @@ static rl_status write_results(struct eval_run *run)
     return RL_OK;
 }
 
-static rl_status open_run(struct eval_run *run, const struct rl_config *config)
+static rl_status open_run(struct eval_run *run, const struct rl_config *config, int local_rank)
 {
     double temperatures[COUNT_TEMPERATURES_MAX];
     uint32_t count = 0;
@@ -229,7 +229,7 @@ static rl_status open_run(struct eval_run *run, const struct rl_config *config)
     run->guards = json_array();
     run->shown = json_array();
     RL_TRY(eval_temperatures(config, temperatures, &count));
-    RL_TRY(session_open(config, session_max_length(config), 0, &run->session));
+    RL_TRY(session_open(config, session_max_length(config), local_rank, &run->session));
     RL_TRY(eval_sets_open(&run->session, &run->sets));
     RL_TRY(reward_set_create(config, &run->rewards));
     RL_TRY(eval_counts_create(config, &run->sets, temperatures, count, &run->counts));
@@ -269,7 +269,7 @@ static rl_status work(void *arg, const struct rank_team *team)
 {
     const struct command *command = arg;
     struct eval_run run = {.output = &command->output, .collective = team->collective};
-    rl_status status = open_run(&run, &command->config);
+    rl_status status = open_run(&run, &command->config, team->local_rank);
     if (status == RL_OK) {
         status = evaluate_all(&run);
     }

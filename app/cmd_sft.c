@@ -14,6 +14,7 @@
 #include "kernels/device.h"
 #include "model/folder.h"
 #include "trainer/progress.h"
+#include "transport/collective_gpu.h"
 
 #include <jansson.h>
 #include <stdio.h>
@@ -192,11 +193,11 @@ done:
     return status;
 }
 
-static rl_status open_data(const struct rl_config *config, struct session *session,
+static rl_status open_data(const struct rl_config *config, int local_rank, struct session *session,
                            struct sft_data *data)
 {
     int64_t max_length = session_max_length(config);
-    RL_TRY(session_open(config, max_length, 0, session));
+    RL_TRY(session_open(config, max_length, local_rank, session));
     return sft_data_load(session, config->sft.data, max_length, data);
 }
 
@@ -210,7 +211,11 @@ static rl_status work(void *arg, const struct rank_team *team)
     struct sft_watch w = {0};
     double loss = 0;
     bool to_output = config->sft.output[0] != '\0';
-    rl_status status = open_data(config, &session, &data);
+    rl_status status = open_data(config, team->local_rank, &session, &data);
+    if (status == RL_OK) {
+        status =
+            collective_gpu_start(team->collective, session.device, session.pool, team->timeout_s);
+    }
     if (status == RL_OK && to_output) {
         status = train_to_output(&session, &data, team, &w, &loss);
         if (status == RL_OK && w.leader) {
@@ -224,6 +229,7 @@ static rl_status work(void *arg, const struct rank_team *team)
                to_output ? "nothing was written" : "the same command goes on");
     }
     sft_data_fini(&data);
+    collective_gpu_stop(team->collective);
     session_close(&session);
     return status;
 }
@@ -232,7 +238,7 @@ static rl_status dry_run(const struct rl_config *config)
 {
     struct session session = {0};
     struct sft_data data = {0};
-    rl_status status = open_data(config, &session, &data);
+    rl_status status = open_data(config, 0, &session, &data);
     if (status == RL_OK) {
         printf("sft: %llu examples, %llu completion tokens, %llu dropped, %lld parameters\n",
                (unsigned long long)data.count, (unsigned long long)data.completion_tokens,

@@ -32,6 +32,7 @@ void doctor_advise(struct doctor_line *line, enum doctor_level level, const char
 void doctor_check_cpu(struct doctor_line *line);
 void doctor_check_kernels(struct doctor_line *line);
 void doctor_check_gpu(struct doctor_line *line);
+void doctor_check_nccl(struct doctor_line *line);
 void doctor_check_cores(struct doctor_line *line);
 void doctor_check_memory(struct doctor_line *line);
 void doctor_check_shm(struct doctor_line *line);

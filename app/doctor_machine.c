@@ -6,6 +6,7 @@
 #include "core/text.h"
 #include "kernels/device.h"
 #include "kernels/kernels.h"
+#include "transport/collective_nccl.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -91,6 +92,19 @@ void doctor_check_gpu(struct doctor_line *line)
     doctor_found(line, "%d: %s; built with CUDA %d.%d, driver for %d.%d", survey.count, survey.name,
                  runtime / 1000, runtime % 1000 / 10, survey.driver / 1000,
                  survey.driver % 1000 / 10);
+}
+
+/* Only learners on several GPUs want it. */
+void doctor_check_nccl(struct doctor_line *line)
+{
+    struct collective_nccl_survey survey;
+    collective_nccl_survey(&survey);
+    if (survey.version == 0) {
+        doctor_found(line, "none: %s", survey.problem);
+        return;
+    }
+    doctor_found(line, "%d.%d.%d", survey.version / 10000, survey.version / 100 % 100,
+                 survey.version % 100);
 }
 
 /* Cores that the container's CPU quota allows; 0: no quota. */

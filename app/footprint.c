@@ -6,6 +6,7 @@
 #include "core/log.h"
 #include "kernels/device.h"
 #include "trainer/learner.h"
+#include "transport/collective_gpu.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -75,6 +76,8 @@ static void add_learner(const struct footprint_run *run, bool publishes, struct 
     add(out, "master weights", NULL, bytes.masters);
     add(out, "gradients", NULL, bytes.gradients);
     add(out, "moments", NULL, bytes.moments);
+    add(out, "what goes between learners", NULL,
+        collective_gpu_bytes(run->learners, bytes.gradients));
     add(out, "teacher's average", "teacher.policy", bytes.average);
     add(out, "frozen weights", "loss.beta or teacher.policy", bytes.frozen);
     add(out, "weight images", image_option, learner_image_bytes(layout, publishes));

@@ -61,6 +61,7 @@ static rl_status run(struct team_work *w, struct world *world, double timeout_s)
     rl_status status = world_form_equal(world);
     if (status == RL_OK) {
         rl_log_identify("rank", world_rank(world));
+        w->team.local_rank = world_local_rank(world);
         status = world_size(world) > 1
                      ? collective_mpi_create(world, timeout_s, &w->team.collective)
                      : collective_local_create(&w->team.collective);
@@ -84,7 +85,7 @@ static rl_status run(struct team_work *w, struct world *world, double timeout_s)
 
 int rank_team_run(int argc, char **argv, double timeout_s, rank_team_fn work, void *arg)
 {
-    struct team_work w = {.work = work, .arg = arg};
+    struct team_work w = {.work = work, .arg = arg, .team = {.timeout_s = timeout_s}};
     struct world *world = NULL;
     rl_status status = world_open(&argc, &argv, &world);
     if (status == RL_OK) {

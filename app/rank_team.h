@@ -11,6 +11,8 @@
 struct rank_team {
     struct collective *collective; /* rank and size; all ranks */
     struct rl_waits *waits;
+    double timeout_s; /* of an operation */
+    int local_rank;   /* among the ranks of this machine */
 };
 
 typedef rl_status (*rank_team_fn)(void *arg, const struct rank_team *team);

@@ -246,7 +246,9 @@ static rl_status obey(const struct follower *f)
         } else if (status == RL_OK && header.command == FOLLOW_BATCH) {
             status = follow_batch(f, &header, payload);
         } else if (status == RL_OK && header.command == FOLLOW_SAVE) {
-            status = optimizer_serve(learner_shared_optimizer(f->learner));
+            struct optimizer *shared = learner_shared_optimizer(f->learner);
+            status = shared != NULL ? optimizer_pull(shared, f->session->pool) : RL_OK;
+            status = status == RL_OK ? optimizer_serve(shared) : status;
         }
         free(payload);
         RL_TRY(status);

@@ -7,16 +7,26 @@
 #include "core/clock.h"
 #include "core/log.h"
 #include "transport/channel_mpi.h"
+#include "transport/collective_gpu.h"
 
 #include <stdlib.h>
 
 static const double stop_timeout_s = 10;
+
+/* For an operation among learners. */
+static double limit_s(const struct rl_config *config)
+{
+    return (double)config->async.wait_timeout_ms / 1000.0 + 60.0;
+}
 
 static rl_status open_session(struct learner_rank *l)
 {
     const struct rl_config *config = l->config;
     RL_TRY(session_open(config, session_learner_length(config), world_local_rank(l->world),
                         &l->session));
+    /* NCCL's own memory is gone before what is left is looked at */
+    RL_TRY(
+        collective_gpu_start(l->collective, l->session.device, l->session.pool, limit_s(config)));
     struct footprint_run run = {.config = config,
                                 .layout = l->session.layout,
                                 .ranks = world_size(l->world),
@@ -39,6 +49,7 @@ static void *compute(void *arg)
             status = learner_loop_run(l);
         }
     }
+    collective_gpu_stop(l->collective);
     l->compute_status = status;
     atomic_store(&l->finished, true);
     return NULL;
@@ -95,12 +106,10 @@ static rl_status open_rank(struct learner_rank *l)
         .credits = (int)config->transport.credits,
         .heartbeat_s = (double)config->async.heartbeat_ms / 1000.0,
         .dead_after_s = (double)config->async.dead_after_ms / 1000.0};
-    double limit_s = (double)config->async.wait_timeout_ms / 1000.0 + 60.0;
     RL_TRY(rl_waits_create(NULL, &l->waits));
     RL_TRY(rl_wait_cond_init(&l->arrived));
     RL_TRY(learner_seats_open(l));
-    RL_TRY(world_learners(l->world) > 1 ? collective_mpi_create(l->world, limit_s, &l->collective)
-                                        : collective_local_create(&l->collective));
+    RL_TRY(collective_mpi_create(l->world, limit_s(config), &l->collective));
     RL_TRY(channel_mpi_create(l->world, &options, &l->channel));
     return signals_install();
 }

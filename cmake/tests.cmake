@@ -5,6 +5,7 @@ target_link_libraries(test_support PRIVATE fs_kernels fs_core)
 foresight_flags(test_support)
 file(GLOB test_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/test_*.c
      ${CMAKE_SOURCE_DIR}/tests/check_*.c ${CMAKE_SOURCE_DIR}/tests/sim_*.c)
+list(FILTER test_sources EXCLUDE REGEX "_emulated\\.c$")
 foreach(source ${test_sources})
   get_filename_component(name ${source} NAME_WE)
   add_executable(${name} ${source})
@@ -77,12 +78,24 @@ foreach(source ${emulated_sources})
   set_tests_properties(${name} PROPERTIES TIMEOUT 600 ENVIRONMENT "CK_DEFAULT_TIMEOUT=300")
 endforeach()
 
+# Ranks on emulated GPUs, with the emulated NCCL.
+add_executable(test_transport_nccl_emulated ${CMAKE_SOURCE_DIR}/tests/test_transport_nccl_emulated.c
+               $<TARGET_OBJECTS:kernels_emulated> $<TARGET_OBJECTS:nccl_emulated>)
+target_link_libraries(test_transport_nccl_emulated PRIVATE fs_transport fs_kernels fs_core
+                      PkgConfig::dep_check Threads::Threads m)
+foresight_flags(test_transport_nccl_emulated)
+set_target_properties(test_transport_nccl_emulated PROPERTIES LINKER_LANGUAGE CXX ENABLE_EXPORTS ON)
+add_test(NAME test_transport_nccl_emulated COMMAND test_transport_nccl_emulated
+         WORKING_DIRECTORY ${CMAKE_BINARY_DIR})
+set_tests_properties(test_transport_nccl_emulated PROPERTIES TIMEOUT 600 RUN_SERIAL TRUE)
+
 # The program on the emulated GPU, for tests/script_gpu.sh.
-add_executable(foresight_emulated $<TARGET_OBJECTS:fs_app> $<TARGET_OBJECTS:kernels_emulated>)
+add_executable(foresight_emulated $<TARGET_OBJECTS:fs_app> $<TARGET_OBJECTS:kernels_emulated>
+               $<TARGET_OBJECTS:nccl_emulated>)
 target_link_libraries(foresight_emulated PRIVATE fs_trainer fs_rewards fs_rollout fs_model
                       fs_transport fs_kernels fs_core dep_jansson Threads::Threads m)
 foresight_flags(foresight_emulated)
-set_target_properties(foresight_emulated PROPERTIES LINKER_LANGUAGE CXX)
+set_target_properties(foresight_emulated PROPERTIES LINKER_LANGUAGE CXX ENABLE_EXPORTS ON)
 
 # tests/script_*: whole-program tests written as scripts.
 file(GLOB script_tests CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/script_*.sh)

@@ -70,6 +70,11 @@ const char *device_name(const struct device *device);
 /* Memory of a GPU that is free now, and all of it. */
 void device_gpu_memory(const struct device *device, size_t *free_bytes, size_t *total_bytes);
 
+enum { DEVICE_UUID_BYTES = 16 };
+
+/* What tells a GPU from every other one, of this machine or another. */
+void device_gpu_uuid(const struct device *device, unsigned char out[DEVICE_UUID_BYTES]);
+
 /* Zeroed memory of the device, aligned to 256 bytes (CPU: as device_alloc). Waits for the device.
  * Caller frees with device_buffer_free. Errors: RL_NO_MEMORY, naming `what`. */
 rl_status device_buffer_alloc(struct device *device, size_t bytes, const char *what, void **out);
@@ -88,6 +93,13 @@ void device_stream_stop(struct rl_pool *pool);
 /* Wait for all that was queued on the pool's stream. After a failure in any op this is where it is
  * said, and every later call fails too. RL_OK at once for a pool without a stream. */
 rl_status device_wait(struct rl_pool *pool);
+
+/* The same without waiting: *done says whether all of it has been done. Errors as device_wait. */
+rl_status device_poll(struct rl_pool *pool, bool *done);
+
+/* The pool's stream for a library of the device's maker (a cudaStream_t), whose device is made the
+ * calling thread's. The pool must have a stream. */
+void *device_stream_native(struct rl_pool *pool);
 
 /* Queue copies on the pool's stream (a pool without one, or NULL: done at once). `host` may be
  * changed when device_write returns. device_read waits and reports like device_wait. */

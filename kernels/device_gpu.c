@@ -46,6 +46,11 @@ void device_gpu_memory(const struct device *device, size_t *free_bytes, size_t *
     device->ops->memory(device, free_bytes, total_bytes);
 }
 
+void device_gpu_uuid(const struct device *device, unsigned char out[DEVICE_UUID_BYTES])
+{
+    device->ops->uuid(device, out);
+}
+
 rl_status device_buffer_alloc(struct device *device, size_t bytes, const char *what, void **out)
 {
     return device != NULL ? device->ops->alloc(device, bytes, what, out)
@@ -85,6 +90,22 @@ rl_status device_wait(struct rl_pool *pool)
 {
     struct device_stream *stream = rl_pool_device(pool);
     return stream != NULL ? stream->ops->wait(stream) : RL_OK;
+}
+
+rl_status device_poll(struct rl_pool *pool, bool *done)
+{
+    struct device_stream *stream = rl_pool_device(pool);
+    if (stream == NULL) {
+        *done = true;
+        return RL_OK;
+    }
+    return stream->ops->poll(stream, done);
+}
+
+void *device_stream_native(struct rl_pool *pool)
+{
+    struct device_stream *stream = rl_pool_device(pool);
+    return stream->ops->native(stream);
 }
 
 void device_write(struct rl_pool *pool, void *to, const void *host, size_t bytes)

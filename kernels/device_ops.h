@@ -17,6 +17,9 @@ struct device_ops {
     void (*read)(struct device_stream *stream, void *host, const void *from, size_t bytes);
     void (*clear)(struct device_stream *stream, void *to, size_t bytes);
     void (*copy)(struct device_stream *stream, void *to, const void *from, size_t bytes);
+    void (*uuid)(const struct device *device, unsigned char out[DEVICE_UUID_BYTES]);
+    rl_status (*poll)(struct device_stream *stream, bool *done);
+    void *(*native)(struct device_stream *stream);
 };
 
 /* First member of every device and of every stream. */

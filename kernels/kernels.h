@@ -315,7 +315,8 @@ struct kernel_sum_squares_args {
     const float *x;
     int64_t count;
     double *sum;
-    double *block_sums; /* scratch [ceil(count / 65536)] */
+    double *block_sums; /* [ceil(count / 65536)] of each 65536 elements; from the first to the last
+                           they add up to *sum */
 };
 
 /* AdamW (Loshchilov & Hutter 2019, as torch.optim.AdamW): decoupled decay, bias correction by

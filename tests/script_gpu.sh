@@ -1,6 +1,6 @@
 #!/bin/bash
 # The program on a GPU: refused in one line where there is none; on the emulated GPU generation,
-# training and resuming, beside the CPU.
+# training and resuming, beside the CPU; several learners on GPUs of their own, by the emulated NCCL.
 set -u
 foresight=$1
 emulated=$(dirname "$1")/foresight_emulated
@@ -59,6 +59,26 @@ FORESIGHT_EMULATED_KIB=$((least - 16))
     fail "a GPU that is too small: $(cat "$work/err")"
 [ ! -e "$work/runs/none/metrics.jsonl" ] || fail "a run that cannot fit began"
 unset FORESIGHT_EMULATED_KIB
+
+# --- two learners and a worker: whole and shared moments, with NCCL and without
+pair=(run.steps=2 checkpoint.every=2 cluster.learners=2 async.max_staleness=0 "${small[@]}")
+by_host="learners' GPUs sum by way of the host's memory: learners 0 and 1 share a GPU"
+export FORESIGHT_EMULATED_GPUS=3
+train_ranks 3 whole "${pair[@]}"
+train_ranks 3 shared "${pair[@]}" optimizer.zero_stage=1
+same_bits whole shared
+for run in whole shared; do
+    [ "$(grep -c "2 learners' GPUs sum by NCCL" "$work/$run.log")" = 1 ] || fail "$run: not by NCCL"
+done
+train_ranks 3 shared "${pair[@]}" optimizer.zero_stage=1 run.steps=3
+every_step shared 3
+FORESIGHT_EMULATED_GPUS=1 train_ranks 3 by_host "${pair[@]}" optimizer.zero_stage=1
+[ "$(grep -c "$by_host" "$work/by_host.log")" = 1 ] || fail "one GPU for two learners: $(tail -3 "$work/by_host.log")"
+FORESIGHT_EMULATED_NCCL=die:3:1 mpirun_flags=--enable-recovery start_ranks 3 lost "${pair[@]}"
+wait "$pid" && fail "a learner died in a sum, and the job ended well"
+grep -q "rank 1 is lost" "$work/lost.log" || fail "a learner died in a sum: $(tail -3 "$work/lost.log")"
+unset FORESIGHT_EMULATED_GPUS
+
 foresight=$cpu
 [ -f "$work/runs/gpu/checkpoints/step_000003/MANIFEST.json" ] || fail "no checkpoint of the GPU's third step"
 python3 - "$work"/runs/{gpu,tight}/metrics.jsonl <<'PY' || fail "metrics of the GPU's runs"

@@ -23,9 +23,9 @@ struct optimizer {
     const struct kernel_table *kernels;
     struct optimizer_state state;
     struct optimizer_share share;
-    struct model_slab m, v; /* mirrored in `state` */
-    float *sum;             /* [master_count] the host's: a device's gradient being summed */
-    double *block_sums;     /* scratch of the norm */
+    struct model_slab m, v;     /* mirrored in `state` */
+    struct optimizer_share sum; /* of a device's gradient, if every rank takes all of it */
+    double *block_sums;         /* scratch of the norm */
 };
 
 void optimizer_options_from_config(const struct rl_config *config, int64_t total_updates,
@@ -100,10 +100,6 @@ static rl_status share_out(struct optimizer *optimizer)
     struct optimizer_state *state = &optimizer->state;
     int64_t count = optimizer->layout->master_count;
     RL_TRY(optimizer_share_init(&optimizer->share, optimizer->options.share_among, count));
-    if (optimizer->share.collective != NULL && optimizer->layout->device != NULL) {
-        return rl_fail(RL_UNSUPPORTED, "optimizer.zero_stage: moments on a GPU cannot be shared "
-                                       "out among learners yet; expected 0");
-    }
     state->count = count;
     if (optimizer->share.collective != NULL) {
         int rank = optimizer->share.collective->rank;
@@ -152,7 +148,7 @@ void optimizer_destroy(struct optimizer *optimizer)
         return;
     }
     device_buffer_free(optimizer->layout->device, optimizer->block_sums);
-    device_free(optimizer->sum);
+    optimizer_share_fini(&optimizer->sum);
     model_slab_fini(optimizer->layout, &optimizer->v);
     model_slab_fini(optimizer->layout, &optimizer->m);
     optimizer_share_fini(&optimizer->share);
@@ -183,34 +179,30 @@ static rl_status gradient_norm(struct optimizer *optimizer, const float *grad, s
     return RL_OK;
 }
 
-/* The collective works on the host's memory. */
-static rl_status reduce_by_host(struct optimizer *optimizer, struct collective *collective,
-                                float *grad, struct rl_pool *pool)
+/* In two halves, so that the bits are those of moments that are shared out. */
+static rl_status reduce_whole(struct optimizer *optimizer, struct collective *collective,
+                              float *grad, struct rl_pool *pool)
 {
-    int64_t count = optimizer->layout->master_count;
-    size_t bytes = (size_t)count * sizeof(float);
-    if (collective->size == 1) {
-        return RL_OK;
+    struct optimizer_share *sum = &optimizer->sum;
+    if (sum->collective != collective) {
+        optimizer_share_fini(sum);
+        RL_TRY(optimizer_share_init(sum, collective, optimizer->layout->master_count));
     }
-    if (optimizer->sum == NULL) {
-        void *memory = NULL;
-        RL_TRY(device_alloc(bytes, "gradient to be summed", &memory));
-        optimizer->sum = memory;
+    if (sum->collective == NULL) {
+        return RL_OK; /* it is alone */
     }
-    RL_TRY(model_download(pool, optimizer->sum, grad, bytes));
-    RL_TRY(collective_sum_float(collective, optimizer->sum, count));
-    model_upload(pool, grad, optimizer->sum, bytes);
-    return RL_OK;
+    RL_TRY(collective_device_sum_share(collective, pool, grad, sum->bounds));
+    return collective_device_gather(collective, pool, sum->bytes, grad);
 }
 
 rl_status optimizer_reduce(struct optimizer *optimizer, struct collective *collective, float *grad,
                            struct rl_pool *pool)
 {
-    if (optimizer->layout->device != NULL) {
-        return reduce_by_host(optimizer, collective, grad, pool);
+    if (optimizer->share.collective != NULL) {
+        return collective_device_sum_share(collective, pool, grad, optimizer->share.bounds);
     }
-    return optimizer->share.collective != NULL
-               ? collective_sum_share(collective, grad, optimizer->share.bounds)
+    return optimizer->layout->device != NULL
+               ? reduce_whole(optimizer, collective, grad, pool)
                : collective_sum_float(collective, grad, optimizer->layout->master_count);
 }
 
@@ -393,7 +385,7 @@ rl_status optimizer_apply(struct optimizer *optimizer, const struct optimizer_we
         update_tensor(optimizer, &layout->tensors[i], weights, &common, pool);
     }
     if (optimizer->share.collective != NULL) {
-        RL_TRY(optimizer_share_spread(&optimizer->share, weights->master, &nonfinite));
+        RL_TRY(optimizer_share_spread(&optimizer->share, weights->master, &nonfinite, pool));
     }
     for (int32_t i = 0; i < layout->tensor_count; i++) {
         publish_rest(optimizer, &layout->tensors[i], weights, pool);

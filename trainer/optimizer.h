@@ -74,8 +74,7 @@ void optimizer_own_share(const struct rl_config *config, const struct collective
 enum model_keep optimizer_keep(const struct rl_config *config);
 
 /* Zero moments. `layout` and `kernels` are borrowed for life. Caller owns *out.
- * Errors: RL_NO_MEMORY, RL_INVALID (epsilon not > 0, a rate or beta out of range), RL_UNSUPPORTED
- * (moments shared out on a device). */
+ * Errors: RL_NO_MEMORY, RL_INVALID (epsilon not > 0, a rate or beta out of range). */
 rl_status optimizer_create(const struct optimizer_options *options,
                            const struct model_layout *layout, const struct kernel_table *kernels,
                            struct optimizer **out);
@@ -101,7 +100,7 @@ rl_status optimizer_apply(struct optimizer *optimizer, const struct optimizer_we
 void optimizer_skip(struct optimizer *optimizer, const char *why);
 
 /* Sum a gradient [master_count] over the ranks of `collective`, as far as this rank's update needs
- * it; a device's by way of the host's memory. Errors: the collective's, the device's. */
+ * it. Errors: the collective's, the device's. */
 rl_status optimizer_reduce(struct optimizer *optimizer, struct collective *collective, float *grad,
                            struct rl_pool *pool);
 

@@ -2,6 +2,7 @@
 #include "trainer/optimizer_share.h"
 
 #include "core/log.h"
+#include "kernels/device.h"
 
 #include <stdlib.h>
 
@@ -58,38 +59,61 @@ void optimizer_share_fini(struct optimizer_share *share)
     *share = (struct optimizer_share){0};
 }
 
-/* The kernel adds the sums of the blocks from the first to the last; so it is here. */
-rl_status optimizer_share_squares(const struct optimizer_share *share,
-                                  const struct kernel_table *kernels,
-                                  const struct kernel_sum_squares_args *args, struct rl_pool *pool)
+static void own_squares(const struct optimizer_share *share, const struct kernel_table *kernels,
+                        const struct kernel_sum_squares_args *args, struct rl_pool *pool)
 {
-    struct collective *c = share->collective;
-    int64_t first = share->bounds[c->rank];
-    int64_t blocks = share->sums[c->size] / (int64_t)sizeof(double);
-    double total = 0;
+    int rank = share->collective->rank;
+    int64_t first = share->bounds[rank];
     double own_sum = 0;
     struct kernel_sum_squares_args own = {.x = args->x + first,
-                                          .count = share->bounds[c->rank + 1] - first,
+                                          .count = share->bounds[rank + 1] - first,
                                           .sum = &own_sum,
                                           .block_sums =
                                               args->block_sums + first / OPTIMIZER_NORM_BLOCK};
     if (own.count > 0) {
         kernels->sum_squares(&own, pool);
     }
-    RL_TRY(collective_gather(c, own.block_sums, share->sums, args->block_sums, COLLECTIVE_ALL));
-    for (int64_t b = 0; b < blocks; b++) {
-        total += args->block_sums[b];
+}
+
+/* The kernel adds the sums of the blocks from the first to the last; so it is here. */
+static rl_status add_squares(const struct optimizer_share *share,
+                             const struct kernel_sum_squares_args *args, struct rl_pool *pool,
+                             double *sums)
+{
+    struct collective *c = share->collective;
+    const int64_t *bytes = share->sums;
+    char *own = (char *)sums + bytes[c->rank];
+    double total = 0;
+    RL_TRY(device_read(pool, own, (const char *)args->block_sums + bytes[c->rank],
+                       (size_t)(bytes[c->rank + 1] - bytes[c->rank])));
+    RL_TRY(collective_gather(c, own, bytes, sums, COLLECTIVE_ALL));
+    for (size_t b = 0; b < (size_t)bytes[c->size] / sizeof(double); b++) {
+        total += sums[b];
     }
     *args->sum = total;
     return RL_OK;
 }
 
+rl_status optimizer_share_squares(const struct optimizer_share *share,
+                                  const struct kernel_table *kernels,
+                                  const struct kernel_sum_squares_args *args, struct rl_pool *pool)
+{
+    double *sums = malloc((size_t)share->sums[share->collective->size]);
+    if (sums == NULL) {
+        return rl_fail(RL_NO_MEMORY, "optimizer: no memory for the sums of the norm");
+    }
+    own_squares(share, kernels, args, pool);
+    rl_status status = add_squares(share, args, pool, sums);
+    free(sums);
+    return status;
+}
+
 rl_status optimizer_share_spread(const struct optimizer_share *share, float *slab,
-                                 int32_t *nonfinite)
+                                 int32_t *nonfinite, struct rl_pool *pool)
 {
     struct collective *c = share->collective;
     double bad = *nonfinite;
-    RL_TRY(collective_gather(c, slab + share->bounds[c->rank], share->bytes, slab, COLLECTIVE_ALL));
+    RL_TRY(collective_device_gather(c, pool, share->bytes, slab));
     RL_TRY(collective_max_double(c, &bad, 1));
     *nonfinite = bad != 0;
     return RL_OK;

@@ -38,15 +38,16 @@ rl_status optimizer_share_init(struct optimizer_share *share, struct collective 
 void optimizer_share_fini(struct optimizer_share *share);
 
 /* *squares = sum of squares of all of a slab [count], of which every rank has its own share right:
- * `args` are the kernel's for the whole slab. Collective. Errors: the collective's. */
+ * `args` are the kernel's for the whole slab. Collective. Errors: the collective's, the device's,
+ * RL_NO_MEMORY. */
 rl_status optimizer_share_squares(const struct optimizer_share *share,
                                   const struct kernel_table *kernels,
                                   const struct kernel_sum_squares_args *args, struct rl_pool *pool);
 
-/* Every rank's share of a slab to every rank, and *nonfinite set where any rank has it set.
- * Collective. Errors: the collective's. */
+/* Every rank's share of a slab, on the pool's device, to every rank, and *nonfinite set where any
+ * rank has it set. Collective. Errors: the collective's, the device's. */
 rl_status optimizer_share_spread(const struct optimizer_share *share, float *slab,
-                                 int32_t *nonfinite);
+                                 int32_t *nonfinite, struct rl_pool *pool);
 
 /* A stretch [first, first + count) of a slab; `out` [count] on rank 0, NULL elsewhere. */
 struct optimizer_window {

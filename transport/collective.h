@@ -14,6 +14,7 @@
 #include <stdint.h>
 
 struct collective;
+struct rl_pool;
 
 enum { COLLECTIVE_ALL = -1 }; /* every rank is the root */
 
@@ -30,11 +31,23 @@ struct collective_ops {
     void (*destroy)(struct collective *c);
 };
 
+/* How what lies in GPUs' memory goes between them without the host's: as collective_device_* below,
+ * on the stream that it was made for. */
+struct collective_device {
+    const struct collective_device_ops *ops;
+};
+
+struct collective_device_ops {
+    rl_status (*sum_share)(struct collective_device *device, float *values, const int64_t *bounds);
+    rl_status (*gather)(struct collective_device *device, const int64_t *bounds, void *whole);
+};
+
 /* First member of every implementation. */
 struct collective {
     const struct collective_ops *ops;
     int rank; /* among the learners */
     int size;
+    struct collective_device *device; /* of collective_gpu.h; NULL: the host's memory is the way */
 };
 
 /* One learner: every operation is the identity. Caller owns *out. Errors: RL_NO_MEMORY. */
@@ -53,6 +66,12 @@ bool collective_mpi_active(struct collective *collective);
 
 /* A learner is lost: the running operation and all later ones fail with RL_PEER_LOST. Pump. */
 void collective_mpi_note_lost(struct collective *collective, int rank);
+
+/* RL_OK while it works, else what broke it. Any thread. */
+rl_status collective_mpi_health(struct collective *collective);
+
+/* From now on every operation of this rank fails with `status`. Any thread. */
+void collective_mpi_give_up(struct collective *collective, rl_status status);
 
 /* Sum over ranks in place, values [count]. Blocking, compute thread.
  * Errors: RL_TIMEOUT, RL_PEER_LOST, RL_INTERNAL (the ranks' calls do not match). */
@@ -78,6 +97,17 @@ rl_status collective_sum_share(struct collective *c, float *values, const int64_
  * where part is whole + bounds[rank]. Errors as above. */
 rl_status collective_gather(struct collective *c, const void *part, const int64_t *bounds,
                             void *whole, int root);
+
+/* The two of them for arrays in the memory of the device whose stream `pool` holds (in the host's,
+ * if it holds none), after all that was queued on the stream; done on return. By NCCL if
+ * collective_gpu.h has set that up, else by way of the host's memory. The sums' bits depend on the
+ * way, the ranks and `bounds` alone. Errors: the device's, RL_NO_MEMORY, and as above. */
+rl_status collective_device_sum_share(struct collective *c, struct rl_pool *pool, float *values,
+                                      const int64_t *bounds);
+
+/* In place, to every rank: this one's part is whole + bounds[rank]. */
+rl_status collective_device_gather(struct collective *c, struct rl_pool *pool,
+                                   const int64_t *bounds, void *whole);
 
 /* Every rank gives its status, every rank gets the worst (the largest code); RL_OK if all are
  * fine. The return value is about the exchange itself. */

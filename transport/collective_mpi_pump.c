@@ -448,3 +448,26 @@ void collective_mpi_note_lost(struct collective *base, int rank)
     collective_mpi_break(c, RL_PEER_LOST, rank);
     pthread_mutex_unlock(&c->mutex);
 }
+
+rl_status collective_mpi_health(struct collective *base)
+{
+    if (base->size == 1) {
+        return RL_OK;
+    }
+    struct collective_mpi *c = (struct collective_mpi *)base;
+    pthread_mutex_lock(&c->mutex);
+    rl_status status = c->broken;
+    pthread_mutex_unlock(&c->mutex);
+    return status;
+}
+
+void collective_mpi_give_up(struct collective *base, rl_status status)
+{
+    if (base->size == 1) {
+        return;
+    }
+    struct collective_mpi *c = (struct collective_mpi *)base;
+    pthread_mutex_lock(&c->mutex);
+    collective_mpi_break(c, status, -1);
+    pthread_mutex_unlock(&c->mutex);
+}

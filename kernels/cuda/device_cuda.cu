@@ -225,16 +225,43 @@ static struct cuda_stream *named(struct device_stream *base, const char *op)
     return stream;
 }
 
-static rl_status stream_wait(struct device_stream *base)
+static rl_status stream_report(struct cuda_stream *stream)
 {
-    struct cuda_stream *stream = reinterpret_cast<struct cuda_stream *>(base);
-    cuda_check(stream, cudaSetDevice(stream->device->index), "cudaSetDevice");
-    cuda_wait(stream);
     if (stream->failure != RL_OK && !stream->reported) {
         stream->reported = true;
         return rl_fail(stream->failure, "%s", stream->text);
     }
     return stream->failure;
+}
+
+static rl_status stream_wait(struct device_stream *base)
+{
+    struct cuda_stream *stream = reinterpret_cast<struct cuda_stream *>(base);
+    cuda_check(stream, cudaSetDevice(stream->device->index), "cudaSetDevice");
+    cuda_wait(stream);
+    return stream_report(stream);
+}
+
+/* The fetches of what is done land with the next wait. */
+static rl_status stream_poll(struct device_stream *base, bool *done)
+{
+    struct cuda_stream *stream = reinterpret_cast<struct cuda_stream *>(base);
+    cuda_check(stream, cudaSetDevice(stream->device->index), "cudaSetDevice");
+    const cudaError_t error = cudaStreamQuery(stream->handle);
+    if (error == cudaErrorNotReady) {
+        (void)cudaGetLastError(); /* it counts as one otherwise */
+    } else {
+        cuda_check(stream, error, "waiting");
+    }
+    *done = error != cudaErrorNotReady;
+    return stream_report(stream);
+}
+
+static void *stream_native(struct device_stream *base)
+{
+    struct cuda_stream *stream = reinterpret_cast<struct cuda_stream *>(base);
+    cuda_check(stream, cudaSetDevice(stream->device->index), "cudaSetDevice");
+    return stream->handle;
 }
 
 static void stream_write(struct device_stream *base, void *to, const void *host, size_t bytes)
@@ -292,11 +319,19 @@ static void device_end(struct device *device)
     free(device);
 }
 
+static void device_uuid(const struct device *device, unsigned char out[DEVICE_UUID_BYTES])
+{
+    struct cudaDeviceProp properties = {};
+    (void)cudaGetDeviceProperties(&properties, device->index);
+    static_assert(sizeof properties.uuid == DEVICE_UUID_BYTES, "CUDA's are as long");
+    memcpy(out, &properties.uuid, DEVICE_UUID_BYTES);
+}
+
 static rl_status stream_open(struct device *device, struct device_stream **out);
 
 static const struct device_ops cuda_ops = {
-    device_end,  memory_info,  buffer_alloc, buffer_free,  stream_open, stream_close,
-    stream_wait, stream_write, stream_read,  stream_clear, stream_copy,
+    device_end,   memory_info, buffer_alloc, buffer_free, stream_open, stream_close, stream_wait,
+    stream_write, stream_read, stream_clear, stream_copy, device_uuid, stream_poll,  stream_native,
 };
 
 static rl_status stream_open(struct device *device, struct device_stream **out)

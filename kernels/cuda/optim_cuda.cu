@@ -5,7 +5,7 @@
 
 enum {
     THREADS = 256,
-    SUM_BLOCK = 16384, /* elements whose squares one block adds up */
+    SUM_BLOCK = 65536, /* elements whose squares one block adds up: kernels.h */
     WARPS = THREADS / WARP
 };
 
@@ -50,15 +50,22 @@ static __global__ void squares_kernel(const float *x, int64_t count, double *sum
     }
 }
 
-/* One block. */
+/* One block; one thread adds, from the first sum to the last, as the CPU does. */
 static __global__ void total_kernel(const double *sums, int64_t count, double *total)
 {
-    __shared__ double room[WARPS];
+    __shared__ double room[THREADS];
     double sum = 0.0;
-    for (int64_t i = threadIdx.x; i < count; i += THREADS) {
-        sum += sums[i];
+    for (int64_t first = 0; first < count; first += THREADS) {
+        const int64_t left = min(count - first, (int64_t)THREADS);
+        __syncthreads(); /* the last ones were added */
+        if (threadIdx.x < left) {
+            room[threadIdx.x] = sums[first + threadIdx.x];
+        }
+        __syncthreads();
+        for (int64_t i = 0; threadIdx.x == 0 && i < left; i++) {
+            sum += room[i];
+        }
     }
-    sum = block_sum(sum, room);
     if (threadIdx.x == 0) {
         *total = sum;
     }
@@ -68,14 +75,14 @@ extern "C" void sum_squares_cuda(const struct kernel_sum_squares_args *a, struct
 {
     struct cuda_stream *stream = cuda_op_begin(pool, "sum_squares");
     const int64_t blocks = (a->count + SUM_BLOCK - 1) / SUM_BLOCK;
-    double *sums = (double *)cuda_scratch(stream, (size_t)(blocks + 1) * sizeof(double));
-    if (sums != NULL) {
+    double *total = (double *)cuda_scratch(stream, sizeof(double));
+    if (total != NULL) {
         if (blocks > 0) {
             CUDA_LAUNCH(squares_kernel, dim3((unsigned)blocks), dim3(THREADS), 0, stream, a->x,
-                        a->count, sums);
+                        a->count, a->block_sums);
         }
-        CUDA_LAUNCH(total_kernel, dim3(1), dim3(THREADS), 0, stream, sums, blocks, sums + blocks);
-        cuda_fetch(stream, a->sum, sums + blocks, sizeof *a->sum);
+        CUDA_LAUNCH(total_kernel, dim3(1), dim3(THREADS), 0, stream, a->block_sums, blocks, total);
+        cuda_fetch(stream, a->sum, total, sizeof *a->sum);
         cuda_wait(stream);
     }
     cuda_op_end(stream);

@@ -309,8 +309,13 @@ typedef struct emulation_event *cudaEvent_t;
 typedef struct emulation_graph *cudaGraph_t;
 typedef struct emulation_graph *cudaGraphExec_t;
 
+struct cudaUUID_t {
+    char bytes[16];
+};
+
 struct cudaDeviceProp {
     char name[256];
+    cudaUUID_t uuid;
     size_t totalGlobalMem;
     int multiProcessorCount, major, minor;
 };
@@ -336,6 +341,7 @@ cudaError_t cudaMemsetAsync(void *data, int value, size_t bytes, cudaStream_t st
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned flags);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+cudaError_t cudaStreamQuery(cudaStream_t stream);
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags);
 cudaError_t cudaDeviceSynchronize();
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *out, unsigned flags);
@@ -372,6 +378,10 @@ void emulation_launch(const emulation_kernel &kernel, cudaStream_t stream);
 
 /* Queue anything that may touch device memory (a library's function). */
 void emulation_enqueue(cudaStream_t stream, std::function<void()> work);
+
+/* Queue what takes time: `step` is called again and again until it is true. It runs as host code
+ * does, and may enter by itself. */
+void emulation_enqueue_steps(cudaStream_t stream, std::function<bool()> step);
 
 /* The running block's dynamic shared memory. */
 char *emulation_shared();

@@ -25,7 +25,8 @@ enum { EMULATION_SLOT = 64 }; /* bytes that a lane can hand to its warp at once 
  * each block. */
 void emulation_set_order(uint64_t seed);
 
-/* Devices that cudaGetDeviceCount finds; 1 at first. */
+/* Devices that cudaGetDeviceCount finds; at first 1, or as many as FORESIGHT_EMULATED_GPUS says.
+ * Processes that use a device of the same number share one GPU, as far as its identity goes. */
 void emulation_set_devices(int count);
 
 /* Let allocations of device memory fail after `count` more have succeeded; -1: never. */

@@ -11,16 +11,20 @@
 #include <memory>
 #include <mutex>
 #include <sys/mman.h>
+#include <unistd.h>
 #include <vector>
 
 using work = std::function<void()>;
+
+/* What a stream does next: called again until it is true, then over. */
+using step = std::function<bool()>;
 
 struct emulation_graph {
     std::vector<work> nodes;
 };
 
 struct emulation_stream {
-    std::deque<work> queue;
+    std::deque<step> queue;
     uint64_t queued = 0, executed = 0;
     std::unique_ptr<emulation_graph> capture;
 };
@@ -33,11 +37,18 @@ struct emulation_event {
 namespace
 {
 enum : size_t { BUFFER_ALIGN = 256 };
+enum { STEP_PAUSE_US = 100 };
 
 struct buffer {
     char *map, *data;
     size_t mapped, bytes;
 };
+
+int given_devices()
+{
+    const char *text = getenv("FORESIGHT_EMULATED_GPUS");
+    return text != nullptr ? (int)strtol(text, nullptr, 10) : 1;
+}
 
 std::recursive_mutex lock;
 std::map<const char *, buffer> buffers; /* by data */
@@ -48,7 +59,7 @@ emulation_stream legacy; /* the stream named NULL */
 cudaError_t last_error = cudaSuccess;
 cudaError_t broken = cudaSuccess; /* sticky */
 bool break_next;
-int depth, devices = 1, memory_countdown = -1, current_device;
+int depth, devices = given_devices(), memory_countdown = -1, current_device;
 size_t held;
 
 /* All of its memory: 8 GiB, or what FORESIGHT_EMULATED_KIB says. */
@@ -84,13 +95,23 @@ void execute(const work &item)
     emulation_leave();
 }
 
+/* One step of a stream; false: what is first in its queue has to wait. */
+bool advance(emulation_stream *stream)
+{
+    if (broken == cudaSuccess && !stream->queue.front()()) {
+        return false;
+    }
+    stream->queue.pop_front();
+    stream->executed++;
+    return true;
+}
+
 void run_until(emulation_stream *stream, uint64_t upto)
 {
     while (stream->executed < upto) {
-        work item = std::move(stream->queue.front());
-        stream->queue.pop_front();
-        stream->executed++;
-        execute(item);
+        if (!advance(stream)) {
+            usleep(STEP_PAUSE_US);
+        }
     }
 }
 
@@ -111,7 +132,10 @@ void push(cudaStream_t handle, work item)
         stream->capture->nodes.push_back(std::move(item));
         return;
     }
-    stream->queue.push_back(std::move(item));
+    stream->queue.push_back([item] {
+        execute(item);
+        return true;
+    });
     stream->queued++;
 }
 
@@ -242,6 +266,17 @@ void emulation_enqueue(cudaStream_t stream, work item)
     push(stream, std::move(item));
 }
 
+void emulation_enqueue_steps(cudaStream_t handle, std::function<bool()> item)
+{
+    guard hold(lock);
+    emulation_stream *stream = named(handle);
+    if (stream->capture != nullptr) {
+        emulation_fail("work that waits for other processes cannot be captured");
+    }
+    stream->queue.push_back(std::move(item));
+    stream->queued++;
+}
+
 void emulation_launch(const emulation_kernel &kernel, cudaStream_t stream)
 {
     guard hold(lock);
@@ -340,7 +375,8 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int device)
     if (device < 0 || device >= devices) {
         return fail(cudaErrorInvalidDevice);
     }
-    *properties = cudaDeviceProp{"emulated GPU", memory_bytes, 2, 9, 0};
+    *properties = cudaDeviceProp{"emulated GPU", {"emulated GPU"}, memory_bytes, 2, 9, 0};
+    properties->uuid.bytes[15] = (char)device;
     return cudaSuccess;
 }
 
@@ -492,6 +528,17 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream)
     }
     run_all(named(stream));
     return broken;
+}
+
+/* Time passes: what can be done is done. */
+cudaError_t cudaStreamQuery(cudaStream_t handle)
+{
+    guard hold(lock);
+    emulation_stream *stream = named(handle);
+    while (stream->executed < stream->queued && advance(stream)) {
+    }
+    bool done = stream->executed == stream->queued;
+    return broken != cudaSuccess ? broken : fail(done ? cudaSuccess : cudaErrorNotReady);
 }
 
 cudaError_t cudaDeviceSynchronize()

@@ -1,0 +1,321 @@
+/* Learners' sums by NCCL, on emulated GPUs and an emulated NCCL
+ * (tests/emulation/emulation_nccl.cpp, which says how it is told to fail). Each case runs this very
+ * program again under mpirun, as "test_transport_nccl_emulated --rank CASE"; a rank reports what
+ * went wrong and ends with a code that says so. */
+#include "core/clock.h"
+#include "core/pool.h"
+#include "kernels/device.h"
+#include "transport/channel_mpi.h"
+#include "transport/collective_gpu.h"
+#include "transport/world.h"
+
+#include <check.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define RANK_CHECK(condition)                                                                      \
+    do {                                                                                           \
+        if (!(condition)) {                                                                        \
+            fprintf(stderr, "%s:%d: %s is false\n", __FILE__, __LINE__, #condition);               \
+            _exit(3);                                                                              \
+        }                                                                                          \
+    } while (0)
+
+enum { RANKS_MAX = 3, WINDOWS = 17 << 20 /* floats: more than the staging memory holds */ };
+
+static const double launch_limit_s = 120;
+
+/* --- the ranks' side ------------------------------------------------------------------------- */
+
+struct rank {
+    const char *name;
+    struct world *world;
+    struct channel *channel;
+    struct collective *collective; /* NULL on the last rank, which is no learner */
+    struct device *device;
+    struct rl_pool *pool;
+    int code; /* that it ends with */
+    atomic_bool finished;
+};
+
+static float value_of(int rank, int64_t i)
+{
+    return (float)((i * 7919 + rank * 104729) % 1000003) * 1e-3F;
+}
+
+/* The sum at element i of what `value_of` gives, begun at `first` and going round. */
+static float sum_from(int first, int size, int64_t i)
+{
+    float sum = value_of(first % size, i);
+    for (int step = 1; step < size; step++) {
+        sum += value_of((first + step) % size, i);
+    }
+    return sum;
+}
+
+static void set_bounds(int kind, int64_t count, int size, int64_t *bounds)
+{
+    for (int rank = 0; rank <= size; rank++) {
+        bounds[rank] = rank == 0 ? 0 : count; /* all is the first one's */
+    }
+    for (int rank = 1; rank < size && kind > 0; rank++) {
+        bounds[rank] = kind == 1 ? count / size * rank : rank; /* alike, or mostly the last one's */
+    }
+}
+
+/* Sum by shares and gather, as learners do; returns the first failure. */
+static rl_status sum_and_gather(struct rank *r, int64_t count, int kind, float *host)
+{
+    int size = r->collective->size;
+    size_t bytes = (size_t)count * sizeof(float);
+    int64_t bounds[RANKS_MAX + 1];
+    int64_t byte_bounds[RANKS_MAX + 1];
+    void *data = NULL;
+    set_bounds(kind, count, size, bounds);
+    for (int rank = 0; rank <= size; rank++) {
+        byte_bounds[rank] = bounds[rank] * (int64_t)sizeof(float);
+    }
+    for (int64_t i = 0; i < count; i++) {
+        host[i] = value_of(r->collective->rank, i);
+    }
+    RANK_CHECK(device_buffer_alloc(r->device, bytes, "values", &data) == RL_OK);
+    device_write(r->pool, data, host, bytes);
+    rl_status status = collective_device_sum_share(r->collective, r->pool, data, bounds);
+    if (status == RL_OK) {
+        status = collective_device_gather(r->collective, r->pool, byte_bounds, data);
+    }
+    if (status == RL_OK) {
+        status = device_read(r->pool, host, data, bytes);
+    }
+    device_buffer_free(r->device, data);
+    return status;
+}
+
+/* Every element is the sum in the order of the way that was to be taken. */
+static void check_sums(struct rank *r, int64_t count, int kind, bool nccl)
+{
+    float *host = malloc((size_t)count * sizeof(float));
+    int64_t bounds[RANKS_MAX + 1];
+    int size = r->collective->size;
+    RANK_CHECK(host != NULL && sum_and_gather(r, count, kind, host) == RL_OK);
+    set_bounds(kind, count, size, bounds);
+    for (int owner = 0; owner < size; owner++) {
+        for (int64_t i = bounds[owner]; i < bounds[owner + 1]; i++) {
+            RANK_CHECK(host[i] == sum_from(nccl ? owner + 1 : 0, size, i));
+        }
+    }
+    free(host);
+}
+
+static void case_sums(struct rank *r)
+{
+    RANK_CHECK(r->collective->device != NULL);
+    for (int kind = 0; kind < 3; kind++) {
+        check_sums(r, 100003, kind, true);
+    }
+    check_sums(r, WINDOWS, 1, true);
+}
+
+/* By way of the host: something was in the way, on one rank or on all. */
+static void case_host(struct rank *r)
+{
+    RANK_CHECK(r->collective->device == NULL);
+    check_sums(r, 100003, 1, false);
+}
+
+/* An operation fails in the end, here and everywhere, and none is begun after it. */
+static void case_broken(struct rank *r)
+{
+    float host[1000];
+    rl_status status = RL_OK;
+    RANK_CHECK(r->collective->device != NULL);
+    double started_s = rl_clock_now_s(NULL);
+    for (int i = 0; i < 4 && status == RL_OK; i++) {
+        status = sum_and_gather(r, 1000, 1, host);
+    }
+    RANK_CHECK(status != RL_OK && rl_clock_now_s(NULL) - started_s < 60);
+    RANK_CHECK(collective_barrier(r->collective) != RL_OK);
+    RANK_CHECK(sum_and_gather(r, 1000, 1, host) != RL_OK);
+    RANK_CHECK(device_wait(r->pool) == RL_OK); /* its GPU is as good as ever */
+}
+
+/* As above; who is left knows that it was a loss. */
+static void case_death(struct rank *r)
+{
+    case_broken(r);
+    RANK_CHECK(collective_mpi_health(r->collective) == RL_PEER_LOST);
+    r->code = 5;
+}
+
+static void learn(struct rank *r)
+{
+    struct device_survey survey;
+    device_gpu_survey(&survey);
+    RANK_CHECK(device_gpu_open(world_local_rank(r->world) % survey.count, &r->device) == RL_OK);
+    RANK_CHECK(rl_pool_create(1, &r->pool) == RL_OK);
+    RANK_CHECK(device_stream_start(r->device, r->pool) == RL_OK);
+    bool fails = strcmp(r->name, "broken") == 0 || strcmp(r->name, "host") == 0;
+    RANK_CHECK(collective_gpu_start(r->collective, r->device, r->pool, fails ? 4 : 60) == RL_OK);
+    if (strcmp(r->name, "sums") == 0) {
+        case_sums(r);
+    } else if (strcmp(r->name, "host") == 0) {
+        case_host(r);
+    } else if (strcmp(r->name, "death") == 0) {
+        case_death(r);
+    } else {
+        case_broken(r);
+    }
+    collective_gpu_stop(r->collective);
+    device_stream_stop(r->pool);
+    rl_pool_destroy(r->pool);
+    device_close(r->device);
+}
+
+static void *compute(void *arg)
+{
+    struct rank *r = arg;
+    if (r->collective != NULL) {
+        learn(r);
+    }
+    atomic_store(&r->finished, true);
+    return NULL;
+}
+
+static bool rank_is_finished(void *arg)
+{
+    return atomic_load(&((struct rank *)arg)->finished);
+}
+
+static int rank_main(const char *name)
+{
+    struct rank r = {.name = name};
+    struct channel_mpi_options options = {.ring_messages = 4,
+                                          .credits = 4,
+                                          .heartbeat_s = 0.05,
+                                          .dead_after_s = 30,
+                                          .first_contact_s = 60};
+    pthread_t thread;
+    RANK_CHECK(world_open(NULL, NULL, &r.world) == RL_OK);
+    int learners = world_size(r.world) - 1;
+    RANK_CHECK(world_form(r.world, learners) == RL_OK);
+    if (world_rank(r.world) < learners) {
+        RANK_CHECK(collective_mpi_create(r.world, 60, &r.collective) == RL_OK);
+    }
+    RANK_CHECK(channel_mpi_create(r.world, &options, &r.channel) == RL_OK);
+    RANK_CHECK(pthread_create(&thread, NULL, compute, &r) == 0);
+    RANK_CHECK(channel_mpi_pump(r.channel, r.collective, rank_is_finished, &r, 100) == RL_OK);
+    pthread_join(thread, NULL);
+    if (r.collective != NULL) {
+        puts("done");
+        fflush(stdout);
+    }
+    channel_close(r.channel);
+    collective_destroy(r.collective);
+    world_close(r.world, r.code, 30);
+    return r.code;
+}
+
+/* --- the test's side ------------------------------------------------------------------------- */
+
+struct launch {
+    const char *name;    /* of the case */
+    const char *ranks;   /* one more than learners */
+    const char *gpus;    /* of the emulated machine */
+    const char *trouble; /* of its NCCL; "": none */
+    const char *flag;    /* of mpirun */
+    int done, status;    /* learners that come to their end, mpirun's exit status */
+};
+
+static void launch_exec(const struct launch *launch, int out)
+{
+    char self[4096];
+    ssize_t length = readlink("/proc/self/exe", self, sizeof self - 1);
+    if (length <= 0) {
+        _exit(126);
+    }
+    self[length] = '\0';
+    setpgid(0, 0);
+    dup2(out, STDOUT_FILENO);
+    setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 1);
+    setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 1);
+    setenv("ASAN_OPTIONS", "detect_leaks=0", 1); /* MPI itself leaks */
+    setenv("FORESIGHT_EMULATED_GPUS", launch->gpus, 1);
+    if (launch->trouble[0] != '\0') {
+        setenv("FORESIGHT_EMULATED_NCCL", launch->trouble, 1);
+    }
+    execlp("mpirun", "mpirun", "--oversubscribe", launch->flag, "-n", launch->ranks, self, "--rank",
+           launch->name, (char *)NULL);
+    _exit(127);
+}
+
+/* Lines "done" in what the ranks wrote. */
+static int launch_count(FILE *out)
+{
+    char line[256];
+    int done = 0;
+    rewind(out);
+    while (fgets(line, sizeof line, out) != NULL) {
+        done += strcmp(line, "done\n") == 0;
+    }
+    return done;
+}
+
+START_TEST(cases)
+{
+    static const char plain[] = "--oversubscribe";
+    static const struct launch launches[] = {
+        {"sums", "4", "3", "", plain, 3, 0},
+        {"host", "3", "1", "", plain, 2, 0},           /* both on one GPU */
+        {"host", "3", "2", "none:0:1", plain, 2, 0},   /* one has no NCCL */
+        {"host", "3", "2", "fail:0:1", plain, 2, 0},   /* they cannot meet */
+        {"broken", "3", "2", "hang:3:1", plain, 2, 0}, /* a GPU does not come back */
+        {"broken", "3", "2", "busy:4:0", plain, 2, 0}, /* a call does not end */
+        {"death", "3", "2", "die:2:1", "--enable-recovery", 1, 1},
+    };
+    const struct launch *launch = &launches[_i];
+    FILE *out = tmpfile();
+    ck_assert_ptr_nonnull(out);
+    pid_t pid = fork();
+    ck_assert_int_ge(pid, 0);
+    if (pid == 0) {
+        launch_exec(launch, fileno(out));
+    }
+    double deadline_s = rl_clock_now_s(NULL) + launch_limit_s;
+    int status = 0;
+    while (waitpid(pid, &status, WNOHANG) == 0) {
+        if (rl_clock_now_s(NULL) > deadline_s) {
+            kill(-pid, SIGKILL);
+            waitpid(pid, &status, 0);
+            ck_abort_msg("case %d did not end", _i);
+        }
+        rl_clock_sleep_s(NULL, 0.02);
+    }
+    ck_assert_int_eq(launch_count(out), launch->done);
+    fclose(out);
+    ck_assert(WIFEXITED(status));
+    ck_assert_int_eq(WEXITSTATUS(status), launch->status);
+}
+END_TEST
+
+int main(int argc, char **argv)
+{
+    if (argc == 3 && strcmp(argv[1], "--rank") == 0) {
+        return rank_main(argv[2]);
+    }
+    Suite *suite = suite_create("nccl");
+    TCase *tests = tcase_create("ranks");
+    tcase_set_timeout(tests, 150);
+    tcase_add_loop_test(tests, cases, 0, 7);
+    suite_add_tcase(suite, tests);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_NORMAL);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed == 0 ? 0 : 1;
+}
