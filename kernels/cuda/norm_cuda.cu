@@ -4,11 +4,10 @@
 #include "kernels/cuda/float_cuda.h"
 
 enum {
-    NARROW = 256,        /* rows up to this width take one warp */
-    WIDE_THREADS = 256,  /* threads of wider ones */
-    WARPS_MAX = 8,       /* of WIDE_THREADS */
-    PARTS_NARROW = 1024, /* blocks that backward splits the rows into */
-    PARTS_WIDE = 256
+    NARROW = 256,       /* rows up to this width take one warp */
+    WIDE_THREADS = 256, /* threads of wider ones */
+    WARPS_MAX = 8,      /* of WIDE_THREADS */
+    PARTS = 1024        /* blocks that backward splits the rows into */
 };
 
 static int row_threads(int64_t c)
@@ -125,8 +124,7 @@ extern "C" void rmsnorm_backward_cuda(const struct kernel_rmsnorm_args *a, struc
     if (a->m == 0) {
         return;
     }
-    const int64_t most = a->c <= NARROW ? PARTS_NARROW : PARTS_WIDE;
-    const int64_t rows = (a->m + most - 1) / most;
+    const int64_t rows = (a->m + PARTS - 1) / PARTS;
     const int64_t parts = (a->m + rows - 1) / rows;
     float *partial = (float *)cuda_scratch(stream, (size_t)(parts * a->c) * sizeof(float));
     if (partial != NULL) {
