@@ -38,7 +38,7 @@ function(emulation_flags target)
   endif()
 endfunction()
 add_subdirectory(${CMAKE_SOURCE_DIR}/tests/emulation)
-foreach(name check_kernels check_same_bits check_sampling test_kernels_device test_model_device
+foreach(name check_kernels check_gradients check_same_bits check_sampling test_kernels_device test_model_device
         test_model_golden test_model_same_bits)
   add_executable(${name}_emulated ${CMAKE_SOURCE_DIR}/tests/${name}.c
                  $<TARGET_OBJECTS:kernels_emulated>)
