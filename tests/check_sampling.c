@@ -86,6 +86,7 @@ START_TEST(draw_follows_the_definition)
         }
         ck_assert(before <= u * total && u * total < before + (double)p[id]);
     }
+    memory_fini(&m);
 }
 END_TEST
 
