@@ -83,8 +83,8 @@ extern "C" void head_backward_cuda(const struct kernel_head_args *a, struct rl_p
 {
     struct cuda_stream *stream = cuda_op_begin(pool, "head_backward");
     const int64_t columns = a->m > 0 ? head_wave_columns(a->m, a->v) : 0;
-    struct head_product product;
-    if (a->m == 0 || !head_product_make(stream, a, &product)) {
+    struct head_product product = {a->x, a->w, a->dtype, {NULL, 0, 0}, a->m, a->v, a->c};
+    if (a->m == 0 || !head_product_round(stream, &product)) {
         cuda_op_end(stream);
         return;
     }

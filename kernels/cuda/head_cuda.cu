@@ -117,24 +117,51 @@ static __global__ void chunk_kernel(struct head_wave a)
     }
 }
 
-void head_wave_run(struct cuda_stream *stream, const struct head_product *product,
+bool head_product_round(struct cuda_stream *stream, struct head_product *product)
+{
+    const struct linear_round_args round = {
+        product->rows, product->dtype, product->m, product->c, product->c, RUN, RUN};
+    return product->x.data != NULL || linear_round(stream, &round, &product->x);
+}
+
+/* Logits of few rows, which need no rounding. False where they do. */
+static bool head_wave_few(struct cuda_stream *stream, const struct head_product *product,
+                          const struct head_wave *wave, const void *w)
+{
+    struct kernel_linear_args map = {};
+    map.w = w;
+    map.dtype = product->dtype;
+    map.x = (float *)(uintptr_t)product->rows;
+    map.y = wave->z;
+    map.m = wave->m;
+    map.n = wave->count;
+    map.k = product->c;
+    map.x_stride = product->c;
+    map.y_stride = wave->stride;
+    return linear_forward_few(stream, &map, 1);
+}
+
+void head_wave_run(struct cuda_stream *stream, struct head_product *product,
                    const struct head_wave *wave)
 {
     const int64_t offset = wave->start * product->c * linear_width(product->dtype);
-    const struct matmul_args logits = {.kind = MATMUL_FORWARD,
-                                       .dtype = product->dtype,
-                                       .a = (const char *)product->w + offset,
-                                       .b = product->x.data,
-                                       .d = wave->z,
-                                       .bias = NULL,
-                                       .m = (wave->count + RUN - 1) / RUN * RUN,
-                                       .n = wave->m,
-                                       .depth = product->c,
-                                       .lda = product->c,
-                                       .ldb = product->x.ld,
-                                       .ldd = wave->stride,
-                                       .accumulate = false};
-    matmul_run(stream, &logits);
+    const void *w = (const char *)product->w + offset;
+    if (!head_wave_few(stream, product, wave, w) && head_product_round(stream, product)) {
+        const struct matmul_args logits = {.kind = MATMUL_FORWARD,
+                                           .dtype = product->dtype,
+                                           .a = w,
+                                           .b = product->x.data,
+                                           .d = wave->z,
+                                           .bias = NULL,
+                                           .m = (wave->count + RUN - 1) / RUN * RUN,
+                                           .n = wave->m,
+                                           .depth = product->c,
+                                           .lda = product->c,
+                                           .ldb = product->x.ld,
+                                           .ldd = wave->stride,
+                                           .accumulate = false};
+        matmul_run(stream, &logits);
+    }
     if (wave->sums != NULL) {
         const dim3 grid((unsigned)wave->m, (unsigned)head_chunks(wave->count));
         CUDA_LAUNCH(chunk_kernel, grid, dim3(CHUNK_THREADS), 0, stream, *wave);
@@ -204,18 +231,6 @@ float *head_wave_room(struct cuda_stream *stream, const struct kernel_head_args 
                : (float *)cuda_scratch(stream, (size_t)(a->m * columns) * sizeof(float));
 }
 
-bool head_product_make(struct cuda_stream *stream, const struct kernel_head_args *a,
-                       struct head_product *out)
-{
-    const struct linear_round_args round = {a->x, a->dtype, a->m, a->c, a->c, RUN, RUN};
-    out->w = a->w;
-    out->dtype = a->dtype;
-    out->m = a->m;
-    out->v = a->v;
-    out->c = a->c;
-    return linear_round(stream, &round, &out->x);
-}
-
 static __global__ void head_finish_kernel(struct kernel_head_args a, const struct head_row *rows,
                                           const float *target_logit)
 {
@@ -236,13 +251,13 @@ extern "C" void head_forward_cuda(const struct kernel_head_args *a, struct rl_po
     struct cuda_stream *stream = cuda_op_begin(pool, "head_forward");
     const size_t rows = (size_t)a->m;
     const int64_t columns = a->m > 0 ? head_wave_columns(a->m, a->v) : 0;
-    struct head_product product;
+    struct head_product product = {a->x, a->w, a->dtype, {NULL, 0, 0}, a->m, a->v, a->c};
     struct head_wave wave = {};
     wave.m = a->m;
     wave.stride = columns;
     wave.chunks = head_chunks(a->v);
     wave.inv_temperature = a->inv_temperature;
-    if (a->m == 0 || !head_product_make(stream, a, &product)) {
+    if (a->m == 0) {
         cuda_op_end(stream);
         return;
     }

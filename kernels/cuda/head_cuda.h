@@ -39,11 +39,12 @@ struct head_wave {
     float *parts;           /* [m, chunks, KERNEL_DECODE_PARTS] sums of e^(v - max), or NULL */
 };
 
-/* The head's weight and inputs, the latter rounded to its type. */
+/* The head's inputs and weight. */
 struct head_product {
+    const float *rows; /* [m, c] */
     const void *w;
     enum kernel_dtype dtype;
-    struct linear_operand x;
+    struct linear_operand x; /* rows rounded to dtype, by head_product_round; data NULL before */
     int64_t m, v, c;
 };
 
@@ -57,12 +58,11 @@ int64_t head_wave_columns(int64_t m, int64_t v);
 float *head_wave_room(struct cuda_stream *stream, const struct kernel_head_args *a,
                       int64_t columns);
 
-/* Round x for a head. Enqueues; false when the stream has failed. */
-bool head_product_make(struct cuda_stream *stream, const struct kernel_head_args *a,
-                       struct head_product *out);
+/* Round the head's inputs, unless they are. Enqueues; false when the stream has failed. */
+bool head_product_round(struct cuda_stream *stream, struct head_product *product);
 
-/* wave->z = logits, then their chunks' sums. Enqueues. */
-void head_wave_run(struct cuda_stream *stream, const struct head_product *product,
+/* wave->z = logits, then their chunks' sums; rounds the inputs where it must. Enqueues. */
+void head_wave_run(struct cuda_stream *stream, struct head_product *product,
                    const struct head_wave *wave);
 
 /* rows [m] from sums [m, chunks]. Enqueues. */

@@ -141,8 +141,7 @@ static void decode_fetch(struct cuda_stream *stream, const struct kernel_decode_
 extern "C" void head_decode_cuda(const struct kernel_decode_args *a, struct rl_pool *pool)
 {
     struct cuda_stream *stream = cuda_op_begin(pool, "head_decode");
-    const struct linear_round_args round = {a->x, a->dtype, a->m, a->c, a->c, RUN, 1};
-    struct head_product product = {a->w, a->dtype, {NULL, 0, 0}, a->m, a->v, a->c};
+    struct head_product product = {a->x, a->w, a->dtype, {NULL, 0, 0}, a->m, a->v, a->c};
     struct head_wave wave = {};
     struct head_decode_job job = {};
     struct head_row *rows = NULL;
@@ -159,8 +158,7 @@ extern "C" void head_decode_cuda(const struct kernel_decode_args *a, struct rl_p
     job.inv_temperature = wave.inv_temperature;
     job.greedy = kernel_sampling_is_greedy(a->sampling);
     job.truncates = kernel_sampling_truncates(a->sampling);
-    if (a->m > 0 && linear_round(stream, &round, &product.x) &&
-        decode_job_make(stream, a, &wave, &rows, &job)) {
+    if (a->m > 0 && decode_job_make(stream, a, &wave, &rows, &job)) {
         head_wave_run(stream, &product, &wave);
         head_rows_run(stream, wave.sums, a->m, wave.chunks, rows);
         if (job.truncates && !job.greedy) {

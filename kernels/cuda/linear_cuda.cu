@@ -1,11 +1,13 @@
 /* Linear maps: x and gradients are rounded to the weights' type in scratch, whose rows are padded
- * with zeros to what cuBLASLt wants; the product itself is matmul_cuda's. Packed weights are
- * row-major [N rounded up to 32][K], so element (n, k) is at n * K + k in both. */
+ * with zeros to what cuBLASLt wants; the product itself is matmul_cuda's. Few rows with bf16
+ * weights are linear_few_cuda's, which needs no scratch, where that gives the same bits. Packed
+ * weights are row-major [N rounded up to 32][K], so element (n, k) is at n * K + k in both. */
 #include "kernels/cuda/linear_cuda.h"
 
 #include "kernels/cuda/columns_cuda.h"
 #include "kernels/cuda/float_cuda.h"
-#include "kernels/cuda/matmul_cuda.h"
+#include "kernels/cuda/linear_few_cuda.h"
+#include "kernels/cuda/matmul_choose_cuda.h"
 #include "kernels/cuda/pack_cuda.h"
 
 enum { THREADS = 128 };
@@ -91,15 +93,22 @@ extern "C" void linear_pack_cuda(const struct kernel_linear_pack_args *a, struct
     CUDA_LAUNCH(pack_kernel, dim3((unsigned)blocks), dim3(THREADS), 0, stream, job);
 }
 
-/* y = sums (+ bias) (+ old y), for rows of y that the product cannot be written to. */
+/* For rows of y that the product cannot be written to: what it is added to, and y = sums (+ bias).
+ */
+static __global__ void begin_kernel(struct kernel_linear_args a, float *sums, int64_t ld)
+{
+    const int64_t row = blockIdx.x;
+    for (int64_t n = threadIdx.x; n < ld; n += blockDim.x) {
+        sums[row * ld + n] = n < a.n ? a.y[row * a.y_stride + n] : 0.0f;
+    }
+}
+
 static __global__ void finish_kernel(struct kernel_linear_args a, const float *sums, int64_t ld)
 {
     const int64_t row = blockIdx.x;
     for (int64_t n = threadIdx.x; n < a.n; n += blockDim.x) {
-        float *y = &a.y[row * a.y_stride + n];
-        const float old = a.accumulate ? *y : 0.0f;
-        const float bias = a.bias != NULL ? a.bias[n] : 0.0f;
-        *y = sums[row * ld + n] + old + bias;
+        const float sum = sums[row * ld + n];
+        a.y[row * a.y_stride + n] = a.bias != NULL ? sum + a.bias[n] : sum;
     }
 }
 
@@ -133,28 +142,52 @@ static void linear_forward_run(struct cuda_stream *stream, const struct kernel_l
     product.ldd = product.m;
     product.d = (float *)cuda_scratch(stream, (size_t)(a->m * product.m) * sizeof(float));
     product.bias = NULL;
-    product.accumulate = false;
     if (product.d != NULL) {
+        if (a->accumulate) {
+            CUDA_LAUNCH(begin_kernel, dim3((unsigned)a->m), dim3(THREADS), 0, stream, *a, product.d,
+                        product.ldd);
+        }
         matmul_run(stream, &product);
         CUDA_LAUNCH(finish_kernel, dim3((unsigned)a->m), dim3(THREADS), 0, stream, *a, product.d,
                     product.ldd);
     }
 }
 
-static bool linear_round_rows(struct cuda_stream *stream, const struct kernel_linear_args *a,
-                              struct linear_operand *x)
+bool linear_forward_few(struct cuda_stream *stream, const struct kernel_linear_args *maps,
+                        int count)
 {
+    const struct kernel_linear_args *a = &maps[0];
+    if (a->m > MATMUL_FEW_ROWS || a->dtype != KERNEL_BF16 || a->x_stride % 4 != 0 ||
+        !is_aligned(a->x) || !matmul_has_few(stream, a->dtype, a->k)) {
+        return false;
+    }
+    struct few_args few = {a->x,  a->m, a->k, a->x_stride, matmul_segment(a->dtype, a->k),
+                           count, {}};
+    for (int i = 0; i < count; i++) {
+        few.maps[i] = {maps[i].w, maps[i].bias,     maps[i].y,
+                       maps[i].n, maps[i].y_stride, maps[i].accumulate};
+    }
+    return few_run(stream, &few);
+}
+
+static void linear_forward_maps(struct cuda_stream *stream, const struct kernel_linear_args *maps,
+                                int count)
+{
+    const struct kernel_linear_args *a = &maps[0];
     const struct linear_round_args round = {a->x, a->dtype, a->m, a->k, a->x_stride, RUN, 1};
-    return a->m > 0 && linear_round(stream, &round, x);
+    struct linear_operand x;
+    if (a->m == 0 || linear_forward_few(stream, maps, count) || !linear_round(stream, &round, &x)) {
+        return;
+    }
+    for (int i = 0; i < count; i++) {
+        linear_forward_run(stream, &maps[i], &x);
+    }
 }
 
 extern "C" void linear_forward_cuda(const struct kernel_linear_args *a, struct rl_pool *pool)
 {
     struct cuda_stream *stream = cuda_op_begin(pool, "linear_forward");
-    struct linear_operand x;
-    if (linear_round_rows(stream, a, &x)) {
-        linear_forward_run(stream, a, &x);
-    }
+    linear_forward_maps(stream, a, 1);
     cuda_op_end(stream);
 }
 
@@ -162,12 +195,7 @@ extern "C" void linear_forward_set_cuda(const struct kernel_linear_set_args *a,
                                         struct rl_pool *pool)
 {
     struct cuda_stream *stream = cuda_op_begin(pool, "linear_forward_set");
-    struct linear_operand x;
-    if (linear_round_rows(stream, &a->maps[0], &x)) {
-        for (int i = 0; i < a->count; i++) {
-            linear_forward_run(stream, &a->maps[i], &x);
-        }
-    }
+    linear_forward_maps(stream, a->maps, a->count);
     cuda_op_end(stream);
 }
 

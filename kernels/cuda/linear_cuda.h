@@ -30,6 +30,11 @@ struct linear_round_args {
 bool linear_round(struct cuda_stream *stream, const struct linear_round_args *a,
                   struct linear_operand *out);
 
+/* Forward of maps that read the same few rows, as they are. Enqueues; false, with nothing queued,
+ * where the rows must be rounded first. */
+bool linear_forward_few(struct cuda_stream *stream, const struct kernel_linear_args *maps,
+                        int count);
+
 /* x (+)= dy W, and dw += dy^T x, of operands that are rounded already: dy has ld >= N rounded up to
  * 32 (zeros beyond N) for the first, and rows a multiple of 8 for the second. Enqueue. */
 void linear_input_run(struct cuda_stream *stream, const struct kernel_linear_args *a,

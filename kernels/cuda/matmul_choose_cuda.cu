@@ -3,6 +3,9 @@
 #include "kernels/cuda/matmul_choose_cuda.h"
 
 #include "kernels/cuda/float_cuda.h"
+#include "kernels/cuda/linear_few_cuda.h"
+
+#include "core/log.h"
 
 enum {
     MATMUL_CANDIDATES = 32, /* of the heuristic */
@@ -10,8 +13,10 @@ enum {
     MATMUL_NOMINAL = 4096,  /* a size that an algorithm is chosen for, where it does not matter */
     MATMUL_NOMINAL_ROWS = 512,
     MATMUL_NOMINAL_FEW = 16,
-    PROBE_M = 256, /* outputs of the product that tells two algorithms apart */
-    PROBE_THREADS = 256
+    PROBE_M = 136, /* outputs of the products that tell two ways apart, more than a tile */
+    PROBE_ROWS = 130,
+    PROBE_THREADS = 256,
+    PROBE_EACH = 16
 };
 
 static struct matmul_key matmul_key_of(const struct matmul_args *a)
@@ -144,23 +149,22 @@ static struct matmul_args matmul_nominal(const struct matmul_args *a, bool few)
     return nominal;
 }
 
-/* Numbers in (-4, 4), of magnitudes so different that the order of a sum shows. */
-static __global__ void probe_fill_kernel(void *data, enum kernel_dtype dtype, int64_t count,
+/* Numbers in (-4, 4), of magnitudes so different that the order of a sum shows; rounded to bf16 and
+ * written to `narrow` too unless that is NULL. One thread PROBE_EACH. */
+static __global__ void probe_fill_kernel(float *data, uint16_t *narrow, int64_t count,
                                          uint32_t seed)
 {
-    const int64_t i = cuda_thread();
-    if (i >= count) {
-        return;
-    }
-    uint32_t bits = ((uint32_t)i + seed) * 0x9E3779B9u;
-    bits = (bits ^ bits >> 15) * 0x85EBCA6Bu;
-    bits = (bits ^ bits >> 13) * 0xC2B2AE35u;
-    bits ^= bits >> 16;
-    const float value = ((float)(bits >> 8) / 8388608.0f - 1.0f) * (float)(1u << bits % 4) * 0.5f;
-    if (dtype == KERNEL_BF16) {
-        ((uint16_t *)data)[i] = (uint16_t)bf16_bits(value);
-    } else {
-        ((float *)data)[i] = value;
+    const int64_t first = cuda_thread() * PROBE_EACH;
+    for (int64_t i = first; i < count && i < first + PROBE_EACH; i++) {
+        uint32_t bits = ((uint32_t)i + seed) * 0x9E3779B9u;
+        bits = (bits ^ bits >> 15) * 0x85EBCA6Bu;
+        bits = (bits ^ bits >> 13) * 0xC2B2AE35u;
+        bits ^= bits >> 16;
+        const float size = (float)(1u << bits % 4) * 0.5f;
+        data[i] = ((float)(bits >> 8) / 8388608.0f - 1.0f) * size;
+        if (narrow != NULL) {
+            narrow[i] = (uint16_t)bf16_bits(data[i]);
+        }
     }
 }
 
@@ -173,108 +177,199 @@ static __global__ void probe_compare_kernel(const float *x, const float *y, int6
     }
 }
 
-/* A forward product of random numbers, and room for what two algorithms make of it. */
+/* Forward products of random numbers, with all that may be added to them, and room for what two
+ * ways make of them. */
 struct matmul_probe {
-    struct matmul_args product;
+    struct matmul_args product; /* a, b and bias are its own */
+    float *wide[2];             /* a and b in fp32: b is what the kernel for few rows reads */
     float *results[2];
     int32_t *differ;
 };
+
+/* Rows of the way for few rows, and of the other: the first rows of both are compared. */
+static const int64_t probe_rows[][2] = {
+    {MATMUL_FEW_ROWS, PROBE_ROWS}, {13, MATMUL_FEW_ROWS}, {5, 77}};
+
+static void probe_fill(struct cuda_stream *stream, float *data, uint16_t *narrow, int64_t count,
+                       uint32_t seed)
+{
+    CUDA_LAUNCH(probe_fill_kernel, cuda_blocks(count, PROBE_THREADS * PROBE_EACH),
+                dim3(PROBE_THREADS), 0, stream, data, narrow, count, seed);
+}
 
 /* False when the stream has failed. */
 static bool probe_make(struct cuda_stream *stream, const struct matmul_args *a,
                        struct matmul_probe *out)
 {
-    const int64_t results = PROBE_M * MATMUL_FEW_ROWS;
-    const int64_t count[2] = {PROBE_M * a->depth, MATMUL_FEW_ROWS * a->depth};
+    const int64_t lines[2] = {PROBE_M, PROBE_ROWS};
     void *operands[2];
     for (int i = 0; i < 2; i++) {
-        operands[i] = cuda_scratch(stream, (size_t)count[i] * sizeof(float));
-        out->results[i] = (float *)cuda_scratch(stream, (size_t)results * sizeof(float));
-        CUDA_LAUNCH(probe_fill_kernel, cuda_blocks(count[i], PROBE_THREADS), dim3(PROBE_THREADS), 0,
-                    stream, operands[i], a->dtype, count[i], 77u + (uint32_t)i * 0x10000000u);
+        const size_t numbers = (size_t)(lines[i] * a->depth);
+        out->wide[i] = (float *)cuda_scratch(stream, numbers * sizeof(float));
+        operands[i] = out->wide[i];
+        if (a->dtype == KERNEL_BF16) {
+            operands[i] = cuda_scratch(stream, numbers * sizeof(uint16_t));
+        }
+        out->results[i] = (float *)cuda_scratch(stream, PROBE_M * PROBE_ROWS * sizeof(float));
     }
     out->differ = (int32_t *)cuda_scratch(stream, sizeof *out->differ);
+    float *bias = (float *)cuda_scratch(stream, PROBE_M * sizeof(float));
+    if (!cuda_stream_good(stream)) {
+        return false;
+    }
+    probe_fill(stream, bias, NULL, PROBE_M, 5u);
     out->product = *a;
     out->product.a = operands[0];
     out->product.b = operands[1];
-    out->product.bias = NULL;
+    out->product.bias = bias;
     out->product.m = PROBE_M;
-    out->product.n = MATMUL_FEW_ROWS;
     out->product.lda = a->depth;
     out->product.ldb = a->depth;
     out->product.ldd = PROBE_M;
-    out->product.accumulate = false;
+    out->product.accumulate = true;
     return cuda_stream_good(stream);
 }
 
-/* Do both give the same bits? Waits. */
-static bool probe_agrees(struct cuda_stream *stream, struct matmul_probe *probe,
-                         const cublasLtMatmulAlgo_t *x, const cublasLtMatmulAlgo_t *y)
+/* New numbers for all that the products read. */
+static void probe_refill(struct cuda_stream *stream, const struct matmul_probe *probe,
+                         uint32_t seed)
 {
-    const int64_t results = PROBE_M * MATMUL_FEW_ROWS;
-    const cublasLtMatmulAlgo_t *algorithms[2] = {x, y};
-    int32_t differ = 1;
+    const struct matmul_args *a = &probe->product;
+    const int64_t count[2] = {PROBE_M * a->depth, PROBE_ROWS * a->depth};
+    void *operands[2] = {(void *)(uintptr_t)a->a, (void *)(uintptr_t)a->b};
     for (int i = 0; i < 2; i++) {
-        probe->product.d = probe->results[i];
-        matmul_multiply(stream, &probe->product, algorithms[i]);
+        uint16_t *narrow = a->dtype == KERNEL_BF16 ? (uint16_t *)operands[i] : NULL;
+        probe_fill(stream, probe->wide[i], narrow, count[i], seed + (uint32_t)i * 0x10000000u);
+        probe_fill(stream, probe->results[i], NULL, PROBE_M * PROBE_ROWS, seed + 0x20000000u);
     }
-    cuda_check(stream, cudaMemsetAsync(probe->differ, 0, sizeof differ, cuda_stream_handle(stream)),
-               "probe");
-    CUDA_LAUNCH(probe_compare_kernel, cuda_blocks(results, PROBE_THREADS), dim3(PROBE_THREADS), 0,
-                stream, probe->results[0], probe->results[1], results, probe->differ);
-    cuda_fetch(stream, &differ, probe->differ, sizeof differ);
-    cuda_wait(stream);
-    return differ == 0;
 }
 
-/* The heuristic's first candidate that splits no sum and fits all sizes up to `most`, and with
- * `probe` gives the bits of `like`. False if there is none. */
-static bool matmul_search(struct cuda_stream *stream, const struct matmul_args *nominal,
-                          int64_t most, struct matmul_probe *probe,
-                          const cublasLtMatmulAlgo_t *like, cublasLtMatmulAlgo_t *out)
+/* What `algorithm`, or with NULL the kernel for few rows, makes of the first n rows. */
+static bool probe_run(struct cuda_stream *stream, struct matmul_probe *probe,
+                      const cublasLtMatmulAlgo_t *algorithm, int64_t n, float *result)
+{
+    struct matmul_args *a = &probe->product;
+    a->d = result;
+    a->n = n;
+    if (algorithm != NULL) {
+        matmul_multiply(stream, a, algorithm);
+        return true;
+    }
+    struct few_args few = {probe->wide[1], n, a->depth, a->depth, a->depth, 1, {}};
+    few.maps[0] = {a->a, a->bias, result, PROBE_M, PROBE_M, true};
+    return few_run(stream, &few);
+}
+
+/* Do both give the same bits on all products? `few` may be NULL: the kernel for few rows. Waits. */
+static bool probe_agrees(struct cuda_stream *stream, struct matmul_probe *probe,
+                         const cublasLtMatmulAlgo_t *few, const cublasLtMatmulAlgo_t *many)
+{
+    int32_t differ = 1;
+    cuda_check(stream, cudaMemsetAsync(probe->differ, 0, sizeof differ, cuda_stream_handle(stream)),
+               "probe");
+    for (size_t i = 0; i < sizeof probe_rows / sizeof probe_rows[0]; i++) {
+        const int64_t results = PROBE_M * probe_rows[i][0];
+        probe_refill(stream, probe, 77u * (uint32_t)(i + 1));
+        if (!probe_run(stream, probe, few, probe_rows[i][0], probe->results[0]) ||
+            !probe_run(stream, probe, many, probe_rows[i][1], probe->results[1])) {
+            return false;
+        }
+        CUDA_LAUNCH(probe_compare_kernel, cuda_blocks(results, PROBE_THREADS), dim3(PROBE_THREADS),
+                    0, stream, probe->results[0], probe->results[1], results, probe->differ);
+    }
+    cuda_fetch(stream, &differ, probe->differ, sizeof differ);
+    cuda_wait(stream);
+    return cuda_stream_good(stream) && differ == 0;
+}
+
+/* Whether a candidate is wanted that gives the bits of the kernel for few rows, or for few rows
+ * those of `many`. */
+struct matmul_wish {
+    struct matmul_probe *probe; /* NULL: none */
+    const cublasLtMatmulAlgo_t *many;
+};
+
+static bool wish_granted(struct cuda_stream *stream, const struct matmul_wish *wish,
+                         const cublasLtMatmulAlgo_t *algorithm)
+{
+    if (wish->probe == NULL) {
+        return true;
+    }
+    return wish->many != NULL ? probe_agrees(stream, wish->probe, algorithm, wish->many)
+                              : probe_agrees(stream, wish->probe, NULL, algorithm);
+}
+
+/* The heuristic's first candidate that splits no sum, fits all sizes up to `most` and is as wished.
+ * Its number among them, -1 if there is none. */
+static int matmul_search(struct cuda_stream *stream, const struct matmul_args *nominal,
+                         int64_t most, const struct matmul_wish *wish, cublasLtMatmulAlgo_t *out)
 {
     const struct cuda_matmul *matmul = cuda_stream_matmul(stream);
     cublasLtMatmulHeuristicResult_t found[MATMUL_CANDIDATES];
     const int count = matmul_candidates(matmul, nominal, found);
-    for (int i = 0; i < count; i++) {
+    for (int i = 0; i < count && cuda_stream_good(stream); i++) {
         const cublasLtMatmulAlgo_t *algorithm = &found[i].algo;
         if (found[i].state == CUBLAS_STATUS_SUCCESS && algorithm_is_whole(&matmul->lt, algorithm) &&
             algorithm_fits_all(matmul, nominal, most, algorithm) &&
-            (probe == NULL || probe_agrees(stream, probe, like, algorithm))) {
+            wish_granted(stream, wish, algorithm)) {
             *out = *algorithm;
-            return true;
+            return i;
         }
     }
-    return false;
+    return -1;
+}
+
+/* What to log of a choice: numbers among the heuristic's candidates. */
+static void decision_log(const struct matmul_choice *choice, int many, int few)
+{
+    if (choice->key.kind != MATMUL_FORWARD) {
+        return;
+    }
+    rl_log(RL_LOG_DEBUG, "products of depth %lld in %s: candidate %d of cuBLASLt; few rows: %s",
+           (long long)choice->key.first, choice->key.dtype == KERNEL_BF16 ? "bf16" : "fp32", many,
+           choice->kernel ? "own kernel, the same bits"
+           : few >= 0     ? "another candidate, the same bits"
+                          : "no other way gives the same bits");
 }
 
 /* Fill a choice; false if there is no algorithm. */
 static bool matmul_decide(struct cuda_stream *stream, const struct matmul_args *a,
                           struct matmul_choice *choice)
 {
-    struct matmul_args nominal = matmul_nominal(a, false);
-    if (!matmul_search(stream, &nominal, INT64_MAX, NULL, NULL, &choice->algorithm)) {
+    const struct matmul_args nominal = matmul_nominal(a, false);
+    const struct matmul_wish any = {NULL, NULL};
+    struct matmul_probe probe;
+    const bool forward = a->kind == MATMUL_FORWARD && probe_make(stream, a, &probe);
+    struct matmul_wish wish = {&probe, NULL};
+    int many = -1;
+    int few = -1;
+    if (forward && a->dtype == KERNEL_BF16) {
+        many = matmul_search(stream, &nominal, INT64_MAX, &wish, &choice->algorithm);
+    }
+    choice->kernel = many >= 0;
+    if (many < 0) {
+        many = matmul_search(stream, &nominal, INT64_MAX, &any, &choice->algorithm);
+    }
+    if (many < 0) {
         return false;
     }
     choice->few_rows = choice->algorithm;
-    struct matmul_probe probe;
-    if (a->kind == MATMUL_FORWARD && probe_make(stream, a, &probe)) {
-        nominal = matmul_nominal(a, true);
-        (void)matmul_search(stream, &nominal, MATMUL_FEW_ROWS, &probe, &choice->algorithm,
-                            &choice->few_rows);
+    if (forward) {
+        const struct matmul_args nominal_few = matmul_nominal(a, true);
+        wish.many = &choice->algorithm;
+        few = matmul_search(stream, &nominal_few, MATMUL_FEW_ROWS, &wish, &choice->few_rows);
     }
+    decision_log(choice, many, few);
     return cuda_stream_good(stream);
 }
 
-const cublasLtMatmulAlgo_t *matmul_choose(struct cuda_stream *stream, const struct matmul_args *a)
+const struct matmul_choice *matmul_choose(struct cuda_stream *stream, const struct matmul_args *a)
 {
     struct cuda_matmul *matmul = cuda_stream_matmul(stream);
     const struct matmul_key key = matmul_key_of(a);
-    const bool few = a->kind == MATMUL_FORWARD && a->n <= MATMUL_FEW_ROWS;
     for (int64_t i = 0; i < matmul->count && i < MATMUL_CHOICES; i++) {
-        struct matmul_choice *choice = &matmul->choices[i];
-        if (key_equal(&choice->key, &key)) {
-            return few ? &choice->few_rows : &choice->algorithm;
+        if (key_equal(&matmul->choices[i].key, &key)) {
+            return &matmul->choices[i];
         }
     }
     struct matmul_choice *choice = &matmul->choices[matmul->count % MATMUL_CHOICES];
@@ -283,5 +378,5 @@ const cublasLtMatmulAlgo_t *matmul_choose(struct cuda_stream *stream, const stru
         return NULL;
     }
     matmul->count++;
-    return few ? &choice->few_rows : &choice->algorithm;
+    return choice;
 }

@@ -1,9 +1,11 @@
 /* Which algorithm of cuBLASLt a product runs with; shared by matmul_cuda.cu and
  * matmul_choose_cuda.cu.
  *
- * Of MATMUL_FORWARD there may be two: one for few rows and one for more. The first is taken only if
- * it gives the very bits of the second on a product of random numbers, of which an order of sums
- * that is not the same would change most. */
+ * Of MATMUL_FORWARD there may be three ways: the algorithm for many rows, one of its own for few
+ * rows, and with bf16 the kernel of linear_few_cuda.cu. The latter two are taken only if they give
+ * the very bits of the first on products of random numbers, of which an order of sums that is not
+ * the same would change most. Of the algorithms that could be the first, the kernel's fellow is
+ * preferred. Nothing is timed: which bits come out must not depend on how busy a machine was. */
 #ifndef FORESIGHT_KERNELS_CUDA_MATMUL_CHOOSE_CUDA_H
 #define FORESIGHT_KERNELS_CUDA_MATMUL_CHOOSE_CUDA_H
 
@@ -25,6 +27,7 @@ struct matmul_key {
 struct matmul_choice {
     struct matmul_key key;
     cublasLtMatmulAlgo_t algorithm, few_rows;
+    bool kernel; /* few rows: linear_few_cuda gives the bits of `algorithm` */
 };
 
 struct cuda_matmul {
@@ -48,8 +51,8 @@ cublasStatus_t matmul_plan_make(const struct cublas_lt *lt, const struct matmul_
 void matmul_multiply(struct cuda_stream *stream, const struct matmul_args *a,
                      const cublasLtMatmulAlgo_t *algorithm);
 
-/* The algorithm of a product; NULL if there is none. The first product of a kind and shape waits
- * for the stream. */
-const cublasLtMatmulAlgo_t *matmul_choose(struct cuda_stream *stream, const struct matmul_args *a);
+/* The choice for a product, of FORWARD that of its depth; NULL if there is none. The first product
+ * of a kind and shape waits for the stream. */
+const struct matmul_choice *matmul_choose(struct cuda_stream *stream, const struct matmul_args *a);
 
 #endif

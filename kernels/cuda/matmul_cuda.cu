@@ -8,6 +8,17 @@
 
 #include <stdlib.h>
 
+enum {
+    SEGMENT_DEPTH = 2560, /* what one run of dependent products on tensor cores takes 3 us for */
+    SEGMENT_UNIT = 64,
+    SEGMENTS_MAX = 4 /* each costs training another pass over the results */
+};
+
+static int64_t operand_width(enum kernel_dtype dtype)
+{
+    return dtype == KERNEL_BF16 ? (int64_t)sizeof(uint16_t) : (int64_t)sizeof(float);
+}
+
 rl_status matmul_create(struct cuda_matmul **out)
 {
     struct cuda_matmul *matmul = (struct cuda_matmul *)calloc(1, sizeof *matmul);
@@ -162,16 +173,65 @@ void matmul_multiply(struct cuda_stream *stream, const struct matmul_args *a,
     }
 }
 
+/* One algorithm's product. */
+static void matmul_run_one(struct cuda_stream *stream, const struct matmul_args *a)
+{
+    const struct matmul_choice *choice = matmul_choose(stream, a);
+    if (choice == NULL) {
+        cuda_fail(stream, "cuBLASLt", "no algorithm for these sizes that does not split sums");
+        return;
+    }
+    const bool few = a->kind == MATMUL_FORWARD && a->n <= MATMUL_FEW_ROWS;
+    matmul_multiply(stream, a, few ? &choice->few_rows : &choice->algorithm);
+}
+
+int64_t matmul_segment(enum kernel_dtype dtype, int64_t depth)
+{
+    const int64_t wanted = (depth + SEGMENT_DEPTH - 1) / SEGMENT_DEPTH;
+    const int64_t count = wanted < SEGMENTS_MAX ? wanted : (int64_t)SEGMENTS_MAX;
+    if (dtype != KERNEL_BF16 || count <= 1) {
+        return depth;
+    }
+    return ((depth + count - 1) / count + SEGMENT_UNIT - 1) / SEGMENT_UNIT * SEGMENT_UNIT;
+}
+
 void matmul_run(struct cuda_stream *stream, const struct matmul_args *a)
 {
     if (a->lda % RUN != 0 || a->m % RUN != 0) {
         matmul_run_plain(stream, a);
         return;
     }
-    const cublasLtMatmulAlgo_t *algorithm = matmul_choose(stream, a);
-    if (algorithm == NULL) {
-        cuda_fail(stream, "cuBLASLt", "no algorithm for these sizes that does not split sums");
+    if (a->kind != MATMUL_FORWARD) {
+        matmul_run_one(stream, a);
         return;
     }
-    matmul_multiply(stream, a, algorithm);
+    const int64_t segment = matmul_segment(a->dtype, a->depth);
+    for (int64_t start = 0; start < a->depth; start += segment) {
+        struct matmul_args part = *a;
+        part.a = (const char *)a->a + start * operand_width(a->dtype);
+        part.b = (const char *)a->b + start * operand_width(a->dtype);
+        part.depth = a->depth - start < segment ? a->depth - start : segment;
+        part.bias = start + segment < a->depth ? NULL : a->bias;
+        part.accumulate = start > 0 || a->accumulate;
+        matmul_run_one(stream, &part);
+    }
+}
+
+bool matmul_has_few(struct cuda_stream *stream, enum kernel_dtype dtype, int64_t depth)
+{
+    const int64_t segment = matmul_segment(dtype, depth);
+    if (dtype != KERNEL_BF16 || depth % RUN != 0) {
+        return false;
+    }
+    for (int64_t start = 0; start < depth; start += segment) {
+        struct matmul_args part = {};
+        part.kind = MATMUL_FORWARD;
+        part.dtype = dtype;
+        part.depth = depth - start < segment ? depth - start : segment;
+        const struct matmul_choice *choice = matmul_choose(stream, &part);
+        if (choice == NULL || !choice->kernel) {
+            return false;
+        }
+    }
+    return true;
 }

@@ -2,8 +2,9 @@
  * kernel where rows are not aligned.
  *
  * Invariant (P1): of MATMUL_FORWARD, which algorithm runs depends on the type and the depth alone;
- * no algorithm splits the depth; where few rows have an algorithm of their own, it was seen to give
- * the same bits. So a column of d has the same bits whatever it is computed with. */
+ * no algorithm splits the depth; where few rows have a way of their own, it was seen to give the
+ * same bits. So a column of d has the same bits whatever it is computed with. A long depth of bf16
+ * is summed in segments (matmul_segment), a product each, for every number of rows. */
 #ifndef FORESIGHT_KERNELS_CUDA_MATMUL_CUDA_H
 #define FORESIGHT_KERNELS_CUDA_MATMUL_CUDA_H
 
@@ -43,6 +44,13 @@ void matmul_destroy(struct cuda_matmul *matmul);
 
 /* Enqueue one product. Errors go to the stream. */
 void matmul_run(struct cuda_stream *stream, const struct matmul_args *a);
+
+/* Segments of FORWARD's depth: what each but the last has, a multiple of 64 unless it is all. */
+int64_t matmul_segment(enum kernel_dtype dtype, int64_t depth);
+
+/* Does linear_few_cuda give the bits of matmul_run, in segments of matmul_segment? The first
+ * question for a depth waits for the stream. */
+bool matmul_has_few(struct cuda_stream *stream, enum kernel_dtype dtype, int64_t depth);
 
 #ifdef __cplusplus
 }

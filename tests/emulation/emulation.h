@@ -29,6 +29,9 @@ void emulation_set_order(uint64_t seed);
  * Processes that use a device of the same number share one GPU, as far as its identity goes. */
 void emulation_set_devices(int count);
 
+/* Shared memory that a block may ask for, in bytes; 0: as an A100 has it. */
+void emulation_set_shared_most(size_t bytes);
+
 /* Let allocations of device memory fail after `count` more have succeeded; -1: never. */
 void emulation_fail_memory_after(int count);
 

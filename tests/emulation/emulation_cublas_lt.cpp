@@ -2,8 +2,8 @@
  * against what the library's documentation asks; what does not fit ends the test. The heuristic
  * offers algorithms that kernels/cuda must refuse before those that it must take: one that splits
  * the depth, one that does not run for few columns of d, one that asks for workspace, and for few
- * columns one that adds up in another order. Sums are made 8 products at a time, in ascending
- * order, with bf16 as tensor cores do. */
+ * columns (a test may say: for many too) one that adds up in another order. Sums are made 8
+ * products at a time, in ascending order, with bf16 as tensor cores do. */
 #include "kernels/cuda/cublas_lt.h"
 
 #include "tests/emulation/emulation.h"
@@ -39,6 +39,13 @@ struct cublasLtContext {
 };
 
 static std::atomic<uint64_t> few_rows_products;
+
+static std::atomic<enum emulation_orders> orders;
+
+void emulation_set_orders(enum emulation_orders value)
+{
+    orders = value;
+}
 
 uint64_t emulation_few_rows_products(void)
 {
@@ -230,7 +237,8 @@ static bool runs(const struct product *p, uint64_t algorithm)
 /* Does the heuristic propose it? */
 static bool proposed(const struct product *p, uint64_t algorithm)
 {
-    return p->n < FEW || (algorithm != OTHER && algorithm != FEW_ROWS);
+    const bool other = orders != EMULATION_ORDERS_ONE;
+    return p->n < FEW || ((other || algorithm != OTHER) && algorithm != FEW_ROWS);
 }
 
 cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle,
@@ -374,7 +382,8 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t oper
     EXPECT((uintptr_t)a % ALIGNMENT == 0 && (uintptr_t)b % ALIGNMENT == 0);
     EXPECT((uintptr_t)d % ALIGNMENT == 0);
     const float scale = *(const float *)beta;
-    const bool other = chosen == MANY_ROWS || chosen == OTHER;
+    const bool other =
+        chosen == MANY_ROWS || chosen == OTHER || orders == EMULATION_ORDERS_FOREIGN;
     const int64_t step = other ? DEPTH_STEP / 2 : DEPTH_STEP;
     few_rows_products += chosen == FEW_ROWS ? 1 : 0;
     emulation_enqueue(stream, [=] { multiply(&p, a, b, scale, (float *)d, step); });

@@ -54,6 +54,7 @@ std::recursive_mutex lock;
 std::map<const char *, buffer> buffers; /* by data */
 std::map<const char *, size_t> pinned;
 std::map<const void *, size_t> shared_limits;
+size_t shared_most = EMULATION_SHARED_LIMIT;
 std::vector<emulation_stream *> streams;
 emulation_stream legacy; /* the stream named NULL */
 cudaError_t last_error = cudaSuccess;
@@ -305,10 +306,16 @@ void emulation_launch(const emulation_kernel &kernel, cudaStream_t stream)
     });
 }
 
+void emulation_set_shared_most(size_t bytes)
+{
+    guard hold(lock);
+    shared_most = bytes > 0 ? bytes : (size_t)EMULATION_SHARED_LIMIT;
+}
+
 cudaError_t emulation_set_shared_limit(const void *kernel, size_t bytes)
 {
     guard hold(lock);
-    if (bytes > EMULATION_SHARED_LIMIT) {
+    if (bytes > shared_most) {
         return fail(cudaErrorInvalidValue);
     }
     shared_limits[kernel] = bytes;
@@ -384,12 +391,27 @@ cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int dev
 {
     cudaDeviceProp properties;
     cudaError_t error = cudaGetDeviceProperties(&properties, device);
-    if (error == cudaSuccess) {
-        *value = attribute == cudaDevAttrMultiProcessorCount      ? properties.multiProcessorCount
-                 : attribute == cudaDevAttrComputeCapabilityMajor ? properties.major
-                                                                  : properties.minor;
+    if (error != cudaSuccess) {
+        return error;
     }
-    return error;
+    switch (attribute) {
+    case cudaDevAttrMultiProcessorCount:
+        *value = properties.multiProcessorCount;
+        break;
+    case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
+        *value = (int)EMULATION_SHARED_ALL;
+        break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+        *value = (int)shared_most;
+        break;
+    case cudaDevAttrComputeCapabilityMajor:
+        *value = properties.major;
+        break;
+    case cudaDevAttrComputeCapabilityMinor:
+        *value = properties.minor;
+        break;
+    }
+    return cudaSuccess;
 }
 
 cudaError_t cudaDriverGetVersion(int *version)

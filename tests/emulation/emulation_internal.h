@@ -10,6 +10,7 @@ enum : size_t {
     /* dynamic shared memory that needs no attribute: 48 KiB less what static arrays may take */
     EMULATION_SHARED_DEFAULT = 40 * 1024,
     EMULATION_SHARED_LIMIT = 163 * 1024, /* of sm_80; sm_90 has 227 KiB */
+    EMULATION_SHARED_ALL = 164 * 1024,   /* of a multiprocessor */
 };
 
 /* Run all blocks of a kernel to their end. The caller holds the device's lock. */
