@@ -340,7 +340,7 @@ static rl_status open_sampler(struct fill *f)
     RL_TRY(r->image(r->image_arg, &image));
     RL_TRY(corpus_writer_create(f->corpus, r->run, r->waits, &f->writer));
     RL_TRY(sampler_create(&args, &f->sampler));
-    return sampler_load_weights(f->sampler, image, 0);
+    return sampler_load_weights(f->sampler, (struct device_source){.data = image}, 0);
 }
 
 static rl_status fill_missing(struct fill *f)

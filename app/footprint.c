@@ -46,6 +46,11 @@ static bool generates(const struct footprint_run *run, int rank)
     return run->ranks == 1 || !learns(run, rank);
 }
 
+static bool same_machine(const struct footprint_run *run, int a, int b)
+{
+    return run->world == NULL || world_node_of(run->world, a) == world_node_of(run->world, b);
+}
+
 static bool is_fp32(const struct footprint_run *run)
 {
     return run->layout->dtype == KERNEL_FP32;
@@ -65,6 +70,12 @@ struct footprint_microbatch footprint_largest_microbatch(const struct rl_config 
         tokens, model_packing_pages(tokens, completions < tokens ? completions : tokens)};
 }
 
+/* Of the arena that the learner publishes in. */
+static int slots(const struct footprint_run *run)
+{
+    return run->ranks > 1 ? weight_window_slots(run->config) : 2;
+}
+
 static void add_learner(const struct footprint_run *run, bool publishes, struct footprint *out)
 {
     const struct rl_config *config = run->config;
@@ -80,7 +91,8 @@ static void add_learner(const struct footprint_run *run, bool publishes, struct 
         collective_gpu_bytes(run->learners, bytes.gradients));
     add(out, "teacher's average", "teacher.policy", bytes.average);
     add(out, "frozen weights", "loss.beta or teacher.policy", bytes.frozen);
-    add(out, "weight images", image_option, learner_image_bytes(layout, publishes));
+    add(out, "weight images", image_option,
+        learner_image_bytes(layout, publishes ? slots(run) : 0));
     add(out, "activations", "optimizer.max_tokens_per_microbatch or optimizer.recompute",
         model_workspace_bytes(layout, largest.tokens, keep));
     add(out, "keys and values of training", "optimizer.max_tokens_per_microbatch",
@@ -89,19 +101,42 @@ static void add_learner(const struct footprint_run *run, bool publishes, struct 
         model_scratch_bytes(layout, largest.tokens, keep));
 }
 
-static void add_rollout(const struct footprint_run *run, struct footprint *out)
+/* Does the rank read weights in the learner's slots, on the same GPU? */
+static bool reads_in_place(const struct footprint_run *run, int rank)
+{
+    int local = 0;
+    if (run->learners == 0 || (run->ranks > 1 && run->config->transport.force_remote)) {
+        return false;
+    }
+    for (int before = 0; before < rank; before++) {
+        local += same_machine(run, before, rank);
+    }
+    return same_machine(run, 0, rank) && local % run->gpus == 0;
+}
+
+/* Copies of the weights that it generates with: of the versions that may be in use at once, and one
+ * on its way. */
+static size_t copies(const struct footprint_run *run, int rank)
+{
+    const struct rl_config *config = run->config;
+    bool window = config->async.enabled && config->async.order == CONFIG_ORDER_FIXED_LAG;
+    if (reads_in_place(run, rank)) {
+        return 0;
+    }
+    return run->ranks > 1 && window ? (size_t)weight_window_slots(config) : 2;
+}
+
+static void add_rollout(const struct footprint_run *run, int rank, struct footprint *out)
 {
     const struct rl_config *config = run->config;
     const struct model_layout *layout = run->layout;
     struct rollout_generator_options options;
-    bool window = config->async.enabled && config->async.order == CONFIG_ORDER_FIXED_LAG;
-    size_t copies = run->ranks > 1 && window ? (size_t)weight_window_slots(config) : 2;
     session_training_options(config, run->ranks == 1, &options);
     options = run->options != NULL ? *run->options : options;
     struct rollout_generator_bytes bytes = rollout_generator_bytes(layout, &options);
     enum model_keep keep = model_sampling_keep(&options.sampling);
     add(out, "copies of the weights", is_fp32(run) ? "kernels.weights" : NULL,
-        copies * layout->image_bytes);
+        copies(run, rank) * layout->image_bytes);
     add(out, "workspace of generation", "rollout.prefill_chunk or rollout.max_running",
         bytes.workspace);
     add(out, "scratch of generation", "rollout.prefill_chunk",
@@ -118,7 +153,7 @@ void footprint_of_rank(const struct footprint_run *run, int rank, struct footpri
         add_learner(run, rank == 0, out);
     }
     if (generates(run, rank)) {
-        add_rollout(run, out);
+        add_rollout(run, rank, out);
     }
 }
 

@@ -94,9 +94,9 @@ static rl_status describe(struct replay *r, const struct event_step *step,
 /* --- generating
  * -------------------------------------------------------------------------------------- */
 
-static const void *find_image(void *arg, uint32_t version)
+static struct device_source find_image(void *arg, uint32_t version)
 {
-    return replay_image(arg, version);
+    return (struct device_source){.data = replay_image(arg, version)};
 }
 
 static bool has_versions(const struct replay *r, const struct event_step *step,
@@ -194,7 +194,7 @@ static rl_status generate(struct replay *r, const struct event_step *step,
 {
     uint32_t next = 0;
     uint32_t version = learner_version(r->learner);
-    RL_TRY(sampler_load_weights(r->sampler, replay_image(r, version), version));
+    RL_TRY(sampler_load_weights(r->sampler, find_image(r, version), version));
     sampler_set_image_source(r->sampler, find_image, r);
     while (missing > 0) {
         rl_status status = RL_OK;

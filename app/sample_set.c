@@ -80,7 +80,7 @@ static rl_status generate(const struct sample_set_args *args, const void *image,
     double start = rl_clock_now_s(NULL);
     double cpu = rl_clock_process_cpu_s();
     RL_TRY(sampler_create(&sampler, &feed.sampler));
-    rl_status status = sampler_load_weights(feed.sampler, image, 0);
+    rl_status status = sampler_load_weights(feed.sampler, (struct device_source){.data = image}, 0);
     if (status == RL_OK) {
         status = run_all(&feed);
     }

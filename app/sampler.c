@@ -67,7 +67,8 @@ void sampler_destroy(struct sampler *sampler)
     free(sampler);
 }
 
-rl_status sampler_load_weights(struct sampler *sampler, const void *image, uint32_t version)
+rl_status sampler_load_weights(struct sampler *sampler, struct device_source image,
+                               uint32_t version)
 {
     rl_status status = rollout_generator_load_weights(sampler->generator, image, version);
     while (status == RL_AGAIN) {

@@ -21,7 +21,8 @@ void sampler_destroy(struct sampler *sampler);
 
 /* Weights for the next pass, in the host's memory, valid until the next call; a GPU has a copy of
  * them on return. Errors: RL_NO_MEMORY, the device's. */
-rl_status sampler_load_weights(struct sampler *sampler, const void *image, uint32_t version);
+rl_status sampler_load_weights(struct sampler *sampler, struct device_source image,
+                               uint32_t version);
 
 /* Queue `samples` completions of prompt `prompt_id`. RL_AGAIN: full, call sampler_step first. */
 rl_status sampler_submit(struct sampler *sampler, uint64_t ticket, uint64_t prompt_id,

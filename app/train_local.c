@@ -28,7 +28,7 @@ static rl_status use_newest_weights(struct local *l)
 {
     struct weight_view view;
     RL_TRY(weight_arena_acquire(l->run.arena, LOCAL_READER, &view));
-    return sampler_load_weights(l->sampler, view.image, view.version);
+    return sampler_load_weights(l->sampler, view.nearest, view.version);
 }
 
 static rl_status issue_tickets(struct local *l)

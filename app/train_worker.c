@@ -141,7 +141,8 @@ static rl_status work(struct worker_rank *w)
                                              .learner = LEARNER_RANK,
                                              .rank = world_rank(w->world),
                                              .reader = world_reader(w->world),
-                                             .image_bytes = w->session.layout->image_bytes};
+                                             .image_bytes = w->session.layout->image_bytes,
+                                             .device = w->session.device};
     RL_TRY(worker_weights_create(&weights, &w->weights));
     RL_TRY(wait_for_greeting(w, &stopped));
     if (stopped) {
@@ -189,10 +190,16 @@ static rl_status open_rank(struct worker_rank *w)
     return signals_ignore();
 }
 
-static void close_rank(struct worker_rank *w)
+/* Before the last messages are seen off: the learner, which they go to, is waiting to free slots
+ * that are mapped here. */
+static void close_engine(struct worker_rank *w)
 {
     rollout_generator_destroy(w->generator);
     worker_weights_destroy(w->weights);
+}
+
+static void close_rank(struct worker_rank *w)
+{
     reward_pool_destroy(w->pool);
     reward_set_destroy(w->rewards);
     prompts_destroy(w->prompts);
@@ -265,6 +272,7 @@ rl_status train_worker_rank(const struct rl_config *config, struct world *world)
         pump(&w);
         pthread_join(thread, NULL);
         status = conclude(&w);
+        close_engine(&w);
         (void)channel_mpi_pump(w.channel, NULL, flushed, w.channel, flush_timeout_s);
     }
     if (status != RL_OK || w.run_failed) {

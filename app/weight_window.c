@@ -3,6 +3,7 @@
 
 #include "core/log.h"
 #include "kernels/device.h"
+#include "model/slab.h"
 #include "transport/weight_delta.h"
 
 #include <stdlib.h>
@@ -126,7 +127,13 @@ static rl_status publish(const struct weight_window *w, uint32_t version, const 
     int slot = -1;
     void *target = NULL;
     RL_TRY(weight_arena_begin_write(w->arena, publish_timeout_s, &slot, &target));
-    memcpy(target, image, w->session->layout->image_bytes);
+    size_t bytes = w->session->layout->image_bytes;
+    memcpy(target, image, bytes);
+    void *on_device = weight_arena_device_slot(w->arena, slot);
+    if (on_device != NULL) {
+        model_upload(w->session->pool, on_device, image, bytes);
+        RL_TRY(device_wait(w->session->pool)); /* no other process knows what is under way */
+    }
     return weight_arena_publish(w->arena, slot, version, hash);
 }
 

@@ -109,6 +109,7 @@ static rl_status follow(struct worker_weights *w, const char *name)
     w->attached = grown;
     RL_TRY(weight_arena_attach(name, w->options.image_bytes, &arena));
     w->attached[w->attached_count++] = arena;
+    weight_arena_map_device(arena, w->options.device, w->options.reader);
     weight_source_attach(w->source, arena);
     atomic_store(&w->ready, true);
     return RL_OK;

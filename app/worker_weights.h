@@ -18,6 +18,7 @@ struct worker_weights_options {
     int rank;   /* own */
     int reader; /* own index in arenas */
     size_t image_bytes;
+    struct device *device; /* that the weights are for; NULL: the CPU */
 };
 
 /* Caller owns *out. Errors: RL_NO_MEMORY, RL_INTERNAL. */

@@ -39,7 +39,7 @@ function(emulation_flags target)
 endfunction()
 add_subdirectory(${CMAKE_SOURCE_DIR}/tests/emulation)
 foreach(name check_kernels check_gradients check_same_bits check_sampling test_kernels_device test_model_device
-        test_model_golden test_model_same_bits)
+        test_model_golden test_model_same_bits test_transport_weight_device)
   add_executable(${name}_emulated ${CMAKE_SOURCE_DIR}/tests/${name}.c
                  $<TARGET_OBJECTS:kernels_emulated>)
   target_link_libraries(${name}_emulated PRIVATE fs_model fs_transport fs_kernels fs_core
@@ -54,7 +54,8 @@ endforeach()
 
 # Those that want a GPU as one program, for scripts/gpu_check --bundle.
 add_executable(gpu_programs EXCLUDE_FROM_ALL ${CMAKE_SOURCE_DIR}/tests/gpu_programs.c)
-foreach(name check_kernels check_gradients check_same_bits check_sampling test_model_golden test_model_same_bits)
+foreach(name check_kernels check_gradients check_same_bits check_sampling test_model_golden test_model_same_bits
+        test_transport_weight_device)
   add_library(gpu_${name} OBJECT EXCLUDE_FROM_ALL ${CMAKE_SOURCE_DIR}/tests/${name}.c)
   target_link_libraries(gpu_${name} PRIVATE fs_model PkgConfig::dep_check)
   foresight_flags(gpu_${name})

@@ -7,6 +7,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -82,6 +83,43 @@ rl_status device_buffer_alloc(struct device *device, size_t bytes, const char *w
 /* Give back a buffer of device_buffer_alloc; waits for the device's work. Takes NULL data. */
 void device_buffer_free(struct device *device, void *data);
 
+/* --- memory that processes share ---------------------------------------------------------------
+ */
+
+/* Where memory is, seen from a device. */
+enum device_place {
+    DEVICE_PLACE_HOST, /* the host's; for the CPU all memory */
+    DEVICE_PLACE_PEER, /* another GPU's: device_copy may read it */
+    DEVICE_PLACE_HERE  /* its own: ops may read it */
+};
+
+/* Something to read, and where it is. */
+struct device_source {
+    const void *data;
+    enum device_place place;
+};
+
+/* How other processes of the machine can reach a GPU's buffer; plain bytes, as they stand in shared
+ * memory. */
+struct device_share {
+    unsigned char gpu[DEVICE_UUID_BYTES]; /* whose memory it is */
+    unsigned char handle[64];             /* CUDA's cudaIpcMemHandle_t */
+};
+
+enum { DEVICE_WHY_MAX = 160 };
+
+/* How to reach `data`, a buffer of device_buffer_alloc of whole 2 MiB (CUDA shares no less), in
+ * *out. RL_UNSUPPORTED, not logged: it cannot be shared, `why` says it. */
+rl_status device_buffer_share(struct device *device, void *data, struct device_share *out,
+                              char why[DEVICE_WHY_MAX]);
+
+/* Map another process's buffer, once a process, for reading by `device`, which may be another GPU
+ * than its own. Give it back with device_buffer_unmap before its owner frees it; the owner's death
+ * does not matter. RL_UNSUPPORTED, not logged: it cannot be reached, `why` says it. */
+rl_status device_buffer_map(struct device *device, const struct device_share *share,
+                            struct device_source *out, char why[DEVICE_WHY_MAX]);
+void device_buffer_unmap(struct device *device, const void *data);
+
 /* From now on the ops that are given `pool` run on a new stream of the GPU, in order, beside other
  * streams. A pool has at most one. NULL device: nothing happens. Errors: RL_NO_MEMORY, RL_INTERNAL.
  */
@@ -106,7 +144,8 @@ void *device_stream_native(struct rl_pool *pool);
 void device_write(struct rl_pool *pool, void *to, const void *host, size_t bytes);
 rl_status device_read(struct rl_pool *pool, void *host, const void *from, size_t bytes);
 
-/* Queue a fill with zeros; a copy within the device's memory (not overlapping). */
+/* Queue a fill with zeros; a copy within the device's memory (not overlapping), or from a peer's to
+ * it. */
 void device_clear(struct rl_pool *pool, void *to, size_t bytes);
 void device_copy(struct rl_pool *pool, void *to, const void *from, size_t bytes);
 

@@ -66,6 +66,23 @@ void device_buffer_free(struct device *device, void *data)
     }
 }
 
+rl_status device_buffer_share(struct device *device, void *data, struct device_share *out,
+                              char why[DEVICE_WHY_MAX])
+{
+    return device->ops->share(device, data, out, why);
+}
+
+rl_status device_buffer_map(struct device *device, const struct device_share *share,
+                            struct device_source *out, char why[DEVICE_WHY_MAX])
+{
+    return device->ops->map(device, share, out, why);
+}
+
+void device_buffer_unmap(struct device *device, const void *data)
+{
+    device->ops->unmap(device, data);
+}
+
 rl_status device_stream_start(struct device *device, struct rl_pool *pool)
 {
     if (device == NULL) {

@@ -10,6 +10,11 @@ struct device_ops {
     void (*memory)(const struct device *device, size_t *free_bytes, size_t *total_bytes);
     rl_status (*alloc)(struct device *device, size_t bytes, const char *what, void **out);
     void (*free)(struct device *device, void *data);
+    rl_status (*share)(struct device *device, void *data, struct device_share *out,
+                       char why[DEVICE_WHY_MAX]);
+    rl_status (*map)(struct device *device, const struct device_share *share,
+                     struct device_source *out, char why[DEVICE_WHY_MAX]);
+    void (*unmap)(struct device *device, const void *data);
     rl_status (*stream_open)(struct device *device, struct device_stream **out);
     void (*stream_close)(struct device_stream *stream);
     rl_status (*wait)(struct device_stream *stream);

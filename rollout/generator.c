@@ -65,9 +65,16 @@ static bool needs_copy(void *arg, uint32_t version)
            rollout_generator_needs(g, version);
 }
 
-/* Passes read int8 weights: from here on the context's layout is theirs. *kind: what copies are
- * made from. */
-static rl_status choose_int8(struct rollout_generator *g, struct image_copies_kind *kind)
+/* `source`: what copies with int8 weights are made from; NULL: they are like the image. */
+static rl_status open_copies(struct rollout_generator *g, const struct model_layout *source)
+{
+    struct image_copies_kind kind = {
+        .layout = g->context.layout, .source = source, .kernels = g->context.kernels};
+    return image_copies_create(&kind, needs_copy, g, &g->copies);
+}
+
+/* Passes read int8 weights: from here on the context's layout is theirs. */
+static rl_status choose_int8(struct rollout_generator *g)
 {
     const struct model_layout *layout = g->context.layout;
     if (!g->options.int8_weights) {
@@ -79,8 +86,7 @@ static rl_status choose_int8(struct rollout_generator *g, struct image_copies_ki
     RL_TRY(model_layout_create(&layout->arch, KERNEL_INT8, layout->rope_positions, &g->int8));
     g->int8->kv_dtype = layout->kv_dtype;
     g->context.layout = g->int8;
-    kind->source = layout;
-    return RL_OK;
+    return open_copies(g, layout);
 }
 
 static struct rollout_scheduler_limits limits_of(const struct rollout_generator_options *options)
@@ -96,16 +102,11 @@ static struct rollout_scheduler_limits limits_of(const struct rollout_generator_
 
 static rl_status build(struct rollout_generator *g)
 {
-    struct image_copies_kind kind = {.kernels = g->context.kernels};
-    RL_TRY(choose_int8(g, &kind));
+    RL_TRY(choose_int8(g));
     const struct model_layout *layout = g->context.layout;
     struct rollout_scheduler_limits limits = limits_of(&g->options);
     RL_TRY(rollout_scheduler_create(&limits, &g->scheduler));
     rollout_scheduler_set_usable(g->scheduler, has_image, g);
-    if (layout->device != NULL || kind.source != NULL) {
-        kind.layout = layout;
-        RL_TRY(image_copies_create(&kind, needs_copy, g, &g->copies));
-    }
     RL_TRY(model_kv_create(layout, rollout_scheduler_page_count(g->scheduler), &g->kv));
     RL_TRY(model_workspace_create(layout, pass_tokens(&g->options),
                                   model_sampling_keep(&g->options.sampling), &g->workspace));
@@ -241,17 +242,30 @@ static void use_weights(struct rollout_generator *g, const void *image, uint32_t
     }
 }
 
-rl_status rollout_generator_load_weights(struct rollout_generator *generator, const void *image,
-                                         uint32_t version)
+/* *out = the image where passes can read it; RL_AGAIN while a copy is made. */
+static rl_status reach_image(struct rollout_generator *g, struct device_source image,
+                             uint32_t version, const void **out)
 {
-    const void *copy = image;
-    if (generator->copies != NULL) {
-        generator->awaited = version;
-        generator->awaits = true;
-        RL_TRY(image_copies_get(generator->copies, version, image, &copy));
-        generator->awaits = false;
+    bool here = image.place == DEVICE_PLACE_HERE || g->context.layout->device == NULL;
+    if (here && g->int8 == NULL) {
+        *out = image.data;
+        return RL_OK;
     }
-    use_weights(generator, copy, version);
+    if (g->copies == NULL) {
+        RL_TRY(open_copies(g, NULL));
+    }
+    return image_copies_get(g->copies, version, image, out);
+}
+
+rl_status rollout_generator_load_weights(struct rollout_generator *generator,
+                                         struct device_source image, uint32_t version)
+{
+    const void *reached = NULL;
+    generator->awaited = version;
+    generator->awaits = true;
+    RL_TRY(reach_image(generator, image, version, &reached));
+    generator->awaits = false;
+    use_weights(generator, reached, version);
     return RL_OK;
 }
 
@@ -264,7 +278,8 @@ void rollout_generator_set_weights(struct rollout_generator *generator, const vo
         return;
     }
     while (status == RL_AGAIN) {
-        status = rollout_generator_load_weights(generator, image, version);
+        status = rollout_generator_load_weights(generator, (struct device_source){.data = image},
+                                                version);
         image_copies_wait(generator->copies);
     }
     generator->copies_status = status; /* the next tick's */
@@ -289,14 +304,17 @@ const void *generator_image(struct rollout_generator *g, uint32_t version)
     if (g->image != NULL && version == g->version) {
         return g->image;
     }
-    const void *image = g->source != NULL ? g->source(g->source_arg, version) : NULL;
-    const void *copy = NULL;
-    if (image == NULL || g->copies == NULL) {
-        return image;
+    struct device_source image = {.data = NULL};
+    const void *reached = NULL;
+    if (g->source != NULL) {
+        image = g->source(g->source_arg, version);
     }
-    rl_status status = image_copies_get(g->copies, version, image, &copy);
-    g->copies_status = status == RL_AGAIN ? g->copies_status : status;
-    return copy;
+    if (image.data == NULL) {
+        return NULL;
+    }
+    rl_status status = reach_image(g, image, version, &reached);
+    g->copies_status = status == RL_AGAIN || g->copies == NULL ? g->copies_status : status;
+    return reached;
 }
 
 void generator_finish_work(struct rollout_generator *g, struct generator_work *work)

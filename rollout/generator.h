@@ -11,6 +11,7 @@
 
 #include "core/histogram.h"
 #include "core/trajectory.h"
+#include "kernels/device.h"
 #include "model/forward.h"
 #include "model/tokenizer.h"
 #include "rollout/switch_schedule.h"
@@ -58,7 +59,7 @@ struct rollout_request {
 
 /* Image of `version`, or NULL: not here (yet), sequences that need it wait. Called between passes;
  * valid until the next tick. */
-typedef const void *(*rollout_image_fn)(void *arg, uint32_t version);
+typedef struct device_source (*rollout_image_fn)(void *arg, uint32_t version);
 
 struct rollout_counters {
     uint64_t passes;           /* forward passes */
@@ -100,17 +101,19 @@ rollout_generator_bytes(const struct model_layout *layout,
 void rollout_generator_set_weights(struct rollout_generator *generator, const void *image,
                                    uint32_t version);
 
-/* The same with an image in the host's memory, of which a device, or sampling with int8 weights,
- * first needs a copy: RL_AGAIN (not logged) as long as that is being made, beside ticks with the
- * weights of before: call again with the same image. Errors: RL_NO_MEMORY, the device's. */
-rl_status rollout_generator_load_weights(struct rollout_generator *generator, const void *image,
-                                         uint32_t version);
+/* The same with an image anywhere, of which a device that it is not on, or sampling with int8
+ * weights, first needs a copy: RL_AGAIN (not logged) as long as that is being made, beside ticks
+ * with the weights of before: call again with the same image. One that is on the device is read
+ * where it is, and must be valid until a later one is in use. Errors: RL_NO_MEMORY, the device's.
+ */
+rl_status rollout_generator_load_weights(struct rollout_generator *generator,
+                                         struct device_source image, uint32_t version);
 
 /* Sleep until the copy is made that load_weights has said RL_AGAIN of. */
 void rollout_generator_await_weights(struct rollout_generator *generator);
 
 /* Where images of versions come from that requests with a schedule ask for, the newest excepted;
- * they are in the host's memory. */
+ * valid while a request inside names the version. No data: it is not here, or not yet. */
 void rollout_generator_set_image_source(struct rollout_generator *generator, rollout_image_fn fn,
                                         void *arg);
 

@@ -56,7 +56,7 @@ struct rollout_generator {
     uint32_t version;        /* of it */
     rollout_image_fn source; /* of other versions, or NULL */
     void *source_arg;
-    struct image_copies *copies; /* NULL: images of the host are used as they are */
+    struct image_copies *copies; /* NULL: images have been used where they are, so far */
     struct model_layout *int8;   /* layout of the copies with int8 weights; NULL: there are none */
     rl_status copies_status;     /* why one could not be made */
     uint32_t awaited;            /* version that load_weights has begun to copy */

@@ -27,8 +27,8 @@ struct image_copies {
     pthread_mutex_t mutex;
     pthread_cond_t changed;
     /* Guarded by mutex. */
-    struct image_slot *work; /* being filled; NULL: nothing is */
-    const void *source;      /* the host's image for it */
+    struct image_slot *work;     /* being filled; NULL: nothing is */
+    struct device_source source; /* the image for it */
     bool stopping;
     rl_status status; /* of the first copy that failed */
 };
@@ -41,10 +41,14 @@ static rl_status fill(const struct image_copies *c, const struct image_slot *slo
     if (c->kind.source != NULL) {
         struct model_quantize_args to = {
             .layout = c->kind.layout, .kernels = c->kind.kernels, .image = slot->image};
-        model_image_quantize(c->kind.source, c->source, &to, NULL);
+        model_image_quantize(c->kind.source, c->source.data, &to, NULL);
         return RL_OK;
     }
-    model_upload(c->pool, slot->image, c->source, c->kind.layout->image_bytes);
+    if (c->source.place == DEVICE_PLACE_PEER) {
+        device_copy(c->pool, slot->image, c->source.data, c->kind.layout->image_bytes);
+    } else {
+        model_upload(c->pool, slot->image, c->source.data, c->kind.layout->image_bytes);
+    }
     return device_wait(c->pool);
 }
 
@@ -177,7 +181,7 @@ static rl_status take_slot(struct image_copies *c, struct image_slot **out)
     return RL_OK;
 }
 
-static rl_status begin(struct image_copies *c, uint32_t version, const void *image)
+static rl_status begin(struct image_copies *c, uint32_t version, struct device_source image)
 {
     struct image_slot *slot = NULL;
     RL_TRY(take_slot(c, &slot));
@@ -189,8 +193,8 @@ static rl_status begin(struct image_copies *c, uint32_t version, const void *ima
     return RL_AGAIN;
 }
 
-rl_status image_copies_get(struct image_copies *copies, uint32_t version, const void *image,
-                           const void **out)
+rl_status image_copies_get(struct image_copies *copies, uint32_t version,
+                           struct device_source image, const void **out)
 {
     struct image_copies *c = copies;
     pthread_mutex_lock(&c->mutex);

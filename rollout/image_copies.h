@@ -1,10 +1,11 @@
-/* Copies of weight images that the host holds: in a device's memory, or with int8 weights. They are
- * made by a thread of their own (on a stream of its own), so decoding goes on meanwhile with the
- * images that are there.
- * One thread calls; the images it hands over must stay as they are until their copy is made. */
+/* Copies of weight images that the host or another GPU holds: in a device's memory, or with int8
+ * weights. They are made by a thread of their own (on a stream of its own), so decoding goes on
+ * meanwhile with the images that are there. One thread calls; the images it hands over must stay as
+ * they are until their copy is made. */
 #ifndef FORESIGHT_ROLLOUT_IMAGE_COPIES_H
 #define FORESIGHT_ROLLOUT_IMAGE_COPIES_H
 
+#include "kernels/device.h"
 #include "model/params.h"
 
 struct image_copies;
@@ -28,11 +29,11 @@ rl_status image_copies_create(const struct image_copies_kind *kind, image_copies
 /* Ends the thread, after the copy at work. Takes NULL. */
 void image_copies_destroy(struct image_copies *copies);
 
-/* *out = the copy of the image of `version`, which the host has at `image`. RL_AGAIN (not logged):
+/* *out = the copy of the image of `version`, which is at `image`. RL_AGAIN (not logged):
  * it is being made, or will be when the one at work is; ask again, with the same image. Errors:
  * RL_NO_MEMORY, the device's. */
-rl_status image_copies_get(struct image_copies *copies, uint32_t version, const void *image,
-                           const void **out);
+rl_status image_copies_get(struct image_copies *copies, uint32_t version,
+                           struct device_source image, const void **out);
 
 /* Sleep until no copy is being made. */
 void image_copies_wait(struct image_copies *copies);

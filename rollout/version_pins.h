@@ -13,9 +13,9 @@ struct version_pins {
     rl_status status; /* why a version cannot be had and never will, logged; RL_OK */
 };
 
-/* A rollout_image_fn with struct version_pins as its argument: NULL while `version` is not
+/* A rollout_image_fn with struct version_pins as its argument: no data while `version` is not
  * published, not verified, or there are too many others. */
-const void *version_pins_image(void *arg, uint32_t version);
+struct device_source version_pins_image(void *arg, uint32_t version);
 
 /* Let go of versions that `generator` no longer needs (NULL: of all). Cheap without pins. */
 void version_pins_trim(struct version_pins *pins, const struct rollout_generator *generator);

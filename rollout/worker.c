@@ -255,7 +255,7 @@ static rl_status switch_weights(struct worker *w)
 {
     rl_status status = w->is_loading ? RL_OK : find_weights(w);
     if (status == RL_OK) {
-        status = rollout_generator_load_weights(w->args->generator, w->loading.image,
+        status = rollout_generator_load_weights(w->args->generator, w->loading.nearest,
                                                 w->loading.version);
         w->weights_coming = w->weights_coming || status == RL_AGAIN;
     }

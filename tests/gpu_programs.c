@@ -10,6 +10,7 @@ int check_same_bits_main(void);
 int check_sampling_main(void);
 int test_model_golden_main(void);
 int test_model_same_bits_main(void);
+int test_transport_weight_device_main(void);
 
 int main(int argc, char **argv)
 {
@@ -20,7 +21,8 @@ int main(int argc, char **argv)
                     {"check_same_bits", check_same_bits_main},
                     {"check_sampling", check_sampling_main},
                     {"test_model_golden", test_model_golden_main},
-                    {"test_model_same_bits", test_model_same_bits_main}};
+                    {"test_model_same_bits", test_model_same_bits_main},
+                    {"test_transport_weight_device", test_transport_weight_device_main}};
     if (argc > 1 && strcmp(argv[1], "check_kernels") == 0) {
         return check_kernels_main(argc - 1, argv + 1);
     }

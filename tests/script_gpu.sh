@@ -1,6 +1,7 @@
 #!/bin/bash
 # The program on a GPU: refused in one line where there is none; on the emulated GPU generation,
-# training and resuming, beside the CPU; several learners on GPUs of their own, by the emulated NCCL.
+# training and resuming, beside the CPU; weights from GPU to GPU; several learners on GPUs of their own,
+# by the emulated NCCL.
 set -u
 foresight=$1
 emulated=$(dirname "$1")/foresight_emulated
@@ -91,6 +92,22 @@ for a, b in zip(rows, tight):  # fewer KV pages, the same samples
     for name in ("reward", "completions/mean_length", "loss", "grad_norm"):
         assert a[name] == b[name], (name, a[name], b[name])
 PY
+
+# --- a learner and a rollout rank: new weights by each way there is, and the same run
+weights_come() { # run, what the rollout rank says, environment
+    local name=$1 says=$2
+    shift 2
+    foresight=$emulated
+    (export "$@" && train_ranks 2 "$name" run.steps=2 "${small[@]}" async.order=fixed_lag async.max_staleness=1)
+    foresight=$cpu
+    grep -q "weights: $says" "$work/$name.log" || fail "$name: $(grep 'weights:' "$work/$name.log")"
+    summary "$name" 's["logprob_mismatch"]["max"] == 0 and s["logprob_mismatch"]["tokens"] > 0'
+}
+weights_come in_place "read where the learner makes them" FORESIGHT_EMULATED_GPUS=1
+weights_come from_peer "copied from the learner's GPU" FORESIGHT_EMULATED_GPUS=2
+weights_come from_host "copied from the host's memory" FORESIGHT_EMULATED_IPC=unshared
+same_bits in_place from_peer
+same_bits in_place from_host
 
 # --- scripts/gpu_check on the emulated GPU
 "$(dirname "$0")/../scripts/gpu_check" --emulated --only test_kernels_device --results "$work/gpu.jsonl" \

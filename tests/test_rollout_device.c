@@ -79,13 +79,18 @@ static struct rollout_generator *make(const struct model_context *context)
     return generator;
 }
 
+static struct device_source host_image(const void *image)
+{
+    return (struct device_source){.data = image};
+}
+
 /* In use from the next tick on. */
 static void load(struct rollout_generator *generator, const void *image, uint32_t version)
 {
-    rl_status status = rollout_generator_load_weights(generator, image, version);
+    rl_status status = rollout_generator_load_weights(generator, host_image(image), version);
     while (status == RL_AGAIN) {
         rollout_generator_await_weights(generator);
-        status = rollout_generator_load_weights(generator, image, version);
+        status = rollout_generator_load_weights(generator, host_image(image), version);
     }
     ck_assert_int_eq(status, RL_OK);
 }
@@ -154,22 +159,24 @@ START_TEST(loading_stops_nothing)
     ck_assert_int_eq(rollout_generator_tick(generator, &busy), RL_OK);
     uint32_t version = 5;
     for (; version < 9; version++) {
-        ck_assert_int_eq(rollout_generator_load_weights(generator, b.images[1], version), RL_AGAIN);
+        ck_assert_int_eq(
+            rollout_generator_load_weights(generator, host_image(b.images[1]), version), RL_AGAIN);
         ck_assert_int_eq(rollout_generator_tick(generator, &busy), RL_OK);
         ck_assert(busy);
         load(generator, b.images[1], version);
     }
     ck_assert_uint_eq(rollout_generator_counters(generator)->switches, 4);
-    ck_assert_int_eq(rollout_generator_load_weights(generator, b.images[2], version), RL_AGAIN);
+    ck_assert_int_eq(rollout_generator_load_weights(generator, host_image(b.images[2]), version),
+                     RL_AGAIN);
     rollout_generator_destroy(generator); /* with a copy under way, and groups inside */
     bench_destroy(&b);
 }
 END_TEST
 
-static const void *image_of(void *arg, uint32_t version)
+static struct device_source image_of(void *arg, uint32_t version)
 {
     const struct bench *b = arg;
-    return version < VERSIONS ? b->images[version] : NULL;
+    return host_image(version < VERSIONS ? b->images[version] : NULL);
 }
 
 static void sample_scheduled(struct bench *b, const struct model_context *context,

@@ -53,10 +53,10 @@ static void bench_destroy(struct bench *b)
     fixture_destroy(&b->f);
 }
 
-static const void *image_of(void *arg, uint32_t version)
+static struct device_source image_of(void *arg, uint32_t version)
 {
     const struct bench *b = arg;
-    return b->images[version];
+    return (struct device_source){.data = b->images[version]};
 }
 
 static struct rollout_generator *make_generator(struct bench *b,
@@ -183,10 +183,11 @@ static void sample_live(struct bench *b, struct samples *out)
             coming = true;
         }
         if (coming) {
-            rl_status status = rollout_generator_load_weights(generator, b->scratch, next);
+            const struct device_source image = {.data = b->scratch};
+            rl_status status = rollout_generator_load_weights(generator, image, next);
             while (status == RL_AGAIN && (pass % 9 == 8 || next == 0)) { /* long enough */
                 rollout_generator_await_weights(generator);
-                status = rollout_generator_load_weights(generator, b->scratch, next);
+                status = rollout_generator_load_weights(generator, image, next);
             }
             ck_assert(status == RL_OK || status == RL_AGAIN);
             if (status == RL_OK) {

@@ -64,10 +64,11 @@ static void bench_destroy(struct bench *b)
     fixture_destroy(&b->f);
 }
 
-static const void *image_of(void *arg, uint32_t version)
+static struct device_source image_of(void *arg, uint32_t version)
 {
     const struct bench *b = arg;
-    return version >= b->first_here && version < VERSIONS ? b->images[version] : NULL;
+    bool here = version >= b->first_here && version < VERSIONS;
+    return (struct device_source){.data = here ? b->images[version] : NULL};
 }
 
 static struct rollout_generator *make_generator(struct bench *b, bool recompute, int32_t chunk)

@@ -299,10 +299,10 @@ static void poison_token(struct bench *b, int32_t token)
     fixture_publish(&b->f);
 }
 
-static const void *image_of(void *arg, uint32_t version)
+static struct device_source image_of(void *arg, uint32_t version)
 {
     const struct bench *b = arg;
-    return version == 0 ? b->f.image : b->other;
+    return (struct device_source){.data = version == 0 ? b->f.image : b->other};
 }
 
 /* One way to sample all prompts. */

@@ -56,15 +56,15 @@ static rl_status make_memory(struct learner *l)
     const struct model_layout *layout = l->args.layout;
     struct device *device = layout->device;
     size_t slab_bytes = (size_t)layout->master_count * sizeof(float);
-    bool publishes = l->args.arena != NULL;
+    struct weight_arena *arena = l->args.arena;
     void *memory = NULL;
     RL_TRY(device_buffer_alloc(device, slab_bytes, "gradients", &memory));
     l->grad = memory;
-    if (!publishes || device != NULL) {
-        RL_TRY(device_buffer_alloc(device, layout->image_bytes, "weight image", &l->own_image[0]));
+    if (arena == NULL) {
+        return device_buffer_alloc(device, layout->image_bytes, "weight image", &l->own_image);
     }
-    if (publishes && device != NULL) {
-        RL_TRY(device_buffer_alloc(device, layout->image_bytes, "weight image", &l->own_image[1]));
+    RL_TRY(weight_arena_add_device(arena, device));
+    if (device != NULL) {
         RL_TRY(device_buffer_alloc(device, learner_mask_bytes(layout), "mask of changes", &memory));
         l->own_changed = memory;
     }
@@ -113,8 +113,7 @@ void learner_destroy(struct learner *learner)
     optimizer_destroy(learner->optimizer);
     struct device *device = learner->args.layout->device;
     device_buffer_free(device, learner->own_changed);
-    device_buffer_free(device, learner->own_image[1]);
-    device_buffer_free(device, learner->own_image[0]);
+    device_buffer_free(device, learner->own_image);
     device_buffer_free(device, learner->grad);
     learner_frozen_free(learner, learner->reference);
     model_slab_fini(learner->args.layout, &learner->master);
@@ -311,7 +310,7 @@ static rl_status finish(struct learner *l, uint64_t step, struct learner_report 
         learner_teacher_follow(l);
     }
     if (report->updates > 0) {
-        RL_TRY(learner_settle_image(l, &report->slot_wait_s));
+        RL_TRY(learner_settle_image(l));
     } else if (l->version_per_step) { /* the same weights under the next version */
         RL_TRY(learner_refresh_image(l, &report->slot_wait_s));
     }

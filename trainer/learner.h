@@ -154,8 +154,8 @@ struct learner_bytes {
 struct learner_bytes learner_bytes(const struct model_layout *layout,
                                    const struct rl_config *config, int learners);
 
-/* The images that a learner makes on a device, with the mask of what changes if it publishes them.
- */
-size_t learner_image_bytes(const struct model_layout *layout, bool publishes);
+/* The images that a learner makes on a device: in the slots of its arena, with the mask of what
+ * changes, or one if it publishes none (`slots` 0). */
+size_t learner_image_bytes(const struct model_layout *layout, int slots);
 
 #endif

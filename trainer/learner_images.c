@@ -14,9 +14,11 @@ size_t learner_mask_bytes(const struct model_layout *layout)
     return layout->image_bytes / model_image_element_bytes(layout) / CHAR_BIT;
 }
 
-size_t learner_image_bytes(const struct model_layout *layout, bool publishes)
+size_t learner_image_bytes(const struct model_layout *layout, int slots)
 {
-    return publishes ? 2 * layout->image_bytes + learner_mask_bytes(layout) : layout->image_bytes;
+    return slots > 0
+               ? weight_arena_device_bytes(slots, layout->image_bytes) + learner_mask_bytes(layout)
+               : layout->image_bytes;
 }
 
 rl_status learner_frozen_image(struct learner *l, const void *image, void **out)
@@ -38,16 +40,6 @@ void learner_frozen_free(struct learner *l, void *image)
     }
 }
 
-/* The slot for the next version. It is the same one until it is published, and nobody else reads it
- * before. */
-static rl_status take_slot(struct learner *l, void **slot, double *slot_wait_s)
-{
-    struct rl_wait wait = rl_wait_begin(l->args.waits, "learner waits for a weight slot");
-    rl_status status = weight_arena_begin_write(l->args.arena, publish_timeout_s, &l->slot, slot);
-    *slot_wait_s = rl_wait_end(&wait);
-    return status;
-}
-
 const struct model_image_diff *learner_image_diff(const struct learner *l,
                                                   struct model_image_diff *diff)
 {
@@ -63,35 +55,34 @@ const struct model_image_diff *learner_image_diff(const struct learner *l,
 rl_status learner_begin_image(struct learner *l, void **image, double *slot_wait_s)
 {
     *slot_wait_s = 0;
-    if (l->own_image[0] == NULL) {
-        return take_slot(l, image, slot_wait_s);
+    if (l->own_image != NULL) {
+        *image = l->own_image;
+        l->host_image = l->args.layout->device == NULL ? l->own_image : NULL;
+        return RL_OK;
     }
-    bool first = l->published == NULL || l->published != l->own_image[0];
-    *image = l->own_image[first ? 0 : 1];
+    /* It is the same slot until it is published, and nobody else reads it before. */
+    struct rl_wait wait = rl_wait_begin(l->args.waits, "learner waits for a weight slot");
+    rl_status status =
+        weight_arena_begin_write(l->args.arena, publish_timeout_s, &l->slot, &l->host_image);
+    *slot_wait_s = rl_wait_end(&wait);
+    RL_TRY(status);
+    void *on_device = weight_arena_device_slot(l->args.arena, l->slot);
+    *image = on_device != NULL ? on_device : l->host_image;
     return RL_OK;
 }
 
-rl_status learner_settle_image(struct learner *l, double *slot_wait_s)
+rl_status learner_settle_image(struct learner *l)
 {
     const struct model_layout *layout = l->args.layout;
-    void *slot = NULL;
-    double wait_s = 0;
-    if (layout->device == NULL) {
-        l->host_image = l->image;
-        return RL_OK;
-    }
-    if (l->args.arena == NULL) {
+    if (layout->device == NULL || l->args.arena == NULL) {
         return RL_OK;
     }
     struct model_image_diff diff;
-    RL_TRY(take_slot(l, &slot, &wait_s));
-    *slot_wait_s += wait_s;
-    RL_TRY(model_download(l->args.pool, slot, l->image, layout->image_bytes));
+    RL_TRY(model_download(l->args.pool, l->host_image, l->image, layout->image_bytes));
     if (learner_image_diff(l, &diff) != NULL) {
         RL_TRY(model_download(l->args.pool, weight_history_pending(l->args.history), l->own_changed,
                               learner_mask_bytes(layout)));
     }
-    l->host_image = slot;
     return RL_OK;
 }
 
@@ -103,7 +94,7 @@ rl_status learner_refresh_image(struct learner *l, double *slot_wait_s)
     model_params_publish_diff(l->args.layout, l->args.kernels, l->master.data, image,
                               learner_image_diff(l, &diff), l->args.pool);
     l->image = image;
-    return learner_settle_image(l, slot_wait_s);
+    return learner_settle_image(l);
 }
 
 double learner_changed_fraction(const struct learner *l)

@@ -46,14 +46,14 @@ struct learner {
     struct batcher_options batcher;
     struct optimizer *optimizer;
     struct model_slab master;
-    float *grad;            /* [master_count] */
-    void *own_image[2];     /* where images are made, if not in arena slots: in turn by version */
-    uint8_t *own_changed;   /* on a device: what the history's pending mask is to become */
-    void *reference;        /* the reference policy's image; NULL: not needed */
-    const void *image;      /* what forward passes read */
-    const void *host_image; /* the same where the host can read it; NULL: nowhere */
-    const void *published;  /* the image last published, which is not overwritten; NULL: none yet */
-    int slot;               /* arena slot being written; -1: none */
+    float *grad;           /* [master_count] */
+    void *own_image;       /* where images are made, if not in the arena's slots */
+    uint8_t *own_changed;  /* on a device: what the history's pending mask is to become */
+    void *reference;       /* the reference policy's image; NULL: not needed */
+    const void *image;     /* what forward passes read */
+    void *host_image;      /* the same where the host can read it; NULL: nowhere */
+    const void *published; /* the image last published, which is not overwritten; NULL: none yet */
+    int slot;              /* arena slot being written; -1: none */
     uint32_t version;
     float inv_temperature;
     bool recompute_old; /* ratios are taken against the step's start */
@@ -129,8 +129,8 @@ rl_status learner_frozen_image(struct learner *l, const void *image, void **out)
 void learner_frozen_free(struct learner *l, void *image);
 
 /* Where the next image goes: *image [image_bytes] in the device's memory; later updates of a step
- * rewrite it in place. On the CPU the publishing rank makes it in a slot of the arena, for which it
- * may wait, *slot_wait_s seconds. Errors: RL_TIMEOUT. */
+ * rewrite it in place. The publishing rank makes it in a slot of the arena, for which it may wait,
+ * *slot_wait_s seconds. Errors: RL_TIMEOUT. */
 rl_status learner_begin_image(struct learner *l, void **image, double *slot_wait_s);
 
 /* What images are compared with, in *diff: the version last published, also when this step has
@@ -138,9 +138,10 @@ rl_status learner_begin_image(struct learner *l, void **image, double *slot_wait
 const struct model_image_diff *learner_image_diff(const struct learner *l,
                                                   struct model_image_diff *diff);
 
-/* l->image is what the step leaves: if it is published from a device's memory, a slot gets it, and
- * the history what has changed. Adds to *slot_wait_s. Errors: RL_TIMEOUT, the device's. */
-rl_status learner_settle_image(struct learner *l, double *slot_wait_s);
+/* l->image is what the step leaves: if it is published from a device's memory, the host's slot gets
+ * it too, and the history what has changed. All of the device's work on it is done then. Errors:
+ * the device's. */
+rl_status learner_settle_image(struct learner *l);
 
 /* The image of masters that did not come from an update. Errors: as of the two it goes by. */
 rl_status learner_refresh_image(struct learner *l, double *slot_wait_s);

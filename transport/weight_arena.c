@@ -225,6 +225,7 @@ static void fill_view(const struct weight_arena *arena, uint32_t slot, uint32_t 
                       struct weight_view *out)
 {
     out->image = slot_image(arena, (int)slot);
+    out->nearest = arena_nearest(arena, (int)slot, out->image);
     out->bytes = arena->header->slot_bytes;
     out->version = version;
     out->hash = atomic_load(&arena->header->hash[slot]);
@@ -396,5 +397,6 @@ void weight_arena_clear_reader(struct weight_arena *arena, int reader)
         atomic_store(&pin->newest, 0);
         atomic_store(&pin->next, 0);
         atomic_store(&pin->checked, 0);
+        atomic_store(&pin->mapped, 0);
     }
 }

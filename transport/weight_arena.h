@@ -3,11 +3,16 @@
  * read it in place. Invariant: a slot that is newest or pinned is never written. Readers take no
  * lock and never wait; the writer waits only for a slot, with a deadline. Versions coalesce: a
  * reader of the newest does not see each; a writer that must not skip any keeps a window of them.
- * A dead reader's pins are cleared by its rank. */
+ * A dead reader's pins are cleared by its rank.
+ *
+ * A writer that makes its images on a GPU has the same slots in that GPU's memory too, under the
+ * same numbers, versions and pins. It fills both before it publishes: readers take the one that
+ * their device reaches best. */
 #ifndef FORESIGHT_TRANSPORT_WEIGHT_ARENA_H
 #define FORESIGHT_TRANSPORT_WEIGHT_ARENA_H
 
 #include "core/status.h"
+#include "kernels/device.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -26,7 +31,8 @@ struct weight_arena_options {
 
 /* What a reader has pinned. */
 struct weight_view {
-    const void *image; /* [bytes], 4096-aligned; valid while it is pinned */
+    const void *image;            /* [bytes] the host's, 4096-aligned; valid while it is pinned */
+    struct device_source nearest; /* the image that this process's device reaches best, as long */
     size_t bytes;
     uint32_t version;
     uint64_t hash; /* as given to publish */
@@ -42,10 +48,31 @@ rl_status weight_arena_create(const struct weight_arena_options *options,
  * RL_CORRUPT (not an arena, or another build's), RL_INVALID (slot_bytes other than expected). */
 rl_status weight_arena_attach(const char *name, size_t slot_bytes, struct weight_arena **out);
 
+/* Make slots in the memory of `device` too (NULL: nothing is done), and let other processes of the
+ * machine read them if the arena is shared and the device can. From here on whoever publishes fills
+ * both. Creator only, once, before the first publish; the device outlives the arena. Errors:
+ * RL_NO_MEMORY. */
+rl_status weight_arena_add_device(struct weight_arena *arena, struct device *device);
+
+/* Bytes that it takes of the device. */
+size_t weight_arena_device_bytes(int slots, size_t slot_bytes);
+
+/* The slot in the device's memory; NULL of an arena without. Creator only. */
+void *weight_arena_device_slot(const struct weight_arena *arena, int slot);
+
+/* Views have the images in the writer's GPU from here on, if `device` (NULL: nothing is done) is
+ * that GPU or can copy from it; if not, one line says why. `reader` is who has them open. Attached
+ * arenas only, before any view; the device outlives the arena. */
+void weight_arena_map_device(struct weight_arena *arena, struct device *device, int reader);
+
+/* Where views are nearest; DEVICE_PLACE_HOST without either of these. */
+enum device_place weight_arena_place(const struct weight_arena *arena);
+
 /* Name for weight_arena_attach; "" for a private arena. Borrowed. */
 const char *weight_arena_name(const struct weight_arena *arena);
 
-/* Unmap; the creator also removes the name. Takes NULL. */
+/* Unmap; the creator also removes the name. A GPU's slots that readers have open for two seconds
+ * more are left to the end of the process, since they must not be freed. Takes NULL. */
 void weight_arena_close(struct weight_arena *arena);
 
 /* Remove the name now, so that nothing stays behind whatever happens; attached processes keep their

@@ -1,4 +1,5 @@
-/* What weight_arena.c (the pin protocol) and weight_arena_map.c (the mapping) share. */
+/* What weight_arena.c (the pin protocol), weight_arena_map.c (the mapping) and
+ * weight_arena_device.c (slots in a GPU's memory) share. */
 #ifndef FORESIGHT_TRANSPORT_WEIGHT_ARENA_INTERNAL_H
 #define FORESIGHT_TRANSPORT_WEIGHT_ARENA_INTERNAL_H
 
@@ -15,6 +16,13 @@ struct arena_pin {
     _Atomic uint32_t newest;            /* acquire: slot + 1; 0: none */
     _Atomic uint32_t next;              /* acquire_version, on its way to `newest` */
     _Atomic uint32_t checked;           /* verify */
+    _Atomic uint32_t mapped;            /* it has the GPU's slots open */
+};
+
+/* The slots in a GPU's memory, one after the other. */
+struct arena_device {
+    _Atomic uint32_t shared; /* `share` is written before and does not change */
+    struct device_share share;
 };
 
 /* Start of the mapping; the pins follow, then the slots at slot_offset. */
@@ -34,6 +42,7 @@ struct arena_header {
     _Atomic uint64_t
         verified[WEIGHT_ARENA_SLOTS_MAX]; /* ARENA_VALID | version: hash was compared */
     _Atomic uint64_t keep_from; /* versions from here on are not overwritten; UINT64_MAX: none */
+    struct arena_device device;
     struct arena_pin pins[];
 };
 
@@ -46,6 +55,17 @@ struct weight_arena {
     bool named;  /* the name still exists */
     int writing; /* slot between begin_write and publish; -1: none */
     char name[WEIGHT_ARENA_NAME_MAX];
+    struct device *device;             /* of the slots in a GPU's memory, or that reads them */
+    unsigned char *writable_slots;     /* the creator's, on the device; NULL: none */
+    struct device_source device_slots; /* the same, or another process's; data NULL: none */
+    size_t device_stride;
+    int device_reader; /* the attached one's index */
 };
+
+/* Where a slot's image is nearest to this process's device. */
+struct device_source arena_nearest(const struct weight_arena *arena, int slot, const void *image);
+
+/* Give back the GPU's slots, or the mapping of another process's. */
+void arena_device_close(struct weight_arena *arena);
 
 #endif

@@ -26,7 +26,7 @@
 #define ARENA_FOLDER "/dev/shm"
 
 enum {
-    ARENA_FORMAT = 3,
+    ARENA_FORMAT = 4,
     ARENA_PAGE = 4096,
     ARENA_HUGE = 2 * 1024 * 1024,
     ARENA_READERS_MAX = 1000000,
@@ -296,6 +296,7 @@ void weight_arena_close(struct weight_arena *arena)
         return;
     }
     weight_arena_unlink(arena);
+    arena_device_close(arena);
     if (arena->mapping != NULL) {
         munmap(arena->mapping, arena->mapping_bytes);
     }

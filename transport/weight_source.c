@@ -96,11 +96,13 @@ void weight_source_attach(struct weight_source *source, struct weight_arena *are
     atomic_store(&source->arena, arena);
 }
 
-/* RL_OK: `version` may be used. RL_AGAIN: the helper is at it. */
+/* RL_OK: `version` may be used. RL_AGAIN: the helper is at it. What is read from the GPU that made
+ * it is not what the host's image and its hash would tell about. */
 static rl_status check_version(struct weight_source *s, struct weight_arena *arena,
                                uint32_t version)
 {
-    if (weight_arena_is_verified(arena, version)) {
+    if (weight_arena_place(arena) != DEVICE_PLACE_HOST ||
+        weight_arena_is_verified(arena, version)) {
         return RL_OK;
     }
     pthread_mutex_lock(&s->mutex);

@@ -4,6 +4,7 @@
  * after it. CUDA reports faults of kernels late, so the op named may be a later one: CUDA's own
  * CUDA_LAUNCH_BLOCKING=1 finds the right one. */
 #include "kernels/cuda/cuda_kernel.h"
+#include "kernels/cuda/ipc_cuda.h"
 #include "kernels/cuda/matmul_cuda.h"
 #include "kernels/cuda/stream_cuda.h"
 
@@ -330,8 +331,9 @@ static void device_uuid(const struct device *device, unsigned char out[DEVICE_UU
 static rl_status stream_open(struct device *device, struct device_stream **out);
 
 static const struct device_ops cuda_ops = {
-    device_end,   memory_info, buffer_alloc, buffer_free, stream_open, stream_close, stream_wait,
-    stream_write, stream_read, stream_clear, stream_copy, device_uuid, stream_poll,  stream_native,
+    device_end,   memory_info, buffer_alloc, buffer_free, ipc_share,     ipc_map,
+    ipc_unmap,    stream_open, stream_close, stream_wait, stream_write,  stream_read,
+    stream_clear, stream_copy, device_uuid,  stream_poll, stream_native,
 };
 
 static rl_status stream_open(struct device *device, struct device_stream **out)

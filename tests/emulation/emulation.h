@@ -7,6 +7,10 @@
  * - threads that wait for one another for ever, lanes that meet in different places, threads that
  *   return while others wait at __syncthreads: a message and abort();
  * - the order of threads and blocks is the test's choice: a missing barrier shows as other bits;
+ * - cudaFree while another process has the buffer open, and opening one twice or in the process
+ *   that shared it: a message and abort(). FORESIGHT_EMULATED_IPC of the environment is `unshared`
+ * or `unopened` where sharing and opening are refused, FORESIGHT_EMULATED_PEERS is 0 where devices
+ * cannot reach one another;
  * - streams are lazy: a result read without waiting is not there yet, and a pinned buffer written
  *   again too early spoils the copy that was still to be made. */
 #ifndef FORESIGHT_TESTS_EMULATION_EMULATION_H

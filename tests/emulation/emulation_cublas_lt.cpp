@@ -382,8 +382,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t oper
     EXPECT((uintptr_t)a % ALIGNMENT == 0 && (uintptr_t)b % ALIGNMENT == 0);
     EXPECT((uintptr_t)d % ALIGNMENT == 0);
     const float scale = *(const float *)beta;
-    const bool other =
-        chosen == MANY_ROWS || chosen == OTHER || orders == EMULATION_ORDERS_FOREIGN;
+    const bool other = chosen == MANY_ROWS || chosen == OTHER || orders == EMULATION_ORDERS_FOREIGN;
     const int64_t step = other ? DEPTH_STEP / 2 : DEPTH_STEP;
     few_rows_products += chosen == FEW_ROWS ? 1 : 0;
     emulation_enqueue(stream, [=] { multiply(&p, a, b, scale, (float *)d, step); });

@@ -39,16 +39,7 @@ namespace
 enum : size_t { BUFFER_ALIGN = 256 };
 enum { STEP_PAUSE_US = 100 };
 
-struct buffer {
-    char *map, *data;
-    size_t mapped, bytes;
-};
-
-int given_devices()
-{
-    const char *text = getenv("FORESIGHT_EMULATED_GPUS");
-    return text != nullptr ? (int)strtol(text, nullptr, 10) : 1;
-}
+using buffer = emulation_buffer;
 
 std::recursive_mutex lock;
 std::map<const char *, buffer> buffers; /* by data */
@@ -60,14 +51,8 @@ emulation_stream legacy; /* the stream named NULL */
 cudaError_t last_error = cudaSuccess;
 cudaError_t broken = cudaSuccess; /* sticky */
 bool break_next;
-int depth, devices = given_devices(), memory_countdown = -1, current_device;
+int depth, memory_countdown = -1, current_device;
 size_t held;
-
-/* All of its memory: 8 GiB, or what FORESIGHT_EMULATED_KIB says. */
-const size_t memory_bytes = [] {
-    const char *kib = getenv("FORESIGHT_EMULATED_KIB");
-    return (kib != nullptr ? strtoull(kib, nullptr, 10) : (size_t)8 << 20) << 10;
-}();
 
 using guard = std::lock_guard<std::recursive_mutex>;
 
@@ -193,14 +178,14 @@ cudaError_t make_buffer(size_t bytes, void **out)
     if (map == MAP_FAILED) {
         return cudaErrorMemoryAllocation;
     }
-    buffer b = {static_cast<char *>(map) + EMULATION_PAGE, nullptr, mapped, bytes};
-    b.data = b.map + mapped - room;
+    char *first = static_cast<char *>(map) + EMULATION_PAGE;
+    buffer b = {first, first + mapped - room, mapped, bytes, current_device, -1, false};
     mprotect(b.map, mapped, PROT_READ | PROT_WRITE);
     memset(b.map, 0xff, mapped);
     if (depth == 0) {
         mprotect(b.map, mapped, PROT_NONE);
     }
-    buffers[b.data] = b;
+    emulation_buffer_add(b);
     held += bytes;
     *out = b.data;
     return cudaSuccess;
@@ -235,9 +220,36 @@ void emulation_leave(void)
     lock.unlock();
 }
 
-void emulation_set_devices(int count)
+emulation_guard::emulation_guard()
 {
-    devices = count;
+    lock.lock();
+}
+
+emulation_guard::~emulation_guard()
+{
+    lock.unlock();
+}
+
+emulation_buffer *emulation_buffer_at(const void *data)
+{
+    auto found = buffers.find(static_cast<const char *>(data));
+    return found != buffers.end() ? &found->second : nullptr;
+}
+
+void emulation_buffer_add(const emulation_buffer &buffer)
+{
+    buffers[buffer.data] = buffer;
+}
+
+void emulation_buffer_forget(const emulation_buffer &buffer)
+{
+    munmap(buffer.map - EMULATION_PAGE, buffer.mapped + 2 * EMULATION_PAGE);
+    buffers.erase(buffer.data);
+}
+
+cudaError_t emulation_error(cudaError_t error)
+{
+    return fail(error);
 }
 
 void emulation_fail_memory_after(int count)
@@ -306,6 +318,11 @@ void emulation_launch(const emulation_kernel &kernel, cudaStream_t stream)
     });
 }
 
+size_t emulation_shared_most()
+{
+    return shared_most;
+}
+
 void emulation_set_shared_most(size_t bytes)
 {
     guard hold(lock);
@@ -324,31 +341,6 @@ cudaError_t emulation_set_shared_limit(const void *kernel, size_t bytes)
 
 /* --- the runtime's functions ------------------------------------------------------------------ */
 
-const char *cudaGetErrorString(cudaError_t error)
-{
-    switch (error) {
-    case cudaSuccess:
-        return "no error";
-    case cudaErrorMemoryAllocation:
-        return "out of memory";
-    case cudaErrorInvalidConfiguration:
-        return "invalid configuration argument";
-    case cudaErrorNoDevice:
-        return "no CUDA-capable device is detected";
-    case cudaErrorInvalidDevice:
-        return "invalid device ordinal";
-    case cudaErrorIllegalAddress:
-        return "an illegal memory access was encountered";
-    default:
-        return "invalid argument";
-    }
-}
-
-const char *cudaGetErrorName(cudaError_t error)
-{
-    return error == cudaSuccess ? "cudaSuccess" : "cudaError";
-}
-
 cudaError_t cudaGetLastError()
 {
     cudaError_t error = last_error;
@@ -356,15 +348,11 @@ cudaError_t cudaGetLastError()
     return broken != cudaSuccess ? broken : error;
 }
 
-cudaError_t cudaGetDeviceCount(int *count)
-{
-    *count = devices;
-    return devices > 0 ? cudaSuccess : fail(cudaErrorNoDevice);
-}
-
 cudaError_t cudaSetDevice(int device)
 {
-    if (device < 0 || device >= devices) {
+    int count = 0;
+    (void)cudaGetDeviceCount(&count);
+    if (device < 0 || device >= count) {
         return fail(cudaErrorInvalidDevice);
     }
     current_device = device;
@@ -377,59 +365,10 @@ cudaError_t cudaGetDevice(int *device)
     return cudaSuccess;
 }
 
-cudaError_t cudaGetDeviceProperties(cudaDeviceProp *properties, int device)
-{
-    if (device < 0 || device >= devices) {
-        return fail(cudaErrorInvalidDevice);
-    }
-    *properties = cudaDeviceProp{"emulated GPU", {"emulated GPU"}, memory_bytes, 2, 9, 0};
-    properties->uuid.bytes[15] = (char)device;
-    return cudaSuccess;
-}
-
-cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int device)
-{
-    cudaDeviceProp properties;
-    cudaError_t error = cudaGetDeviceProperties(&properties, device);
-    if (error != cudaSuccess) {
-        return error;
-    }
-    switch (attribute) {
-    case cudaDevAttrMultiProcessorCount:
-        *value = properties.multiProcessorCount;
-        break;
-    case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
-        *value = (int)EMULATION_SHARED_ALL;
-        break;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
-        *value = (int)shared_most;
-        break;
-    case cudaDevAttrComputeCapabilityMajor:
-        *value = properties.major;
-        break;
-    case cudaDevAttrComputeCapabilityMinor:
-        *value = properties.minor;
-        break;
-    }
-    return cudaSuccess;
-}
-
-cudaError_t cudaDriverGetVersion(int *version)
-{
-    *version = devices > 0 ? 13000 : 0;
-    return cudaSuccess;
-}
-
-cudaError_t cudaRuntimeGetVersion(int *version)
-{
-    *version = 13000;
-    return cudaSuccess;
-}
-
 cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes)
 {
-    *total_bytes = memory_bytes;
-    *free_bytes = memory_bytes - held;
+    *total_bytes = emulation_memory();
+    *free_bytes = emulation_memory() - held;
     return cudaSuccess;
 }
 
@@ -439,7 +378,7 @@ cudaError_t cudaMalloc(void **out, size_t bytes)
     if (capturing_any()) {
         return fail(cudaErrorStreamCaptureUnsupported);
     }
-    if (memory_countdown == 0 || bytes > memory_bytes - held) {
+    if (memory_countdown == 0 || bytes > emulation_memory() - held) {
         return fail(cudaErrorMemoryAllocation);
     }
     memory_countdown -= memory_countdown > 0;
@@ -458,10 +397,10 @@ cudaError_t cudaFree(void *data)
         emulation_fail("cudaFree of %p, which is no device buffer", data);
     }
     buffer b = found->second;
+    emulation_ipc_free(b);
     check_gaps(b);
-    buffers.erase(found);
     held -= b.bytes;
-    munmap(b.map - EMULATION_PAGE, b.mapped + 2 * EMULATION_PAGE);
+    emulation_buffer_forget(b);
     return cudaSuccess;
 }
 
