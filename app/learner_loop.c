@@ -219,9 +219,9 @@ static rl_status open_weights(struct learner_rank *l)
         .history = l->run.history,
         .hello = {.rank = (uint32_t)world_rank(l->world),
                   .world_size = (uint32_t)world_size(l->world),
-                  .config_hash = session_agreement(&l->session, l->prompts),
                   .slot_bytes = l->session.layout->image_bytes},
         .element_bytes = (uint32_t)model_image_element_bytes(l->session.layout)};
+    RL_TRY(session_agreement(&l->session, l->prompts, &options.hello.config_hash));
     snprintf(options.hello.host, sizeof(options.hello.host), "%s", world_host(l->world));
     return learner_weights_create(&options, &l->weights);
 }

@@ -1,6 +1,7 @@
 /* See session.h. */
 #include "app/session.h"
 
+#include "app/session_numerics.h"
 #include "core/log.h"
 #include "kernels/device.h"
 #include "model/slab.h"
@@ -25,9 +26,13 @@ int64_t session_learner_length(const struct rl_config *config)
     return config->teacher.loss != CONFIG_TEACHER_NONE && taught > own ? taught : own;
 }
 
-uint64_t session_agreement(const struct session *session, const struct prompts *prompts)
+rl_status session_agreement(const struct session *session, const struct prompts *prompts,
+                            uint64_t *out)
 {
-    return prompts_hash(prompts) ^ (session->device != NULL ? UINT64_MAX : 0);
+    uint64_t numerics = 0;
+    RL_TRY(session_numerics(session, &numerics));
+    *out = prompts_hash(prompts) ^ numerics ^ (session->device != NULL ? UINT64_MAX : 0);
+    return RL_OK;
 }
 
 /* The GPU that kernels.device asks for, in turn among those of this machine; NULL: the CPU. */

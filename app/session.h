@@ -35,9 +35,11 @@ rl_status session_open(const struct rl_config *config, int64_t max_length, int l
                        struct session *session);
 void session_close(struct session *session);
 
-/* What all ranks of a run must have in common, as one number: the prompts, and the kind of device,
- * whose order of packed weights is its own. */
-uint64_t session_agreement(const struct session *session, const struct prompts *prompts);
+/* What all ranks of a run must have in common, as one number: the prompts, the kind of device,
+ * whose order of packed weights is its own, and how GPUs add up. Waits for the pool's stream.
+ * Errors: those of session_numerics. */
+rl_status session_agreement(const struct session *session, const struct prompts *prompts,
+                            uint64_t *out);
 
 /* Prompt + completion limit of the configuration: model.max_length, or the two limits added. */
 int64_t session_max_length(const struct rl_config *config);

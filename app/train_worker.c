@@ -79,11 +79,14 @@ static rl_status open_engine(struct worker_rank *w)
 static rl_status take_hello(struct worker_rank *w, const struct channel_message *message)
 {
     struct wire_hello hello;
+    uint64_t agreement = 0;
     RL_TRY(wire_decode_hello(message, &hello));
-    if (hello.config_hash != session_agreement(&w->session, w->prompts)) {
+    RL_TRY(session_agreement(&w->session, w->prompts, &agreement));
+    if (hello.config_hash != agreement) {
         return rl_fail(RL_INVALID,
-                       "rollout rank %d reads other prompts than the learner, or only one of them "
-                       "has a GPU: the ranks' configurations, data or machines differ",
+                       "rollout rank %d reads other prompts than the learner, only one of them has "
+                       "a GPU, or their GPUs give sums other bits (another kind, or another "
+                       "cuBLASLt): the ranks' configurations, data or machines differ",
                        world_rank(w->world));
     }
     return worker_weights_hello(w->weights, &hello);

@@ -80,6 +80,11 @@ wait "$pid" && fail "a learner died in a sum, and the job ended well"
 grep -q "rank 1 is lost" "$work/lost.log" || fail "a learner died in a sum: $(tail -3 "$work/lost.log")"
 unset FORESIGHT_EMULATED_GPUS
 
+# --- a worker whose GPU adds up otherwise than the learner's: found before the first token
+FORESIGHT_EMULATED_ORDERS=2:1 start_ranks 2 unlike run.steps=1 "${small[@]}"
+wait "$pid" && fail "ranks whose sums differ trained together"
+grep -q "their GPUs give sums other bits" "$work/unlike.log" || fail "unlike GPUs: $(tail -3 "$work/unlike.log")"
+
 foresight=$cpu
 [ -f "$work/runs/gpu/checkpoints/step_000003/MANIFEST.json" ] || fail "no checkpoint of the GPU's third step"
 python3 - "$work"/runs/{gpu,tight}/metrics.jsonl <<'PY' || fail "metrics of the GPU's runs"
