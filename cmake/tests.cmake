@@ -5,7 +5,6 @@ target_link_libraries(test_support PRIVATE fs_kernels fs_core)
 foresight_flags(test_support)
 file(GLOB test_sources CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/tests/test_*.c
      ${CMAKE_SOURCE_DIR}/tests/check_*.c ${CMAKE_SOURCE_DIR}/tests/sim_*.c)
-list(FILTER test_sources EXCLUDE REGEX "_emulated\\.c$")
 foreach(source ${test_sources})
   get_filename_component(name ${source} NAME_WE)
   add_executable(${name} ${source})
@@ -55,9 +54,9 @@ endforeach()
 # Those that want a GPU as one program, for scripts/gpu_check --bundle.
 add_executable(gpu_programs EXCLUDE_FROM_ALL ${CMAKE_SOURCE_DIR}/tests/gpu_programs.c)
 foreach(name check_kernels check_gradients check_same_bits check_sampling test_model_golden test_model_same_bits
-        test_transport_weight_device)
+        test_transport_weight_device test_transport_nccl)
   add_library(gpu_${name} OBJECT EXCLUDE_FROM_ALL ${CMAKE_SOURCE_DIR}/tests/${name}.c)
-  target_link_libraries(gpu_${name} PRIVATE fs_model PkgConfig::dep_check)
+  target_link_libraries(gpu_${name} PRIVATE fs_model PkgConfig::dep_check Threads::Threads)
   foresight_flags(gpu_${name})
   target_compile_options(gpu_${name} PRIVATE -Wno-missing-prototypes)
   target_compile_definitions(gpu_${name} PRIVATE main=${name}_main FORESIGHT_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
@@ -80,12 +79,13 @@ foreach(source ${emulated_sources})
 endforeach()
 
 # Ranks on emulated GPUs, with the emulated NCCL.
-add_executable(test_transport_nccl_emulated ${CMAKE_SOURCE_DIR}/tests/test_transport_nccl_emulated.c
+add_executable(test_transport_nccl_emulated ${CMAKE_SOURCE_DIR}/tests/test_transport_nccl.c
                $<TARGET_OBJECTS:kernels_emulated> $<TARGET_OBJECTS:nccl_emulated>)
 target_link_libraries(test_transport_nccl_emulated PRIVATE fs_transport fs_kernels fs_core
                       PkgConfig::dep_check Threads::Threads m)
 foresight_flags(test_transport_nccl_emulated)
 set_target_properties(test_transport_nccl_emulated PROPERTIES LINKER_LANGUAGE CXX ENABLE_EXPORTS ON)
+target_compile_definitions(test_transport_nccl_emulated PRIVATE SUPPORT_EMULATED=1)
 add_test(NAME test_transport_nccl_emulated COMMAND test_transport_nccl_emulated
          WORKING_DIRECTORY ${CMAKE_BINARY_DIR})
 set_tests_properties(test_transport_nccl_emulated PROPERTIES TIMEOUT 600 RUN_SERIAL TRUE)

@@ -11,6 +11,7 @@ int check_sampling_main(void);
 int test_model_golden_main(void);
 int test_model_same_bits_main(void);
 int test_transport_weight_device_main(void);
+int test_transport_nccl_main(void);
 
 int main(int argc, char **argv)
 {
@@ -22,7 +23,8 @@ int main(int argc, char **argv)
                     {"check_sampling", check_sampling_main},
                     {"test_model_golden", test_model_golden_main},
                     {"test_model_same_bits", test_model_same_bits_main},
-                    {"test_transport_weight_device", test_transport_weight_device_main}};
+                    {"test_transport_weight_device", test_transport_weight_device_main},
+                    {"test_transport_nccl", test_transport_nccl_main}};
     if (argc > 1 && strcmp(argv[1], "check_kernels") == 0) {
         return check_kernels_main(argc - 1, argv + 1);
     }
