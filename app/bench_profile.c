@@ -209,6 +209,12 @@ static void size_kernel_sum_squares_args(const struct kernel_sum_squares_args *a
     o->bytes = 4.0 * (double)a->count;
 }
 
+static void size_kernel_hash_args(const struct kernel_hash_args *a, struct op_note *o)
+{
+    o->m = a->count;
+    o->bytes = 4.0 * (double)a->count;
+}
+
 static void size_kernel_adamw_args(const struct kernel_adamw_args *a, struct op_note *o)
 {
     o->m = a->count;

@@ -249,6 +249,7 @@ static rl_status obey(const struct follower *f)
             struct optimizer *shared = learner_shared_optimizer(f->learner);
             status = shared != NULL ? optimizer_pull(shared, f->session->pool) : RL_OK;
             status = status == RL_OK ? optimizer_serve(shared) : status;
+            learner_forget(f->learner);
         }
         free(payload);
         RL_TRY(status);

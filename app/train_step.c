@@ -462,6 +462,7 @@ rl_status train_run_save(struct train_run *run, struct train_snapshot *snapshot,
     }
     if (status == RL_OK) {
         status = submit(run, &snapshot->state);
+        learner_forget(run->learner);
     }
     if (status == RL_OK && wait) {
         status = checkpoint_writer_wait(run->writer, 0);

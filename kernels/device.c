@@ -57,6 +57,17 @@ rl_status device_alloc(size_t bytes, const char *what, void **out)
     return RL_OK;
 }
 
+void device_forget(void *data)
+{
+    const struct block *block = (const void *)((const char *)data - DEVICE_ALIGN);
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t first = ((uintptr_t)data + page - 1) / page * page;
+    uintptr_t end = ((uintptr_t)data + block->bytes) / page * page;
+    if (end > first) {
+        (void)madvise((void *)first, end - first, MADV_DONTNEED); /* else it stays */
+    }
+}
+
 void device_free(void *data)
 {
     if (data == NULL) {

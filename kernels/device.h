@@ -22,6 +22,10 @@ rl_status device_alloc(size_t bytes, const char *what, void **out);
 /* Give back a buffer of device_alloc. Takes NULL. Any thread. */
 void device_free(void *data);
 
+/* The contents of a buffer of device_alloc are lost; its memory is the system's until it is written
+ * to again. Any thread. */
+void device_forget(void *data);
+
 /* Bytes held by device_alloc now and at the peak, for the footprint line. Counters are process-wide
  * atomics. */
 void device_memory(size_t *now_bytes, size_t *peak_bytes);

@@ -319,6 +319,14 @@ struct kernel_sum_squares_args {
                            they add up to *sum */
 };
 
+/* *sum = a hash of words that is the same in whatever order they are taken: modulo 2^64, the sum of
+ * the finalizers of splitmix64 (Steele, Lea & Flood 2014) over each word and its place. */
+struct kernel_hash_args {
+    const uint32_t *words;
+    int64_t count;
+    uint64_t *sum; /* the host's: valid on return */
+};
+
 /* AdamW (Loshchilov & Hutter 2019, as torch.optim.AdamW): decoupled decay, bias correction by
  * `step` (1-based). The gradient is multiplied by grad_scale (clipping) first. */
 struct kernel_adamw_args {

@@ -51,6 +51,13 @@ rl_status model_slab_pull(const struct model_slab *slab, struct rl_pool *pool)
                                     : RL_OK;
 }
 
+void model_slab_forget(const struct model_slab *slab)
+{
+    if (slab->data != slab->host) {
+        device_forget(slab->host);
+    }
+}
+
 void model_upload(struct rl_pool *pool, void *to, const void *host, size_t bytes)
 {
     for (size_t at = 0; at < bytes; at += SLAB_PIECE) {

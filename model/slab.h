@@ -29,6 +29,10 @@ void model_slab_fini(const struct model_layout *layout, struct model_slab *slab)
 void model_slab_push(const struct model_slab *slab, struct rl_pool *pool);
 rl_status model_slab_pull(const struct model_slab *slab, struct rl_pool *pool);
 
+/* The mirror's contents are of no more use: its memory is given back until it is written to again.
+ */
+void model_slab_forget(const struct model_slab *slab);
+
 /* device_write and device_read in pieces, for many bytes. */
 void model_upload(struct rl_pool *pool, void *to, const void *host, size_t bytes);
 rl_status model_download(struct rl_pool *pool, void *host, const void *from, size_t bytes);

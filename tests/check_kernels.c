@@ -710,6 +710,8 @@ static void case_vector_pack(struct call *c)
     }
 }
 
+#include "tests/kernel_cases_learner.h"
+
 static void case_sum_squares(struct call *c)
 {
     struct kernel_sum_squares_args a = {.count = call_size(c, 1, 200000, 1024 * 1024)};

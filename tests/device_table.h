@@ -190,6 +190,7 @@ static const size_t members_kernel_gather_args[] = {AT(kernel_gather_args, x),
 static const size_t members_kernel_vector_pack_args[] = {
     AT(kernel_vector_pack_args, w), AT(kernel_vector_pack_args, packed),
     AT(kernel_vector_pack_args, previous), AT(kernel_vector_pack_args, changed)};
+static const size_t members_kernel_hash_args[] = {AT(kernel_hash_args, words)};
 static const size_t members_kernel_sum_squares_args[] = {AT(kernel_sum_squares_args, x),
                                                          AT(kernel_sum_squares_args, block_sums)};
 static const size_t members_kernel_adamw_args[] = {

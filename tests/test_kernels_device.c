@@ -9,6 +9,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #if SUPPORT_EMULATED
 #include "kernels/cuda/ops_cuda.h"
@@ -36,6 +37,28 @@ START_TEST(cpu_is_the_device_without_one)
     device_stream_stop(pool);
     device_close(NULL);
     rl_pool_destroy(pool);
+}
+END_TEST
+
+START_TEST(forgotten_memory_is_given_back)
+{
+    enum { BYTES = 5 << 20, PAGE = 4096 };
+    unsigned char resident[BYTES / PAGE + 1];
+    char *data = NULL;
+    void *memory = NULL;
+    size_t held = 0;
+    ck_assert_int_eq(device_alloc(BYTES, "test", &memory), RL_OK);
+    data = memory;
+    memset(data, 7, BYTES);
+    device_forget(data);
+    ck_assert_int_eq(mincore(data, BYTES, resident), 0);
+    for (size_t i = 0; i < BYTES / PAGE; i++) {
+        held += resident[i] & 1;
+    }
+    ck_assert_uint_eq(held, 0);
+    memset(data, 8, BYTES);
+    ck_assert_int_eq(data[BYTES - 1], 8);
+    device_free(data);
 }
 END_TEST
 
@@ -209,6 +232,7 @@ static Suite *device_suite(void)
     TCase *cpu = tcase_create("cpu");
     tcase_add_test(cpu, cpu_is_the_device_without_one);
     tcase_add_test(cpu, a_gpu_that_is_not_there_is_refused);
+    tcase_add_test(cpu, forgotten_memory_is_given_back);
     suite_add_tcase(suite, cpu);
 #if SUPPORT_EMULATED
     TCase *all = tcase_create("gpu");

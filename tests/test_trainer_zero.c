@@ -8,6 +8,7 @@
 #include "trainer/learner.h"
 
 #include "core/folder_make.h"
+#include "core/hash.h"
 #include "core/log.h"
 
 #include <ftw.h>
@@ -321,7 +322,7 @@ static void *rank_main(void *arg)
     MUST(learner_pull(r->learner) == RL_OK);
     collect(r);
     save(r);
-    result->masters[r->rank] = learner_master_hash(r->learner);
+    result->masters[r->rank] = rl_hash(learner_master(r->learner), bytes);
     result->images[r->rank] = learner_image_hash(r->learner);
     result->kept[r->rank] = learner_optimizer(r->learner)->count;
     if (r->rank == 0) {

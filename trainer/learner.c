@@ -369,6 +369,7 @@ rl_status learner_roll_back(struct learner *learner, uint32_t version,
 {
     struct learner *l = learner;
     learner_push(l);
+    learner_forget(l);
     if (!optimizer_weights_finite(l->optimizer, l->master.data, l->args.pool)) {
         return rl_fail(RL_NONFINITE, "the weights to go back to are not finite");
     }
@@ -392,8 +393,16 @@ float *learner_master(struct learner *learner)
 
 uint64_t learner_master_hash(const struct learner *learner)
 {
-    (void)model_slab_pull(&learner->master, learner->args.pool); /* the next wait says an error */
-    return rl_hash(learner->master.host, learner->master.bytes);
+    const struct model_slab *master = &learner->master;
+    uint64_t hash = 0;
+    if (learner->args.layout->device == NULL) {
+        return rl_hash(master->data, master->bytes);
+    }
+    struct kernel_hash_args args = {.words = (const uint32_t *)(const void *)master->data,
+                                    .count = learner->args.layout->master_count,
+                                    .sum = &hash};
+    learner->args.kernels->hash_words(&args, learner->args.pool); /* the next wait says an error */
+    return hash;
 }
 
 struct optimizer_state *learner_optimizer(struct learner *learner)

@@ -111,8 +111,10 @@ struct optimizer_state *learner_optimizer(struct learner *learner);
 struct optimizer *learner_shared_optimizer(struct learner *learner);
 struct guard_state *learner_guard(struct learner *learner);
 
-/* Bring masters, moments and the teacher's average from the device. Errors: the device's. */
+/* Bring masters, moments and the teacher's average from the device. Errors: the device's. When they
+ * are of no more use, their memory, 12 bytes a parameter or 16, is given back until next time. */
 rl_status learner_pull(struct learner *learner);
+void learner_forget(struct learner *learner);
 
 /* Answer to GUARD_ROLL_BACK of the last step: the caller has put sound weights and moments of
  * version `version` into the learner's slabs. They become what the step made: report gets the next
@@ -124,8 +126,8 @@ rl_status learner_roll_back(struct learner *learner, uint32_t version,
 /* Take over the guard of a checkpoint. Errors: RL_CORRUPT. */
 rl_status learner_restore_guard(struct learner *learner, const struct guard_state *state);
 
-/* xxh3 of the masters (a device's are brought to the host's slab for it), and of the image that
- * forward passes read (on a device: of a learner that publishes). */
+/* Hash of the masters, xxh3 on the CPU and of the op hash_words on a device, and xxh3 of the image
+ * that forward passes read (on a device: of a learner that publishes). */
 uint64_t learner_master_hash(const struct learner *learner);
 uint64_t learner_image_hash(const struct learner *learner);
 

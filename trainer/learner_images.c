@@ -126,7 +126,6 @@ static rl_status publish(struct learner *l, uint32_t version, uint64_t hash)
 void learner_push(const struct learner *l)
 {
     model_slab_push(&l->master, l->args.pool);
-    model_slab_push(&l->teaching.average, l->args.pool);
     optimizer_push(l->optimizer, l->args.pool);
 }
 
@@ -135,6 +134,13 @@ rl_status learner_pull(struct learner *learner)
     RL_TRY(model_slab_pull(&learner->master, learner->args.pool));
     RL_TRY(model_slab_pull(&learner->teaching.average, learner->args.pool));
     return optimizer_pull(learner->optimizer, learner->args.pool);
+}
+
+void learner_forget(struct learner *learner)
+{
+    model_slab_forget(&learner->master);
+    model_slab_forget(&learner->teaching.average);
+    optimizer_forget(learner->optimizer);
 }
 
 /* Learners change their own masters alike, which takes the same kind of kernels. */
@@ -153,6 +159,8 @@ rl_status learner_publish_first(struct learner *learner, uint32_t version)
     double slot_wait_s;
     RL_TRY(check_devices(learner));
     learner_push(learner);
+    model_slab_push(&learner->teaching.average, learner->args.pool);
+    learner_forget(learner);
     learner_teacher_start(learner, version);
     RL_TRY(learner_refresh_image(learner, &slot_wait_s));
     return publish(learner, version, learner_version_hash(learner));

@@ -155,7 +155,7 @@ double learner_changed_fraction(const struct learner *l);
 /* Hash of the image to publish; 0 of a learner that publishes none. */
 uint64_t learner_version_hash(const struct learner *l);
 
-/* To the device: what the caller has put into the host's masters, average and moments. */
+/* To the device: what the caller has put into the host's masters and moments. */
 void learner_push(const struct learner *l);
 
 /* Make what teacher.* asks for, and release it. Errors: RL_INVALID, RL_NO_MEMORY, RL_UNSUPPORTED.

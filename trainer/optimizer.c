@@ -438,6 +438,12 @@ rl_status optimizer_pull(const struct optimizer *optimizer, struct rl_pool *pool
     return model_slab_pull(&optimizer->v, pool);
 }
 
+void optimizer_forget(const struct optimizer *optimizer)
+{
+    model_slab_forget(&optimizer->m);
+    model_slab_forget(&optimizer->v);
+}
+
 struct optimizer_state *optimizer_state(struct optimizer *optimizer)
 {
     return &optimizer->state;

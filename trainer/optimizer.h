@@ -104,9 +104,11 @@ void optimizer_skip(struct optimizer *optimizer, const char *why);
 rl_status optimizer_reduce(struct optimizer *optimizer, struct collective *collective, float *grad,
                            struct rl_pool *pool);
 
-/* On a device, whose moments are its own: those of `state` to it, and from it. */
+/* On a device, whose moments are its own: those of `state` to it, and from it; those of `state` are
+ * of no more use. */
 void optimizer_push(const struct optimizer *optimizer, struct rl_pool *pool);
 rl_status optimizer_pull(const struct optimizer *optimizer, struct rl_pool *pool);
+void optimizer_forget(const struct optimizer *optimizer);
 
 /* True if the moments are shared out. */
 bool optimizer_is_shared(const struct optimizer *optimizer);

@@ -4,6 +4,7 @@
 #if KERNEL_HAVE_X86
 #include "kernels/cpu/simd_avx512.h"
 #include "kernels/cpu/work_cpu.h"
+#include "kernels/hash_word.h"
 #include "kernels/ref/ops_ref.h"
 
 #include <string.h>

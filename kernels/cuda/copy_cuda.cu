@@ -2,7 +2,7 @@
 #include "kernels/cuda/float_cuda.h"
 #include "kernels/cuda/pack_cuda.h"
 
-enum { THREADS = 256, COPY_BYTES = 16, VECTOR_ALIGN = 64 };
+enum { THREADS = 256, COPY_BYTES = 16, VECTOR_ALIGN = 64, HASH_BLOCKS = 2048 };
 
 extern "C" void zero_cuda(const struct kernel_zero_args *a, struct rl_pool *pool)
 {
@@ -70,6 +70,62 @@ extern "C" void blend_cuda(const struct kernel_blend_args *a, struct rl_pool *po
 {
     struct cuda_stream *stream = cuda_op_begin(pool, "blend");
     CUDA_LAUNCH(blend_kernel, cuda_blocks(a->count, THREADS), THREADS, 0, stream, *a);
+    cuda_op_end(stream);
+}
+
+static __device__ uint64_t hash_word(uint64_t place, uint32_t word)
+{
+    uint64_t x = ((place << 32 | place >> 32) ^ word) + 0x9e3779b97f4a7c15ull;
+    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9ull;
+    x = (x ^ x >> 27) * 0x94d049bb133111ebull;
+    return x ^ x >> 31;
+}
+
+/* sums[block] = of the words that the block's threads take in turn. */
+static __global__ void hash_kernel(const uint32_t *words, int64_t count, uint64_t *sums)
+{
+    __shared__ uint64_t room[THREADS / WARP];
+    const int64_t stride = (int64_t)gridDim.x * THREADS;
+    uint64_t sum = 0;
+    for (int64_t i = cuda_thread(); i < count; i += stride) {
+        sum += hash_word((uint64_t)i, words[i]);
+    }
+    sum = block_sum(sum, room);
+    if (threadIdx.x == 0) {
+        sums[blockIdx.x] = sum;
+    }
+}
+
+/* One block. */
+static __global__ void hash_total_kernel(const uint64_t *sums, int64_t count, uint64_t *total)
+{
+    __shared__ uint64_t room[THREADS / WARP];
+    uint64_t sum = 0;
+    for (int64_t i = threadIdx.x; i < count; i += THREADS) {
+        sum += sums[i];
+    }
+    sum = block_sum(sum, room);
+    if (threadIdx.x == 0) {
+        *total = sum;
+    }
+}
+
+extern "C" void hash_words_cuda(const struct kernel_hash_args *a, struct rl_pool *pool)
+{
+    struct cuda_stream *stream = cuda_op_begin(pool, "hash_words");
+    const int64_t most = (a->count + THREADS - 1) / THREADS;
+    const int64_t blocks = most < HASH_BLOCKS ? most : (int64_t)HASH_BLOCKS;
+    uint64_t *sums = (uint64_t *)cuda_scratch(stream, (size_t)(blocks + 1) * sizeof *sums);
+    if (sums != NULL) {
+        if (blocks > 0) {
+            CUDA_LAUNCH(hash_kernel, dim3((unsigned)blocks), dim3(THREADS), 0, stream, a->words,
+                        a->count, sums);
+        }
+        CUDA_LAUNCH(hash_total_kernel, dim3(1), dim3(THREADS), 0, stream, sums, blocks,
+                    sums + blocks);
+        cuda_fetch(stream, a->sum, sums + blocks, sizeof *a->sum);
+        cuda_wait(stream);
+    }
     cuda_op_end(stream);
 }
 

@@ -1,5 +1,6 @@
 /* Reference ops that move numbers and hardly compute: the host may not touch a device's memory, so
  * they are ops like any other. */
+#include "kernels/hash_word.h"
 #include "kernels/ref/ops_ref.h"
 
 #include <string.h>
@@ -35,6 +36,16 @@ void blend_ref(const struct kernel_blend_args *a, struct rl_pool *pool)
     for (int64_t i = 0; i < a->count; i++) {
         a->y[i] += a->rate * (a->x[i] - a->y[i]);
     }
+}
+
+void hash_words_ref(const struct kernel_hash_args *a, struct rl_pool *pool)
+{
+    (void)pool;
+    uint64_t sum = 0;
+    for (int64_t i = 0; i < a->count; i++) {
+        sum += kernel_hash_word((uint64_t)i, a->words[i]);
+    }
+    *a->sum = sum;
 }
 
 /* bits = which elements of `width` bytes differ; `bytes` is a multiple of 8 of them. */
