@@ -134,6 +134,13 @@ static rl_status nccl_fail(const struct nccl *n, const char *what, ncclResult_t 
                    more != NULL ? more : "");
 }
 
+static ncclResult_t nccl_state(const struct nccl *n)
+{
+    ncclResult_t state = ncclSuccess;
+    ncclResult_t result = n->library.state(n->comm, &state);
+    return result != ncclSuccess ? result : state;
+}
+
 struct nccl_wait {
     struct nccl *n;
     const char *what;
@@ -145,15 +152,13 @@ static bool nccl_is_over(void *arg)
 {
     struct nccl_wait *w = arg;
     struct nccl *n = w->n;
-    ncclResult_t state = ncclSuccess;
     bool done = true;
     w->status = collective_mpi_health(n->c);
     if (w->status != RL_OK) {
         rl_fail(w->status, "%s: the learners' MPI is broken, a learner may be lost", w->what);
         return true;
     }
-    ncclResult_t result = n->library.state(n->comm, &state);
-    state = result != ncclSuccess ? result : state;
+    ncclResult_t state = nccl_state(n);
     if (state == ncclInProgress) {
         return false;
     }
@@ -373,14 +378,24 @@ static rl_status nccl_open(struct nccl *n)
     return health == RL_OK ? agreed(n, mine) : health;
 }
 
+static bool nccl_is_idle(void *arg)
+{
+    const struct nccl *n = arg;
+    return nccl_state(n) != ncclInProgress || collective_mpi_health(n->c) != RL_OK;
+}
+
+/* In good order if that can be. Others may have left already, which is no loss now. */
 static void nccl_close(struct nccl *n)
 {
-    if (n->comm != NULL && collective_mpi_health(n->c) == RL_OK &&
-        nccl_wait(n, "learners: leaving NCCL", n->library.finalize(n->comm), false,
-                  leave_timeout_s) == RL_OK) {
-        nccl_leave(n, n->library.destroy);
+    bool orderly = n->comm != NULL && collective_mpi_health(n->c) == RL_OK;
+    if (orderly) {
+        ncclResult_t result = n->library.finalize(n->comm);
+        orderly = (result == ncclSuccess || result == ncclInProgress) &&
+                  rl_wait_condition(NULL, "learners: leaving NCCL", nccl_is_idle, n,
+                                    leave_timeout_s) == RL_OK &&
+                  nccl_state(n) == ncclSuccess;
     }
-    nccl_leave(n, n->library.abort);
+    nccl_leave(n, orderly ? n->library.destroy : n->library.abort);
     device_buffer_free(n->device, n->staging);
     free(n);
 }

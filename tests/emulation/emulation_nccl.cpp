@@ -6,8 +6,8 @@
  * ways to one sum sees other bits.
  *
  * FORESIGHT_EMULATED_NCCL=WHAT:CALL:RANK lets something happen to a rank at its CALL-th collective
- * (0: while it meets the others): `fail`: an error, `hang`: the GPU's work never ends, `busy`: the
- * call never does, `die`: SIGKILL, `none`: there is no NCCL on this rank, whatever CALL is. */
+ * (0: while it meets the others): `fail`: an error, `hang`: the GPU's work never ends, `die`:
+ * SIGKILL, `none`: there is no NCCL on this rank, whatever CALL is. */
 #include "tests/emulation/emulation.h"
 
 #include <cuda_runtime.h>
@@ -83,7 +83,6 @@ struct emulation_comm {
     int polls = 0; /* answers "in progress" that are still to come */
     int calls = 0; /* collectives so far */
     ncclResult_t error = ncclSuccess;
-    bool busy = false;
 };
 
 namespace
@@ -101,7 +100,6 @@ void meet_trouble(emulation_comm *comm)
         raise(SIGKILL);
     }
     comm->error = troubled(comm, "fail") ? ncclSystemError : comm->error;
-    comm->busy = comm->busy || troubled(comm, "busy");
 }
 
 /* All ranks sit, on GPUs of their own. */
@@ -125,7 +123,7 @@ bool all_met(emulation_comm *comm)
 
 void must_be_free(const emulation_comm *comm, const char *call)
 {
-    if (comm == nullptr || !comm->met || comm->polls > 0 || comm->busy || comm->finalized ||
+    if (comm == nullptr || !comm->met || comm->polls > 0 || comm->finalized ||
         comm->error != ncclSuccess) {
         emulation_fail("NCCL: %s while the communicator is not ready for it", call);
     }
@@ -225,7 +223,7 @@ ncclResult_t launch(emulation_comm *comm, collective c, cudaStream_t stream)
     meet_trouble(comm);
     c.at = comm->at;
     c.number = (uint64_t)comm->calls;
-    c.hangs = troubled(comm, "hang") || comm->error != ncclSuccess || comm->busy;
+    c.hangs = troubled(comm, "hang") || comm->error != ncclSuccess;
     if (c.count * c.width * (size_t)c.at->size > AREA_BYTES) {
         emulation_fail("NCCL: %zu elements a rank: more than the emulation has room for", c.count);
     }
@@ -288,7 +286,7 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t *out, int ranks, ncclUniqueId id,
     }
     *out = comm;
     meet_trouble(comm);
-    if (comm->error == ncclSuccess && !comm->busy) {
+    if (comm->error == ncclSuccess) {
         seat &own = comm->at->shared->seats[rank];
         (void)cudaGetDevice(&own.gpu);
         own.joined = 1;
@@ -298,8 +296,8 @@ ncclResult_t ncclCommInitRankConfig(ncclComm_t *out, int ranks, ncclUniqueId id,
 
 ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t *error)
 {
-    comm->met = comm->met || (comm->error == ncclSuccess && !comm->busy && all_met(comm));
-    bool waiting = comm->busy || !comm->met || comm->polls > 0;
+    comm->met = comm->met || (comm->error == ncclSuccess && all_met(comm));
+    bool waiting = !comm->met || comm->polls > 0;
     *error = comm->error != ncclSuccess ? comm->error : waiting ? ncclInProgress : ncclSuccess;
     comm->polls -= comm->polls > 0;
     return ncclSuccess;
