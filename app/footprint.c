@@ -90,6 +90,8 @@ static void add_learner(const struct footprint_run *run, bool publishes, struct 
     add(out, "what goes between learners", NULL,
         collective_gpu_bytes(run->learners, bytes.gradients));
     add(out, "teacher's average", "teacher.policy", bytes.average);
+    add(out, "teacher's logits", "teacher.logits",
+        learner_teacher_bytes(layout, config, largest.tokens));
     add(out, "frozen weights", "loss.beta or teacher.policy", bytes.frozen);
     add(out, "weight images", image_option,
         learner_image_bytes(layout, publishes ? slots(run) : 0));

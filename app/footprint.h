@@ -7,7 +7,7 @@
 #include "app/session.h"
 #include "transport/world.h"
 
-enum { FOOTPRINT_ITEMS = 12, FOOTPRINT_TEXT = 24 };
+enum { FOOTPRINT_ITEMS = 16, FOOTPRINT_TEXT = 24 };
 
 struct footprint_item {
     const char *what;

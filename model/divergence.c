@@ -2,6 +2,7 @@
  * student's become its gradient in place. All sums are in double, in order of ids. */
 #include "model/divergence.h"
 
+#include "model/slab.h"
 #include "model/workspace.h"
 
 #include <math.h>
@@ -188,8 +189,9 @@ double model_divergence_row(const struct model_divergence *kind, float *z, const
 
 struct divergence_block {
     const struct model_divergence_args *args;
-    float *z, *teacher; /* [DIVERGENCE_ROWS, stride] */
-    int32_t *chosen;    /* [DIVERGENCE_ROWS, 2 top_k] */
+    float *z, *teacher;               /* [DIVERGENCE_ROWS, stride] the host's */
+    float *device_z, *device_teacher; /* the same on a CPU */
+    int32_t *chosen;                  /* [DIVERGENCE_ROWS, 2 top_k] */
     int64_t first, stride, v;
     float inv_temperature;
 };
@@ -245,6 +247,22 @@ static bool any_weight(const float *weight, int64_t count)
     return false;
 }
 
+/* The block's logits become gradients. */
+static void compare_rows(const struct model_context *context, struct divergence_block *block,
+                         int64_t count)
+{
+    size_t bytes = (size_t)(count * block->stride) * sizeof(float);
+    bool away = context->layout->device != NULL;
+    if (away) {
+        (void)model_download(context->pool, block->teacher, block->device_teacher, bytes);
+        (void)model_download(context->pool, block->z, block->device_z, bytes);
+    }
+    rl_pool_run(context->pool, (int)count, block_row, block);
+    if (away) {
+        model_upload(context->pool, block->device_z, block->z, bytes);
+    }
+}
+
 /* Rows first .. first + count - 1: logits of both, gradients, and those back through the head. */
 static void run_block(const struct model_context *context, const void *image,
                       const struct model_workspace *workspace, struct divergence_block *block,
@@ -258,7 +276,7 @@ static void run_block(const struct model_context *context, const void *image,
         .w = model_image_tensor(layout, args->teacher_image, MODEL_PARAM_HEAD, -1),
         .dtype = layout->dtype,
         .x = (float *)(uintptr_t)(args->teacher_hidden + block->first * width),
-        .y = block->teacher,
+        .y = block->device_teacher,
         .m = count,
         .n = block->v,
         .k = width,
@@ -267,9 +285,9 @@ static void run_block(const struct model_context *context, const void *image,
     context->kernels->linear_forward(&linear, context->pool);
     linear.w = model_image_tensor(layout, image, MODEL_PARAM_HEAD, -1);
     linear.x = x;
-    linear.y = block->z;
+    linear.y = block->device_z;
     context->kernels->linear_forward(&linear, context->pool);
-    rl_pool_run(context->pool, (int)count, block_row, block);
+    compare_rows(context, block, count);
     linear.dw = args->grad + model_layout_tensor(layout, MODEL_PARAM_HEAD, -1)->offset;
     context->kernels->linear_backward_weight(&linear, context->pool);
     linear.x = args->g_hidden + block->first * width;
@@ -283,17 +301,23 @@ void model_head_divergence(const struct model_context *context, const void *imag
     const struct model_layout *layout = context->layout;
     int64_t stride = logit_stride(layout->arch.vocab);
     size_t logits = aligned(DIVERGENCE_ROWS * (size_t)stride * sizeof(float));
-    char *scratch = args->scratch;
+    char *scratch = args->host_scratch;
+    char *device_scratch = args->scratch;
     struct divergence_block block = {.args = args,
                                      .z = (float *)(void *)scratch,
                                      .teacher = (float *)(void *)(scratch + logits),
+                                     .device_z = (float *)(void *)device_scratch,
+                                     .device_teacher = (float *)(void *)(device_scratch + logits),
                                      .chosen = (int32_t *)(void *)(scratch + 2 * logits),
                                      .stride = stride,
                                      .v = layout->arch.vocab,
                                      .inv_temperature = workspace->inv_temperature};
     int64_t width = layout->arch.width;
     workspace->g_gathered = args->g_hidden;
-    memset(args->g_hidden, 0, (size_t)(workspace->head_rows * width) * sizeof(float));
+    context->kernels->zero(
+        &(struct kernel_zero_args){args->g_hidden,
+                                   (size_t)(workspace->head_rows * width) * sizeof(float)},
+        context->pool);
     memset(args->value, 0, (size_t)workspace->head_rows * sizeof(float));
     for (; block.first < workspace->head_rows; block.first += DIVERGENCE_ROWS) {
         int64_t left = workspace->head_rows - block.first;

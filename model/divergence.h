@@ -28,14 +28,19 @@ struct model_divergence_args {
     float *value;                /* [M] divergence, 0 where left out */
     float *g_hidden;             /* [M, C] overwritten; model_backward reads it */
     float *grad;                 /* [master_count]; the head's part is added to */
-    void *scratch;               /* [model_divergence_bytes] */
+    void *scratch;               /* [model_divergence_bytes] the device's */
+    void *host_scratch;          /* [model_divergence_bytes]; `scratch` on the CPU */
 };
 
 /* Bytes of scratch. */
 size_t model_divergence_bytes(const struct model_layout *layout,
                               const struct model_divergence *kind);
 
-/* Between model_head_forward on the workspace, whose rows, image and temperature are taken, and the
+/* `weight` and `value` are the host's, teacher_hidden, g_hidden and grad the device's. Rows are
+ * compared on the CPU: a device's logits of some rows at a time go there, and come back as their
+ * gradients; what fails meanwhile is said by the next wait.
+ *
+ * Between model_head_forward on the workspace, whose rows, image and temperature are taken, and the
  * model_backward that then takes the gradient of both. */
 void model_head_divergence(const struct model_context *context, const void *image,
                            struct model_workspace *workspace,

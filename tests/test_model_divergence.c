@@ -199,7 +199,8 @@ static double problem_loss(struct problem *p)
                                                           .value = p->value,
                                                           .g_hidden = p->g_hidden,
                                                           .grad = p->grad,
-                                                          .scratch = p->scratch});
+                                                          .scratch = p->scratch,
+                                                          .host_scratch = p->scratch});
     for (int i = 0; i < ROWS; i++) {
         ck_assert(p->weight[i] != 0 || p->value[i] == 0);
         loss += (double)p->g_logprob[i] * (double)p->logprob[i];

@@ -76,8 +76,7 @@ struct learner_report {
                                 history and an update was made */
 };
 
-/* Takes args->master also on failure. Caller owns *out. Errors: RL_INVALID, RL_NO_MEMORY,
- * RL_UNSUPPORTED (what a device cannot do). */
+/* Takes args->master also on failure. Caller owns *out. Errors: RL_INVALID, RL_NO_MEMORY. */
 rl_status learner_create(const struct learner_args *args, struct learner **out);
 void learner_destroy(struct learner *learner);
 
@@ -155,6 +154,10 @@ struct learner_bytes {
 };
 struct learner_bytes learner_bytes(const struct model_layout *layout,
                                    const struct rl_config *config, int learners);
+
+/* What a teacher by logits takes beside a micro-batch of `rows`; 0 without. */
+size_t learner_teacher_bytes(const struct model_layout *layout, const struct rl_config *config,
+                             int64_t rows);
 
 /* The images that a learner makes on a device: in the slots of its arena, with the mask of what
  * changes, or one if it publishes none (`slots` 0). */

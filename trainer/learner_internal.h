@@ -31,9 +31,9 @@ struct learner_teaching {
     int32_t *rows;                   /* [3][row_capacity] */
     float *logprob, *packed_logprob; /* [row_capacity] */
     /* by logits only */
-    float *hidden, *g_hidden;         /* [row_capacity, C] */
+    float *hidden, *g_hidden;         /* [row_capacity, C] the device's */
     float *g_divergence, *divergence; /* [row_capacity] */
-    void *scratch;                    /* [model_divergence_bytes] */
+    void *scratch, *host_scratch;     /* [model_divergence_bytes], see there */
     struct model_divergence kind;
     uint32_t row_capacity;
 };
@@ -158,8 +158,7 @@ uint64_t learner_version_hash(const struct learner *l);
 /* To the device: what the caller has put into the host's masters and moments. */
 void learner_push(const struct learner *l);
 
-/* Make what teacher.* asks for, and release it. Errors: RL_INVALID, RL_NO_MEMORY, RL_UNSUPPORTED.
- */
+/* Make what teacher.* asks for, and release it. Errors: RL_INVALID, RL_NO_MEMORY. */
 rl_status learner_teacher_open(struct learner *l);
 void learner_teacher_close(struct learner *l);
 

@@ -14,6 +14,14 @@
 /* --- weights
  * ---------------------------------------------------------------------------------------- */
 
+static struct model_divergence divergence_kind(const struct rl_config *config)
+{
+    bool chosen = config->teacher.logits == CONFIG_TEACHER_TOP_K;
+    return (struct model_divergence){.alpha = config->teacher.alpha,
+                                     .top_k = chosen ? (int32_t)config->teacher.support : 0,
+                                     .tail = config->teacher.tail};
+}
+
 rl_status learner_teacher_open(struct learner *l)
 {
     const struct rl_config *config = l->args.config;
@@ -26,15 +34,7 @@ rl_status learner_teacher_open(struct learner *l)
         (config->teacher.policy == CONFIG_TEACHER_INITIAL && l->args.teacher->image == NULL)) {
         return rl_fail(RL_INVALID, "learner: teacher.loss is set, but there is no teacher");
     }
-    t->kind = (struct model_divergence){.alpha = config->teacher.alpha,
-                                        .top_k = config->teacher.logits == CONFIG_TEACHER_TOP_K
-                                                     ? (int32_t)config->teacher.support
-                                                     : 0,
-                                        .tail = config->teacher.tail};
-    if (l->objective.teacher.by_logits && layout->device != NULL) {
-        return rl_fail(RL_UNSUPPORTED, "teacher.logits: distributions cannot be compared on a GPU "
-                                       "yet; expected a teacher by log-probs");
-    }
+    t->kind = divergence_kind(config);
     if (config->teacher.policy == CONFIG_TEACHER_EMA) {
         RL_TRY(
             model_slab_create(layout, layout->master_count, "the teacher's weights", &t->average));
@@ -47,10 +47,23 @@ rl_status learner_teacher_open(struct learner *l)
                : RL_OK;
 }
 
-static void free_logits(struct learner_teaching *t)
+size_t learner_teacher_bytes(const struct model_layout *layout, const struct rl_config *config,
+                             int64_t rows)
 {
-    device_free(t->hidden);
-    device_free(t->g_hidden);
+    struct model_divergence kind = divergence_kind(config);
+    size_t states = 2 * (size_t)rows * (size_t)layout->arch.width * sizeof(float);
+    return config->teacher.loss == CONFIG_TEACHER_SDPO &&
+                   config->teacher.logits != CONFIG_TEACHER_SAMPLED_TOKEN
+               ? states + model_divergence_bytes(layout, &kind)
+               : 0;
+}
+
+static void free_logits(struct learner *l)
+{
+    struct learner_teaching *t = &l->teaching;
+    struct device *device = l->args.layout->device;
+    device_buffer_free(device, t->hidden);
+    device_buffer_free(device, t->g_hidden);
     free(t->g_divergence);
     free(t->divergence);
     t->hidden = t->g_hidden = t->g_divergence = t->divergence = NULL;
@@ -72,8 +85,11 @@ void learner_teacher_close(struct learner *l)
     free(t->rows);
     free(t->logprob);
     free(t->packed_logprob);
-    free_logits(t);
-    device_free(t->scratch);
+    free_logits(l);
+    if (t->host_scratch != t->scratch) {
+        device_free(t->host_scratch);
+    }
+    device_buffer_free(l->args.layout->device, t->scratch);
     *t = (struct learner_teaching){0};
 }
 
@@ -192,25 +208,41 @@ static rl_status grow_packing(struct learner_teaching *t, int64_t tokens, int64_
     return model_packing_create(tokens, sequences, &t->packing);
 }
 
+/* For logits of a few rows. */
+static rl_status make_scratch(struct learner *l)
+{
+    const struct model_layout *layout = l->args.layout;
+    struct learner_teaching *t = &l->teaching;
+    size_t bytes = model_divergence_bytes(layout, &t->kind);
+    if (t->scratch != NULL) {
+        return RL_OK;
+    }
+    if (layout->device != NULL) {
+        RL_TRY(device_alloc(bytes, "logits of a few rows", &t->host_scratch));
+    }
+    RL_TRY(device_buffer_alloc(layout->device, bytes, "logits of a few rows", &t->scratch));
+    t->host_scratch = layout->device != NULL ? t->host_scratch : t->scratch;
+    return RL_OK;
+}
+
 /* What distributions need beside log-probs. */
 static rl_status grow_logits(struct learner *l, uint32_t rows)
 {
     struct learner_teaching *t = &l->teaching;
+    struct device *device = l->args.layout->device;
     size_t bytes = rows * (size_t)l->args.layout->arch.width * sizeof(float);
     void *memory = NULL;
-    free_logits(t);
-    RL_TRY(device_alloc(bytes, "the teacher's hidden states", &memory));
+    free_logits(l);
+    RL_TRY(device_buffer_alloc(device, bytes, "the teacher's hidden states", &memory));
     t->hidden = memory;
-    RL_TRY(device_alloc(bytes, "gradients of hidden states", &memory));
+    RL_TRY(device_buffer_alloc(device, bytes, "gradients of hidden states", &memory));
     t->g_hidden = memory;
     t->g_divergence = calloc(rows, sizeof(float));
     t->divergence = calloc(rows, sizeof(float));
     if (t->g_divergence == NULL || t->divergence == NULL) {
         return rl_fail(RL_NO_MEMORY, "learner: out of memory for %u rows of the teacher", rows);
     }
-    return t->scratch != NULL ? RL_OK
-                              : device_alloc(model_divergence_bytes(l->args.layout, &t->kind),
-                                             "logits of a few rows", &t->scratch);
+    return make_scratch(l);
 }
 
 /* Rows of the largest micro-batch. */
@@ -264,6 +296,27 @@ rl_status learner_teacher_prepare(struct learner *l, struct trajectory_group *co
 /* --- scoring
  * ---------------------------------------------------------------------------------------- */
 
+/* Final states of the packed rows to their places: those of a sequence lie side by side. */
+static void keep_hidden(struct learner *l, const float *hidden, uint32_t count)
+{
+    struct learner_teaching *t = &l->teaching;
+    const int32_t *places = t->rows + 2 * (size_t)t->row_capacity;
+    int64_t width = l->args.layout->arch.width;
+    uint32_t end = 0;
+    for (uint32_t first = 0; first < count; first = end) {
+        end = first + 1;
+        while (end < count && places[end] == places[end - 1] + 1) {
+            end++;
+        }
+        struct kernel_gather_args gather = {.x = hidden,
+                                            .rows = t->rows + first,
+                                            .y = t->hidden + places[first] * width,
+                                            .m = end - first,
+                                            .c = width};
+        l->args.kernels->gather_rows(&gather, l->args.pool);
+    }
+}
+
 /* Score what is packed: rows [3][row_capacity] hold hidden rows, targets, and places in the
  * micro-batch. */
 static void score_packed(struct learner *l, uint32_t count)
@@ -271,7 +324,6 @@ static void score_packed(struct learner *l, uint32_t count)
     struct learner_teaching *t = &l->teaching;
     const int32_t *places = t->rows + 2 * (size_t)t->row_capacity;
     const void *image = teacher_image(l);
-    int64_t width = l->args.layout->arch.width;
     const float *hidden = NULL;
     if (count == 0) {
         return;
@@ -282,10 +334,9 @@ static void score_packed(struct learner *l, uint32_t count)
                                                  l->inv_temperature, t->packed_logprob, NULL});
     for (uint32_t i = 0; i < count; i++) {
         t->logprob[places[i]] = t->packed_logprob[i];
-        if (t->hidden != NULL) {
-            memcpy(t->hidden + places[i] * width, hidden + t->rows[i] * width,
-                   (size_t)width * sizeof(float));
-        }
+    }
+    if (t->hidden != NULL) {
+        keep_hidden(l, hidden, count);
     }
     model_packing_reset(t->packing);
 }
@@ -354,7 +405,8 @@ void learner_teacher_divergence(struct learner *l, struct objective_stats *stats
                                                           .value = t->divergence,
                                                           .g_hidden = t->g_hidden,
                                                           .grad = l->grad,
-                                                          .scratch = t->scratch});
+                                                          .scratch = t->scratch,
+                                                          .host_scratch = t->host_scratch});
     for (int64_t i = 0; i < rows; i++) {
         stats->sum.distill_loss += (double)t->g_divergence[i] * (double)t->divergence[i];
     }
