@@ -17,6 +17,7 @@ enum {
     ATTEND_SLICE = 4,               /* accumulators (of 8 columns) of a chunk's values at a time */
     ATTEND_PARTS_BYTES = 256 << 20, /* of scratch for chunks, more of which are merged in blocks */
     ATTEND_MERGE_ROWS = 4,          /* rows of a block that merges, a warp each */
+    ATTEND_MERGE_CHUNKS = 8,        /* of a row that it loads at a time */
     KV_TOKENS = 16,
     KV_COLUMNS = 16
 };
@@ -372,10 +373,12 @@ static __global__ void __launch_bounds__(WARPS *TILE_WARP)
     }
 }
 
-/* Rows whose chunks lie in memory: a warp each. */
-template <typename T> static __global__ void attend_merge_rows(struct attend_forward_shape a)
+/* Rows whose chunks lie in memory: a warp each, with the loads of several chunks under way. */
+template <typename T, int D>
+static __global__ void __launch_bounds__(ATTEND_MERGE_ROWS *TILE_WARP)
+    attend_merge_rows(struct attend_forward_shape a)
 {
-    constexpr int most = KERNEL_HEAD_DIM_MAX / TILE_WARP;
+    constexpr int most = D / TILE_WARP;
     constexpr int keys = attend_keys<T>();
     const struct cuda_segments *g = &a.shape.segments;
     const int row = (int)blockIdx.x * ATTEND_MERGE_ROWS + tile_warp();
@@ -394,13 +397,30 @@ template <typename T> static __global__ void attend_merge_rows(struct attend_for
     float value[most] = {0.0f};
     float max = -INFINITY;
     float sum = 0.0f;
-    for (int chunk = 0; chunk < chunks; chunk++, part += a.shape.d + 2) {
-        const struct attend_factors f =
-            attend_merge(&max, &sum, part[a.shape.d], part[a.shape.d + 1]);
+    for (int chunk = 0; chunk < chunks; chunk += ATTEND_MERGE_CHUNKS) {
+        float got[ATTEND_MERGE_CHUNKS][most];
+        float got_max[ATTEND_MERGE_CHUNKS];
+        float got_sum[ATTEND_MERGE_CHUNKS];
 #pragma unroll
-        for (int i = 0; i < most; i++) {
-            const int c = i * TILE_WARP + tile_lane();
-            value[i] = c < a.shape.d ? attend_merge_value(value[i], part[c], f) : 0.0f;
+        for (int j = 0; j < ATTEND_MERGE_CHUNKS; j++, part += a.shape.d + 2) {
+            const bool exists = chunk + j < chunks;
+            got_max[j] = exists ? part[a.shape.d] : -INFINITY;
+            got_sum[j] = exists ? part[a.shape.d + 1] : 0.0f;
+#pragma unroll
+            for (int i = 0; i < most; i++) {
+                const int c = i * TILE_WARP + tile_lane();
+                got[j][i] = exists && c < a.shape.d ? part[c] : 0.0f;
+            }
+        }
+#pragma unroll
+        for (int j = 0; j < ATTEND_MERGE_CHUNKS; j++) {
+            if (chunk + j < chunks) {
+                const struct attend_factors f = attend_merge(&max, &sum, got_max[j], got_sum[j]);
+#pragma unroll
+                for (int i = 0; i < most; i++) {
+                    value[i] = attend_merge_value(value[i], got[j][i], f);
+                }
+            }
         }
     }
     const float inverse = 1.0f / sum;
@@ -479,8 +499,9 @@ static void attend_launch_few(struct attend_forward_shape shape,
     shape.chunks = load->chunks;
     shape.parts = (float *)cuda_scratch(stream, (size_t)parts_bytes);
     attend_launch_tiles<T, D, 1>(&shape, segments, shape.chunks, stream);
-    CUDA_LAUNCH(attend_merge_rows<T>, cuda_blocks(rows, ATTEND_MERGE_ROWS),
-                dim3(ATTEND_MERGE_ROWS * TILE_WARP), 0, stream, shape);
+    auto merge = attend_merge_rows<T, D>;
+    CUDA_LAUNCH(merge, cuda_blocks(rows, ATTEND_MERGE_ROWS), dim3(ATTEND_MERGE_ROWS * TILE_WARP), 0,
+                stream, shape);
 }
 
 template <typename T>

@@ -76,20 +76,20 @@ static __host__ __device__ __forceinline__ int attend_first_block(int start, int
 }
 
 /* Rows of block (block, blockIdx.y), `rows` at most, where a token has `width` of them for each kv
- * head; false if it has none. */
+ * head; false if it has none. All threads of the block. */
 static __device__ __forceinline__ bool attend_rows_find(const struct cuda_segments *g, int block,
                                                         int width, int rows,
                                                         struct attend_rows *out)
 {
     int low = 0;
     int high = g->count - 1;
-    while (low < high) {
-        const int middle = (low + high + 1) / 2;
-        if (attend_first_block(g->segment_start[middle] * width, middle, rows) <= block) {
-            low = middle;
-        } else {
-            high = middle - 1;
-        }
+    while (low < high) { /* a warp looks at 32 places at a time: what counts is the latency */
+        const int step = (high - low + TILE_WARP - 1) / TILE_WARP;
+        const int place = low + (tile_lane() + 1) * step;
+        const bool before = place <= high && attend_first_block(g->segment_start[place] * width,
+                                                                place, rows) <= block;
+        low += __popc(__ballot_sync(0xffffffffU, before)) * step;
+        high = min(high, low + step - 1);
     }
     out->segment = low;
     out->token = g->segment_start[low];
