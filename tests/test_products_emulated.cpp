@@ -365,7 +365,7 @@ static Suite *products_suite(void)
     tcase_add_test(choice, a_depth_without_fellow_has_no_kernel);
     tcase_add_test(choice, long_depths_have_few_segments);
     tcase_add_loop_test(choice, a_row_is_the_same_without_the_kernel, EMULATION_ORDERS_TWO,
-                        EMULATION_ORDERS_FOREIGN + 1);
+                        EMULATION_ORDERS_NONE + 1);
     suite_add_tcase(suite, choice);
     TCase *bits = tcase_create("bits");
     tcase_set_timeout(bits, 300);

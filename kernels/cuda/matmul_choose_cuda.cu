@@ -252,8 +252,11 @@ static bool probe_run(struct cuda_stream *stream, struct matmul_probe *probe,
     a->d = result;
     a->n = n;
     if (algorithm != NULL) {
-        matmul_multiply(stream, a, algorithm);
-        return true;
+        const bool fits = algorithm_fits(cuda_stream_matmul(stream), a, algorithm);
+        if (fits) {
+            matmul_multiply(stream, a, algorithm);
+        }
+        return fits;
     }
     struct few_args few = {probe->wide[1], n, a->depth, a->depth, a->depth, 1, {}};
     few.maps[0] = {a->a, a->bias, result, PROBE_M, PROBE_M, true};
@@ -332,7 +335,17 @@ static void decision_log(const struct matmul_choice *choice, int many, int few)
                           : "no other way gives the same bits");
 }
 
-/* Fill a choice; false if there is no algorithm. */
+/* cuBLASLt has nothing: slow beats not at all, but somebody should know. */
+static void plain_log(const struct matmul_args *a)
+{
+    static const char *const kinds[] = {"forward", "input", "weight"};
+    rl_log(RL_LOG_WARN,
+           "cuBLASLt has no algorithm for %s products of depth %lld in %s that runs at all sizes "
+           "without splitting sums: they are made by a plain kernel, which is slow",
+           kinds[a->kind], (long long)a->depth, a->dtype == KERNEL_BF16 ? "bf16" : "fp32");
+}
+
+/* Fill a choice; false if the stream has failed. */
 static bool matmul_decide(struct cuda_stream *stream, const struct matmul_args *a,
                           struct matmul_choice *choice)
 {
@@ -347,11 +360,16 @@ static bool matmul_decide(struct cuda_stream *stream, const struct matmul_args *
         many = matmul_search(stream, &nominal, INT64_MAX, &wish, &choice->algorithm);
     }
     choice->kernel = many >= 0;
+    choice->plain = false;
     if (many < 0) {
         many = matmul_search(stream, &nominal, INT64_MAX, &any, &choice->algorithm);
     }
     if (many < 0) {
-        return false;
+        choice->plain = cuda_stream_good(stream);
+        if (choice->plain) {
+            plain_log(a);
+        }
+        return choice->plain;
     }
     choice->few_rows = choice->algorithm;
     if (forward) {

@@ -28,6 +28,7 @@ struct matmul_choice {
     struct matmul_key key;
     cublasLtMatmulAlgo_t algorithm, few_rows;
     bool kernel; /* few rows: linear_few_cuda gives the bits of `algorithm` */
+    bool plain;  /* there is no algorithm: the plain kernel runs */
 };
 
 struct cuda_matmul {
@@ -51,8 +52,8 @@ cublasStatus_t matmul_plan_make(const struct cublas_lt *lt, const struct matmul_
 void matmul_multiply(struct cuda_stream *stream, const struct matmul_args *a,
                      const cublasLtMatmulAlgo_t *algorithm);
 
-/* The choice for a product, of FORWARD that of its depth; NULL if there is none. The first product
- * of a kind and shape waits for the stream. */
+/* The choice for a product, of FORWARD that of its depth; NULL if the stream has failed. The first
+ * product of a kind and shape waits for the stream. */
 const struct matmul_choice *matmul_choose(struct cuda_stream *stream, const struct matmul_args *a);
 
 #endif

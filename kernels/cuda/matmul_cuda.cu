@@ -177,12 +177,12 @@ void matmul_multiply(struct cuda_stream *stream, const struct matmul_args *a,
 static void matmul_run_one(struct cuda_stream *stream, const struct matmul_args *a)
 {
     const struct matmul_choice *choice = matmul_choose(stream, a);
-    if (choice == NULL) {
-        cuda_fail(stream, "cuBLASLt", "no algorithm for these sizes that does not split sums");
-        return;
+    if (choice != NULL && choice->plain) {
+        matmul_run_plain(stream, a);
+    } else if (choice != NULL) {
+        const bool few = a->kind == MATMUL_FORWARD && a->n <= MATMUL_FEW_ROWS;
+        matmul_multiply(stream, a, few ? &choice->few_rows : &choice->algorithm);
     }
-    const bool few = a->kind == MATMUL_FORWARD && a->n <= MATMUL_FEW_ROWS;
-    matmul_multiply(stream, a, few ? &choice->few_rows : &choice->algorithm);
 }
 
 int64_t matmul_segment(enum kernel_dtype dtype, int64_t depth)

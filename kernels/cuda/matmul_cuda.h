@@ -24,7 +24,8 @@ enum matmul_kind { MATMUL_FORWARD, MATMUL_INPUT, MATMUL_WEIGHT };
  * n. With r < depth: FORWARD: a (i, r) is a[i * lda + r], b (r, j) is b[j * ldb + r] INPUT:   a (i,
  * r) is a[r * lda + i], b (r, j) is b[j * ldb + r] WEIGHT:  a (i, r) is a[r * lda + i], b (r, j) is
  * b[r * ldb + j] All pointers are the device's, aligned to 16 bytes; ldb and depth are multiples of
- * 8, ldd of 4. Where lda or m is no multiple of 8 the plain kernel runs. */
+ * 8, ldd of 4. Where lda or m is no multiple of 8, or cuBLASLt has no algorithm, the plain kernel
+ * runs. */
 struct matmul_args {
     enum matmul_kind kind;
     enum kernel_dtype dtype; /* of a and b; sums and d are fp32 */

@@ -254,6 +254,9 @@ static bool runs(const struct product *p, uint64_t algorithm)
 static bool proposed(const struct product *p, uint64_t algorithm)
 {
     const bool other = orders != EMULATION_ORDERS_ONE;
+    if (orders == EMULATION_ORDERS_NONE) {
+        return algorithm == SPLITS || algorithm == WORKSPACE;
+    }
     return p->n < FEW || ((other || algorithm != OTHER) && algorithm != FEW_ROWS);
 }
 

@@ -10,9 +10,10 @@ extern "C" {
 
 /* How the algorithms that run for many columns add up. */
 enum emulation_orders {
-    EMULATION_ORDERS_ONE,    /* as tensor cores do; this at first */
-    EMULATION_ORDERS_TWO,    /* the first that the heuristic proposes otherwise */
-    EMULATION_ORDERS_FOREIGN /* all otherwise, for few columns too */
+    EMULATION_ORDERS_ONE,     /* as tensor cores do; this at first */
+    EMULATION_ORDERS_TWO,     /* the first that the heuristic proposes otherwise */
+    EMULATION_ORDERS_FOREIGN, /* all otherwise, for few columns too */
+    EMULATION_ORDERS_NONE     /* there is none but what kernels/cuda must refuse */
 };
 
 /* For algorithms that are proposed from now on, and all products. */
