@@ -25,6 +25,7 @@ struct op_note {
 
 struct bench_profile {
     const struct kernel_table *inner;
+    struct rl_pool *pool; /* whose ops are not launched from records while it is on */
     bool on;
     double empty_s; /* an op of nothing, and waiting for it */
     double begun_s; /* when it was switched on */
@@ -305,6 +306,7 @@ rl_status bench_take_profile(int *argc, char **argv, struct bench_machine *machi
     }
     RL_TRY(measure_empty(machine, &machine->profile->empty_s));
     machine->profile->inner = machine->table;
+    machine->profile->pool = machine->pool;
     machine->table = &noting;
     current = machine->profile;
     return RL_OK;
@@ -323,6 +325,7 @@ void bench_profile_begin(struct bench_profile *profile)
     if (profile != NULL) {
         profile->count = 0;
         profile->on = true;
+        device_replay_allow(profile->pool, false);
         profile->begun_s = rl_clock_now_s(NULL);
     }
 }
@@ -383,6 +386,7 @@ rl_status bench_profile_end(const struct bench_machine *machine, const struct be
     }
     double wall_s = rl_clock_now_s(NULL) - p->begun_s;
     p->on = false;
+    device_replay_allow(p->pool, true);
     qsort(p->notes, (size_t)p->count, sizeof p->notes[0], longest_first);
     for (int i = 0; i < p->count; i++) {
         all_s += p->notes[i].seconds;

@@ -38,7 +38,8 @@ function(emulation_flags target)
 endfunction()
 add_subdirectory(${CMAKE_SOURCE_DIR}/tests/emulation)
 foreach(name check_kernels check_gradients check_same_bits check_sampling test_kernels_device test_model_device
-        test_model_golden test_model_same_bits test_transport_weight_device)
+        test_model_golden test_model_same_bits test_transport_weight_device
+        test_model_replay)
   add_executable(${name}_emulated ${CMAKE_SOURCE_DIR}/tests/${name}.c
                  $<TARGET_OBJECTS:kernels_emulated>)
   target_link_libraries(${name}_emulated PRIVATE fs_model fs_transport fs_kernels fs_core

@@ -148,6 +148,36 @@ void *device_stream_native(struct rl_pool *pool);
 void device_write(struct rl_pool *pool, void *to, const void *host, size_t bytes);
 rl_status device_read(struct rl_pool *pool, void *host, const void *from, size_t bytes);
 
+/* Work on a pool's stream that may come again. */
+struct device_work {
+    void (*queue)(void *arg); /* calls ops with the pool */
+    void *arg;
+    /* All that the calls depend on but what memory holds: device addresses, sizes, options, the
+     * host's arrays for results. Of the host's arrays the ops read those of the last pass_begin
+     * alone, whose sizes and order belong to the key too; padding is zero. NULL: never again. */
+    const void *key;
+    size_t key_bytes; /* at most DEVICE_KEY_BYTES */
+};
+enum { DEVICE_KEY_BYTES = 192 };
+
+/* Queue the work: by work->queue, or in one go where a device has recorded what that queued for the
+ * same key. What ops give to the host's memory is there after the next device_wait, not when they
+ * return. Not to be nested. A pool without a stream: work->queue. */
+void device_replay(struct rl_pool *pool, const struct device_work *work);
+
+/* May device_replay launch records (it may at first)? Without, work->queue is always called. */
+void device_replay_allow(struct rl_pool *pool, bool allowed);
+
+/* Points in a stream's work whose times are kept, until they are passed again. */
+enum device_mark { DEVICE_MARK_BEGIN, DEVICE_MARK_MIDDLE, DEVICE_MARK_END, DEVICE_MARKS };
+
+/* The stream, when it comes here, notes the time. A pool without a stream does nothing. */
+void device_mark(struct rl_pool *pool, enum device_mark mark);
+
+/* Seconds between two marks, both passed since before the last device_wait; 0 where nobody knows.
+ */
+double device_marked_s(struct rl_pool *pool, enum device_mark from, enum device_mark to);
+
 /* Queue a fill with zeros; a copy within the device's memory (not overlapping), or from a peer's to
  * it. */
 void device_clear(struct rl_pool *pool, void *to, size_t bytes);

@@ -165,3 +165,35 @@ void device_copy(struct rl_pool *pool, void *to, const void *from, size_t bytes)
         memcpy(to, from, bytes);
     }
 }
+
+void device_replay(struct rl_pool *pool, const struct device_work *work)
+{
+    struct device_stream *stream = rl_pool_device(pool);
+    if (stream != NULL) {
+        stream->ops->replay(stream, work);
+    } else {
+        work->queue(work->arg);
+    }
+}
+
+void device_replay_allow(struct rl_pool *pool, bool allowed)
+{
+    struct device_stream *stream = rl_pool_device(pool);
+    if (stream != NULL) {
+        stream->ops->replay_allow(stream, allowed);
+    }
+}
+
+void device_mark(struct rl_pool *pool, enum device_mark mark)
+{
+    struct device_stream *stream = rl_pool_device(pool);
+    if (stream != NULL) {
+        stream->ops->mark(stream, mark);
+    }
+}
+
+double device_marked_s(struct rl_pool *pool, enum device_mark from, enum device_mark to)
+{
+    struct device_stream *stream = rl_pool_device(pool);
+    return stream != NULL ? stream->ops->marked_s(stream, from, to) : 0;
+}

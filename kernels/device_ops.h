@@ -4,6 +4,8 @@
 
 #include "kernels/device.h"
 
+#include <stdint.h>
+
 /* The functions of one kind of device. */
 struct device_ops {
     void (*close)(struct device *device);
@@ -25,6 +27,10 @@ struct device_ops {
     void (*uuid)(const struct device *device, unsigned char out[DEVICE_UUID_BYTES]);
     rl_status (*poll)(struct device_stream *stream, bool *done);
     void *(*native)(struct device_stream *stream);
+    void (*replay)(struct device_stream *stream, const struct device_work *work);
+    void (*replay_allow)(struct device_stream *stream, bool allowed);
+    void (*mark)(struct device_stream *stream, enum device_mark mark);
+    double (*marked_s)(struct device_stream *stream, enum device_mark from, enum device_mark to);
 };
 
 /* First member of every device and of every stream. */
@@ -32,6 +38,8 @@ struct device {
     const struct device_ops *ops;
     char name[128];
     int index; /* among the machine's devices of its kind */
+    /* Buffers and mappings given back so far, atomic: recorded addresses may be wrong after it */
+    uint64_t freed;
 };
 
 struct device_stream {

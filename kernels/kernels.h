@@ -155,6 +155,17 @@ struct kernel_segments {
     const int32_t *prefix;
 };
 
+/* Contexts of so many tokens are launched alike: the power of two that is not less, 256 at least. A
+ * size of launches alone, no result depends on it. */
+static inline int64_t kernel_context_bucket(int64_t tokens)
+{
+    int64_t bucket = 256;
+    while (bucket < tokens) {
+        bucket *= 2;
+    }
+    return bucket;
+}
+
 /* What the ops of the pass that now begins will be given from the host's memory, so that a GPU gets
  * all of it in one copy. The arrays must not change before the pass has ended; an op may be given
  * others too. CPU tables do nothing. */

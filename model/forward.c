@@ -256,28 +256,37 @@ void model_layer_again(const struct model_pass *pass, int32_t layer)
     model_glu_forward(pass, layer);
 }
 
+void model_forward_begun(const struct model_pass *pass)
+{
+    struct model_workspace *workspace = pass->workspace;
+    const int64_t tokens = pass->batch->token_count;
+    assert(tokens <= workspace->max_tokens);
+    workspace->head_rows = 0;
+    if (tokens == 0) {
+        return;
+    }
+    embed_tokens(pass);
+    for (int32_t layer = 0; layer < pass->layout->arch.layers; layer++) {
+        bool last = layer + 1 == pass->layout->arch.layers;
+        attend(pass, layer);
+        feed_forward(pass, layer, last ? workspace->output : workspace->layers[layer + 1].input);
+    }
+    model_norm_forward(pass, &(struct model_norm){MODEL_PARAM_FINAL_NORM, -1, workspace->output,
+                                                  workspace->hidden, workspace->inv_final, tokens,
+                                                  pass->layout->arch.width});
+}
+
 void model_forward(const struct model_context *context, const void *image, struct model_kv *kv,
                    const struct model_batch *batch, struct model_workspace *workspace,
                    const float **hidden)
 {
-    assert(batch->token_count <= workspace->max_tokens);
     const struct model_layout *layout = context->layout;
     struct model_pass pass = {context, layout, context->kernels, image, kv, batch, workspace, NULL};
-    workspace->head_rows = 0;
     *hidden = workspace->hidden;
-    if (batch->token_count == 0) {
-        return;
+    if (batch->token_count > 0) {
+        begin_pass(&pass);
     }
-    begin_pass(&pass);
-    embed_tokens(&pass);
-    for (int32_t layer = 0; layer < layout->arch.layers; layer++) {
-        bool last = layer + 1 == layout->arch.layers;
-        attend(&pass, layer);
-        feed_forward(&pass, layer, last ? workspace->output : workspace->layers[layer + 1].input);
-    }
-    model_norm_forward(&pass, &(struct model_norm){MODEL_PARAM_FINAL_NORM, -1, workspace->output,
-                                                   workspace->hidden, workspace->inv_final,
-                                                   batch->token_count, layout->arch.width});
+    model_forward_begun(&pass);
 }
 
 static void gather_rows(const struct model_context *context,

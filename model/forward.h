@@ -138,9 +138,10 @@ void model_head_decode(const struct model_context *context, const void *image,
 rl_status model_workspace_share(struct model_workspace *workspace,
                                 const struct model_layout *layout, int threads);
 
-/* A generation pass: model_forward, then model_head_decode. hidden_rows ascend. No two segments of
- * the batch belong to one sequence. Returns the head's part of the time, 0 .. 1; 0 on a device,
- * which is not waited for between the two. */
+/* A generation pass: model_forward, then model_head_decode, and the results are there (what failed,
+ * device_wait says). hidden_rows ascend. No two segments of the batch belong to one sequence. A
+ * device may record a pass in which each sequence has one token, and launch the record for those
+ * like it. Returns the head's part of the time, 0 .. 1. */
 double model_generate(const struct model_context *context, const void *image, struct model_kv *kv,
                       const struct model_batch *batch, struct model_workspace *workspace,
                       const struct model_decode_args *decode);

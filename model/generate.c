@@ -308,12 +308,15 @@ double model_generate(const struct model_context *context, const void *image, st
         lay_out_parts(workspace, context->layout, batch, decode);
         return run_parts(&pass, context->pool);
     }
+    if (context->layout->device != NULL) {
+        struct model_pass pass = {context, context->layout, context->kernels, image,
+                                  kv,      batch,           workspace,        NULL};
+        return model_generate_on_device(&pass, decode);
+    }
     const float *hidden = NULL;
     double start = rl_clock_now_s(NULL);
     model_forward(context, image, kv, batch, workspace, &hidden);
     double forwarded = rl_clock_now_s(NULL);
     model_head_decode(context, image, workspace, decode);
-    return context->layout->device == NULL
-               ? head_part(forwarded - start, rl_clock_now_s(NULL) - forwarded)
-               : 0;
+    return head_part(forwarded - start, rl_clock_now_s(NULL) - forwarded);
 }

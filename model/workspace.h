@@ -104,6 +104,13 @@ struct model_pass {
     float *grad; /* backward only */
 };
 
+/* model_forward without pass_begin, which has named at least the batch. */
+void model_forward_begun(const struct model_pass *pass);
+
+/* model_generate where the layout has a device. */
+double model_generate_on_device(const struct model_pass *pass,
+                                const struct model_decode_args *decode);
+
 /* A linear map of a layer (-1: of none): x [m, K] and y [m, N], or their gradients. */
 struct model_linear {
     enum model_param weight;

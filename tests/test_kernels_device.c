@@ -224,6 +224,198 @@ START_TEST(host_access_faults)
     *(volatile float *)a = 2;
 }
 END_TEST
+
+/* --- work that comes again
+ * ----------------------------------------------------------------------------------- */
+
+/* y += x and, with `rows`, z[i] = x[rows[i]]. */
+struct again {
+    struct kernel_add_args add;
+    struct kernel_gather_args gather;
+    double *sum; /* of squares of x, which waits; NULL: none */
+    double *sums;
+    int calls;
+};
+
+static void again_queue(void *arg)
+{
+    struct again *work = arg;
+    work->calls++;
+    device_mark(gpu_pool, DEVICE_MARK_BEGIN);
+    add_cuda(&work->add, gpu_pool);
+    if (work->gather.rows != NULL) {
+        gather_rows_cuda(&work->gather, gpu_pool);
+    }
+    if (work->sum != NULL) {
+        sum_squares_cuda(
+            &(struct kernel_sum_squares_args){work->add.x, work->add.count, work->sum, work->sums},
+            gpu_pool);
+    }
+    device_mark(gpu_pool, DEVICE_MARK_END);
+}
+
+static void again_run(struct again *work, int key)
+{
+    struct device_work device_work = {again_queue, work, &key, sizeof key};
+    device_replay(gpu_pool, &device_work);
+}
+
+static void again_make(struct again *work)
+{
+    const float x[4] = {1, 2, 3, 4};
+    *work = (struct again){.add = {.y = gpu_floats(x, 4), .x = gpu_floats(x, 4), .count = 4}};
+    ck_assert_uint_eq(emulation_graphs(), 0);
+}
+
+/* y is x so many times. */
+static void again_expect(const struct again *work, float times)
+{
+    float y[4];
+    ck_assert_int_eq(device_read(gpu_pool, y, work->add.y, sizeof y), RL_OK);
+    for (int i = 0; i < 4; i++) {
+        ck_assert_float_eq(y[i], times * (float)(i + 1));
+    }
+}
+
+static void again_free(struct again *work)
+{
+    device_buffer_free(gpu, work->add.y);
+    device_buffer_free(gpu, (void *)work->add.x);
+}
+
+/* First as it is, then recorded and launched, then launched; work without a key always as it is. */
+START_TEST(work_is_recorded_when_it_comes_again)
+{
+    struct again work;
+    again_make(&work);
+    for (int i = 0; i < 5; i++) {
+        again_run(&work, 7);
+    }
+    ck_assert_int_eq(work.calls, 2);
+    ck_assert_uint_eq(emulation_graph_launches(), 4);
+    ck_assert_uint_eq(emulation_graphs(), 1);
+    again_expect(&work, 6);
+    ck_assert_double_gt(device_marked_s(gpu_pool, DEVICE_MARK_BEGIN, DEVICE_MARK_END), 0);
+    ck_assert_double_eq(device_marked_s(gpu_pool, DEVICE_MARK_BEGIN, DEVICE_MARK_MIDDLE), 0);
+    device_replay(gpu_pool, &(struct device_work){.queue = again_queue, .arg = &work});
+    ck_assert_int_eq(work.calls, 3);
+    again_free(&work);
+}
+END_TEST
+
+START_TEST(records_are_bounded)
+{
+    struct again work;
+    again_make(&work);
+    for (int key = 0; key < 100; key++) {
+        again_run(&work, key);
+        again_run(&work, key);
+    }
+    ck_assert_uint_eq(emulation_graphs(), 64);
+    again_run(&work, 99);
+    ck_assert_int_eq(work.calls, 200);
+    again_run(&work, 0); /* has given way */
+    ck_assert_int_eq(work.calls, 201);
+    again_expect(&work, 203);
+    again_free(&work);
+}
+END_TEST
+
+/* What a record was made with may be elsewhere: memory given back, the stream's own that grew. */
+START_TEST(moved_memory_makes_records_void)
+{
+    struct again work;
+    int32_t ids[3000] = {0};
+    struct kernel_pass_array array = {ids, sizeof ids};
+    const float one = 1;
+    again_make(&work);
+    again_run(&work, 1);
+    again_run(&work, 1);
+    ck_assert_uint_eq(emulation_graphs(), 1);
+    device_buffer_free(gpu, gpu_floats(&one, 1));
+    again_run(&work, 1);
+    ck_assert_uint_eq(emulation_graphs(), 0);
+    again_run(&work, 1);
+    ck_assert_uint_eq(emulation_graphs(), 1);
+    pass_begin_cuda(&(struct kernel_pass_args){.arrays = &array, .count = 1}, gpu_pool);
+    again_run(&work, 1);
+    ck_assert_uint_eq(emulation_graphs(), 0);
+    again_expect(&work, 6);
+    again_free(&work);
+}
+END_TEST
+
+/* Arrays of a pass are read anew by a record; others cannot be, nor can an op wait in one. */
+START_TEST(what_cannot_be_recorded_is_queued_as_it_is)
+{
+    struct again work;
+    int32_t rows[2] = {0, 3};
+    int32_t other[2] = {1, 2};
+    double sum = 0;
+    float z[2];
+    struct kernel_pass_array array = {rows, sizeof rows};
+    again_make(&work);
+    work.gather = (struct kernel_gather_args){
+        .x = work.add.x, .rows = rows, .y = gpu_floats(z, 2), .m = 2, .c = 1};
+    work.sums = (double *)gpu_floats(z, 2);
+    for (int i = 0; i < 4; i++) {
+        rows[0] = i;
+        pass_begin_cuda(&(struct kernel_pass_args){.arrays = &array, .count = 1}, gpu_pool);
+        again_run(&work, 1);
+        ck_assert_int_eq(device_read(gpu_pool, z, work.gather.y, sizeof z), RL_OK);
+        ck_assert(z[0] == (float)(i + 1) && z[1] == 4);
+    }
+    ck_assert_uint_eq(emulation_graph_launches(), 3);
+    work.gather.rows = _i == 0 ? other : rows;
+    work.sum = _i == 1 ? &sum : NULL;
+    for (int i = 0; i < 3; i++) {
+        other[0] = i;
+        again_run(&work, 2);
+        ck_assert_int_eq(device_read(gpu_pool, z, work.gather.y, sizeof z), RL_OK);
+        ck_assert(_i == 1 || (z[0] == (float)(i + 1) && z[1] == 3));
+        ck_assert(_i == 0 || sum == 30);
+    }
+    ck_assert_uint_eq(emulation_graph_launches(), 3);
+    ck_assert_uint_eq(emulation_graphs(), 0); /* for good */
+    again_expect(&work, 8);
+    device_buffer_free(gpu, work.gather.y);
+    device_buffer_free(gpu, work.sums);
+    again_free(&work);
+}
+END_TEST
+
+START_TEST(work_goes_on_without_graphs)
+{
+    struct again work;
+    again_make(&work);
+    emulation_fail_graphs(1);
+    for (int i = 0; i < 4; i++) {
+        again_run(&work, 1);
+    }
+    emulation_fail_graphs(0);
+    ck_assert_uint_eq(emulation_graph_launches(), 0);
+    again_expect(&work, 5);
+    again_free(&work);
+}
+END_TEST
+
+START_TEST(a_fault_in_a_record_is_reported)
+{
+    struct again work;
+    again_make(&work);
+    again_run(&work, 1);
+    again_run(&work, 1);
+    ck_assert_int_eq(device_wait(gpu_pool), RL_OK);
+    emulation_break();
+    again_run(&work, 1);
+    ck_assert_int_eq(device_wait(gpu_pool), RL_INTERNAL);
+    ck_assert_ptr_nonnull(strstr(rl_log_last_error(), "illegal memory access"));
+    again_run(&work, 1);
+    ck_assert_int_eq(device_wait(gpu_pool), RL_INTERNAL);
+    emulation_heal();
+    again_free(&work);
+}
+END_TEST
 #endif
 
 static Suite *device_suite(void)
@@ -244,6 +436,12 @@ static Suite *device_suite(void)
     tcase_add_test(all, a_fault_is_kept_and_reported_once);
     tcase_add_test(all, nothing_to_do_is_no_error);
     tcase_add_test(all, passes_of_any_size_follow_one_another);
+    tcase_add_test(all, work_is_recorded_when_it_comes_again);
+    tcase_add_test(all, records_are_bounded);
+    tcase_add_test(all, moved_memory_makes_records_void);
+    tcase_add_loop_test(all, what_cannot_be_recorded_is_queued_as_it_is, 0, 2);
+    tcase_add_test(all, work_goes_on_without_graphs);
+    tcase_add_test(all, a_fault_in_a_record_is_reported);
     tcase_add_test_raise_signal(all, host_access_faults, SIGSEGV);
     suite_add_tcase(suite, all);
 #endif

@@ -159,6 +159,33 @@ static rl_status walled_wait(struct device_stream *stream)
     return RL_OK;
 }
 
+static void walled_replay(struct device_stream *stream, const struct device_work *work)
+{
+    (void)stream;
+    work->queue(work->arg);
+}
+
+static void walled_replay_allow(struct device_stream *stream, bool allowed)
+{
+    (void)stream;
+    (void)allowed;
+}
+
+static void walled_mark(struct device_stream *stream, enum device_mark mark)
+{
+    (void)stream;
+    (void)mark;
+}
+
+static double walled_marked_s(struct device_stream *stream, enum device_mark from,
+                              enum device_mark to)
+{
+    (void)stream;
+    (void)from;
+    (void)to;
+    return 0;
+}
+
 static rl_status walled_open(struct device *device, struct device_stream **out)
 {
     struct device_stream *stream = calloc(1, sizeof(*stream));
@@ -191,7 +218,11 @@ struct device *walled_device(void)
                                           .write = walled_write,
                                           .read = walled_read,
                                           .clear = walled_clear,
-                                          .copy = walled_copy};
+                                          .copy = walled_copy,
+                                          .replay = walled_replay,
+                                          .replay_allow = walled_replay_allow,
+                                          .mark = walled_mark,
+                                          .marked_s = walled_marked_s};
     static struct device device = {.ops = &ops, .name = "walled"};
     return &device;
 }

@@ -442,7 +442,7 @@ static __global__ void __launch_bounds__(ATTEND_MERGE_ROWS *TILE_WARP)
 struct attend_load {
     int64_t blocks_few; /* of one warp, for each kv head */
     bool many;
-    int chunks; /* the most that a row of a segment with few sees */
+    int chunks; /* no row of a segment with few sees more: those of its context's bucket */
 };
 
 static struct attend_load attend_load_of(const struct kernel_attention_args *a, int keys)
@@ -452,7 +452,7 @@ static struct attend_load attend_load_of(const struct kernel_attention_args *a, 
     for (int64_t s = 0; s < g->count; s++) {
         const int64_t tokens = g->segment_start[s + 1] - g->segment_start[s];
         const int64_t rows = tokens * (a->heads / a->kv_heads);
-        const int64_t seen = g->first_position[s] + tokens;
+        const int64_t seen = kernel_context_bucket(g->first_position[s] + tokens);
         int64_t chunks = (seen + keys - 1) / keys;
         if (a->window > 0 && (a->window + keys - 2) / keys + 1 < chunks) {
             chunks = (a->window + keys - 2) / keys + 1; /* wherever it begins within a chunk */

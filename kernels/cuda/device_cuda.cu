@@ -47,6 +47,13 @@ void cuda_fail(struct cuda_stream *stream, const char *what, const char *text)
     stream_fail(stream, RL_INTERNAL, what, text);
 }
 
+void cuda_forgive(struct cuda_stream *stream)
+{
+    (void)cudaGetLastError(); /* one that stays comes again */
+    stream->failure = RL_OK;
+    stream->reported = false;
+}
+
 /* --- the running op --------------------------------------------------------------------------- */
 
 struct cuda_stream *cuda_op_begin(struct rl_pool *pool, const char *op)
@@ -88,7 +95,7 @@ static void no_memory_text(size_t bytes, const char *what, char text[128])
 bool cuda_stream_malloc(struct cuda_stream *stream, size_t bytes, const char *what, char **out)
 {
     void *data = nullptr;
-    if (!cuda_stream_good(stream)) {
+    if (cuda_recording(stream, what) || !cuda_stream_good(stream)) {
         return false;
     }
     cudaError_t error = cudaMalloc(&data, bytes);
@@ -131,6 +138,7 @@ static rl_status buffer_alloc(struct device *device, size_t bytes, const char *w
 
 static void buffer_free(struct device *device, void *data)
 {
+    __atomic_add_fetch(&device->freed, 1, __ATOMIC_RELEASE);
     (void)cudaSetDevice(device->index);
     (void)cudaFree(data); /* an error here is an earlier op's, and its stream says so */
 }
@@ -146,6 +154,9 @@ static void memory_info(const struct device *device, size_t *free_bytes, size_t 
 
 bool cuda_slot_take(struct cuda_stream *stream, struct cuda_slot *slot, size_t bytes)
 {
+    if (cuda_recording(stream, "staging")) {
+        return false;
+    }
     if (slot->used && !cuda_check(stream, cudaEventSynchronize(slot->copied), "staging")) {
         return false;
     }
@@ -185,13 +196,21 @@ void cuda_slot_free(struct cuda_slot *slot)
 
 /* --- results ---------------------------------------------------------------------------------- */
 
+bool cuda_landing_take(struct cuda_stream *stream, size_t bytes)
+{
+    const char *before = stream->landing.data;
+    const bool taken = cuda_slot_take(stream, &stream->landing, bytes);
+    stream->moved += stream->landing.data != before ? 1 : 0;
+    return taken;
+}
+
 void cuda_fetch(struct cuda_stream *stream, void *host, const void *device, size_t bytes)
 {
     size_t offset = (stream->landed + 15) / 16 * 16;
     if (stream->fetch_count == CUDA_FETCHES || offset + bytes > stream->landing.bytes) {
         cuda_wait(stream); /* what was under way lands first: the buffer may move */
         offset = 0;
-        if (!cuda_slot_take(stream, &stream->landing, bytes)) {
+        if (!cuda_landing_take(stream, bytes)) {
             return;
         }
     }
@@ -207,6 +226,9 @@ void cuda_fetch(struct cuda_stream *stream, void *host, const void *device, size
 
 void cuda_wait(struct cuda_stream *stream)
 {
+    if (cuda_recording(stream, "waiting")) {
+        return;
+    }
     cuda_check(stream, cudaStreamSynchronize(stream->handle), "waiting");
     for (int i = 0; i < stream->fetch_count && cuda_stream_good(stream); i++) {
         const struct cuda_fetched *f = &stream->fetches[i];
@@ -214,6 +236,13 @@ void cuda_wait(struct cuda_stream *stream)
     }
     stream->fetch_count = 0;
     stream->landed = 0;
+}
+
+void cuda_deliver(struct cuda_stream *stream)
+{
+    if (!stream->replay.deferring) {
+        cuda_wait(stream);
+    }
 }
 
 /* --- streams as device.h sees them ------------------------------------------------------------ */
@@ -268,7 +297,8 @@ static void *stream_native(struct device_stream *base)
 static void stream_write(struct device_stream *base, void *to, const void *host, size_t bytes)
 {
     struct cuda_stream *stream = named(base, "write");
-    if (cuda_stream_good(stream) && bytes > 0) { /* CUDA stages ordinary memory before it returns */
+    if (!cuda_recording(stream, "upload") && cuda_stream_good(stream) &&
+        bytes > 0) { /* CUDA stages ordinary memory before it returns */
         cuda_check(stream, cudaMemcpyAsync(to, host, bytes, cudaMemcpyHostToDevice, stream->handle),
                    "upload");
     }
@@ -277,7 +307,7 @@ static void stream_write(struct device_stream *base, void *to, const void *host,
 static void stream_read(struct device_stream *base, void *host, const void *from, size_t bytes)
 {
     struct cuda_stream *stream = named(base, "read");
-    if (cuda_stream_good(stream) && bytes > 0) {
+    if (!cuda_recording(stream, "download") && cuda_stream_good(stream) && bytes > 0) {
         cuda_check(stream,
                    cudaMemcpyAsync(host, from, bytes, cudaMemcpyDeviceToHost, stream->handle),
                    "download");
@@ -306,6 +336,7 @@ static void stream_close(struct device_stream *base)
 {
     struct cuda_stream *stream = named(base, "close");
     (void)cudaStreamSynchronize(stream->handle);
+    cuda_replay_fini(stream);
     cuda_scratch_fini(stream);
     cuda_pass_fini(stream);
     matmul_destroy(stream->matmul);
@@ -331,9 +362,13 @@ static void device_uuid(const struct device *device, unsigned char out[DEVICE_UU
 static rl_status stream_open(struct device *device, struct device_stream **out);
 
 static const struct device_ops cuda_ops = {
-    device_end,   memory_info, buffer_alloc, buffer_free, ipc_share,     ipc_map,
-    ipc_unmap,    stream_open, stream_close, stream_wait, stream_write,  stream_read,
-    stream_clear, stream_copy, device_uuid,  stream_poll, stream_native,
+    device_end,        memory_info,      buffer_alloc,
+    buffer_free,       ipc_share,        ipc_map,
+    ipc_unmap,         stream_open,      stream_close,
+    stream_wait,       stream_write,     stream_read,
+    stream_clear,      stream_copy,      device_uuid,
+    stream_poll,       stream_native,    cuda_replay_run,
+    cuda_replay_allow, cuda_replay_mark, cuda_replay_marked_s,
 };
 
 static rl_status stream_open(struct device *device, struct device_stream **out)
@@ -360,6 +395,7 @@ static rl_status stream_open(struct device *device, struct device_stream **out)
         free(stream);
         return status;
     }
+    cuda_replay_init(stream);
     *out = &stream->base;
     return RL_OK;
 }

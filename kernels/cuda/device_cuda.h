@@ -73,13 +73,16 @@ const void *cuda_mirror(struct cuda_stream *stream, const void *host, size_t byt
 struct cuda_segments cuda_segments(struct cuda_stream *stream,
                                    const struct kernel_segments *segments);
 
-/* Queue a copy of device memory to `host`, which is written by cuda_wait. At most 8 between two
+/* Queue a copy of device memory to `host`, which is written by cuda_wait. At most 24 between two
  * waits. */
 void cuda_fetch(struct cuda_stream *stream, void *host, const void *device, size_t bytes);
 
 /* Wait for the stream and complete the fetches; after an error they leave the host's memory alone.
  */
 void cuda_wait(struct cuda_stream *stream);
+
+/* Where an op's results are due: cuda_wait, unless device_replay has put that off. */
+void cuda_deliver(struct cuda_stream *stream);
 
 /* The stream's device: multiprocessors, for grids that fill it. */
 int cuda_multiprocessors(const struct cuda_stream *stream);

@@ -125,7 +125,7 @@ static bool decode_job_make(struct cuda_stream *stream, const struct kernel_deco
     return cuda_stream_good(stream);
 }
 
-/* The ids into the caller's memory, which is the host's. Waits. */
+/* The ids into the caller's memory, which is the host's. */
 static void decode_fetch(struct cuda_stream *stream, const struct kernel_decode_args *a,
                          const struct head_decode_job *job)
 {
@@ -135,7 +135,7 @@ static void decode_fetch(struct cuda_stream *stream, const struct kernel_decode_
     if (a->kept != NULL) {
         cuda_fetch(stream, a->kept, job->kept, m * sizeof *a->kept);
     }
-    cuda_wait(stream);
+    cuda_deliver(stream);
 }
 
 extern "C" void head_decode_cuda(const struct kernel_decode_args *a, struct rl_pool *pool)

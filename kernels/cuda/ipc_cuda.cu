@@ -103,6 +103,7 @@ rl_status ipc_map(struct device *device, const struct device_share *share,
 
 void ipc_unmap(struct device *device, const void *data)
 {
+    __atomic_add_fetch(&device->freed, 1, __ATOMIC_RELEASE);
     (void)cudaSetDevice(device->index);
     (void)cudaIpcCloseMemHandle(const_cast<void *>(data)); /* an error is an earlier op's */
 }

@@ -98,8 +98,12 @@ static bool pass_grow(struct cuda_stream *stream, size_t bytes)
     if (bytes <= pass->bytes) {
         return true;
     }
+    if (cuda_recording(stream, "pass_begin")) {
+        return false;
+    }
     cuda_check(stream, cudaStreamSynchronize(stream->handle), "pass_begin");
     (void)cudaFree(pass->data);
+    stream->moved++;
     pass->data = nullptr;
     pass->bytes = 0;
     size_t room = 2 * bytes;

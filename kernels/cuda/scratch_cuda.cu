@@ -35,6 +35,7 @@ static void merge_blocks(struct cuda_stream *stream)
 {
     struct cuda_arena *arena = &stream->scratch;
     size_t total = 0;
+    stream->moved++;
     cuda_check(stream, cudaStreamSynchronize(stream->handle), "scratch");
     for (int i = 0; i < arena->count; i++) {
         total += arena->bytes[i];

@@ -1,5 +1,6 @@
 /* Inside of a stream: shared by device_cuda.cu (devices, streams, errors), scratch_cuda.cu (device
- * memory of one op) and mirror_cuda.cu (host arrays on the device). */
+ * memory of one op), mirror_cuda.cu (host arrays on the device) and replay_cuda.cu (work that comes
+ * again). */
 #ifndef FORESIGHT_KERNELS_CUDA_STREAM_CUDA_H
 #define FORESIGHT_KERNELS_CUDA_STREAM_CUDA_H
 
@@ -7,9 +8,10 @@
 #include "kernels/device_ops.h"
 
 enum {
-    CUDA_SLOTS = 4,   /* of pinned staging: copies that can be under way before one is waited for */
-    CUDA_FETCHES = 8, /* between two waits */
-    CUDA_SCRATCH_BLOCKS = 32 /* that one op can make the scratch grow by */
+    CUDA_SLOTS = 4, /* of pinned staging: copies that can be under way before one is waited for */
+    CUDA_FETCHES = 24,        /* between two waits */
+    CUDA_SCRATCH_BLOCKS = 32, /* that one op can make the scratch grow by */
+    CUDA_RECORDS = 64         /* kinds of work that are remembered */
 };
 
 /* Pinned host memory that a copy reads from; free again when `copied` has happened. */
@@ -50,6 +52,28 @@ struct cuda_fetched {
     size_t offset, bytes; /* in `landing` */
 };
 
+/* Work that was queued with a key, and perhaps recorded. */
+struct cuda_record {
+    unsigned char key[DEVICE_KEY_BYTES];
+    size_t key_bytes;
+    uint64_t used;         /* number of its last call; 0: the record is free */
+    cudaGraphExec_t graph; /* NULL: not recorded yet */
+    struct cuda_fetched fetches[CUDA_FETCHES];
+    int fetch_count;
+    size_t landed;
+};
+
+struct cuda_replay {
+    bool off;                    /* graphs are not wanted, or failed once */
+    bool paused;                 /* by device_replay_allow */
+    struct cuda_record *records; /* [CUDA_RECORDS], NULL before the first key */
+    uint64_t calls;
+    uint64_t places; /* cuda_places when the records were made */
+    bool deferring;  /* results come with the next wait */
+    bool recording;  /* what waits, allocates or uploads is an error */
+    cudaEvent_t marks[DEVICE_MARKS];
+};
+
 struct cuda_stream {
     struct device_stream base;
     struct device *device;
@@ -67,6 +91,8 @@ struct cuda_stream {
     size_t landed;
     struct cuda_fetched fetches[CUDA_FETCHES];
     int fetch_count;
+    uint64_t moved; /* times that scratch, index arrays or `landing` changed their address */
+    struct cuda_replay replay;
 };
 
 /* Device memory with the error kept in the stream; false after one. */
@@ -84,5 +110,25 @@ void cuda_slot_free(struct cuda_slot *slot);
 /* Give back all memory; the stream is idle. */
 void cuda_scratch_fini(struct cuda_stream *stream);
 void cuda_pass_fini(struct cuda_stream *stream);
+void cuda_replay_fini(struct cuda_stream *stream);
+
+/* Events for marks; graphs unless the environment has FORESIGHT_CUDA_GRAPHS=0. */
+void cuda_replay_init(struct cuda_stream *stream);
+
+/* Is the stream's work being recorded? Then `what` cannot be done, and becomes its error. */
+bool cuda_recording(struct cuda_stream *stream, const char *what);
+
+/* Pinned memory for fetches, at least `bytes`; nothing has been fetched. False when the stream has
+ * failed. */
+bool cuda_landing_take(struct cuda_stream *stream, size_t bytes);
+
+/* Make the stream good again, as before the first error. */
+void cuda_forgive(struct cuda_stream *stream);
+
+/* device.h, for a stream of CUDA. */
+void cuda_replay_run(struct device_stream *base, const struct device_work *work);
+void cuda_replay_allow(struct device_stream *base, bool allowed);
+void cuda_replay_mark(struct device_stream *base, enum device_mark mark);
+double cuda_replay_marked_s(struct device_stream *base, enum device_mark from, enum device_mark to);
 
 #endif

@@ -50,6 +50,13 @@ size_t emulation_buffers(void);
 /* Kernels that were run. */
 uint64_t emulation_kernels(void);
 
+/* Graphs that exist, ready to be launched; launches of graphs so far. */
+size_t emulation_graphs(void);
+uint64_t emulation_graph_launches(void);
+
+/* Let graphs be refused, with a code for want of memory, until called with 0. */
+void emulation_fail_graphs(int fail);
+
 /* Between these, the calling thread may touch device memory. They nest. */
 void emulation_enter(void);
 void emulation_leave(void);

@@ -1,4 +1,4 @@
-/* Owns the emulated GPU's memory, streams, events and graphs.
+/* Owns the emulated GPU's memory and streams.
  *
  * All state lies behind one recursive lock. Device memory is mapped without access and made
  * accessible between emulation_enter and emulation_leave alone. A stream is a queue of functions
@@ -6,33 +6,11 @@
 #include "tests/emulation/emulation_internal.h"
 
 #include <cstdlib>
-#include <deque>
 #include <map>
-#include <memory>
-#include <mutex>
 #include <sys/mman.h>
 #include <unistd.h>
-#include <vector>
 
 using work = std::function<void()>;
-
-/* What a stream does next: called again until it is true, then over. */
-using step = std::function<bool()>;
-
-struct emulation_graph {
-    std::vector<work> nodes;
-};
-
-struct emulation_stream {
-    std::deque<step> queue;
-    uint64_t queued = 0, executed = 0;
-    std::unique_ptr<emulation_graph> capture;
-};
-
-struct emulation_event {
-    emulation_stream *stream = nullptr;
-    uint64_t upto = 0; /* of the stream's work */
-};
 
 namespace
 {
@@ -92,37 +70,23 @@ bool advance(emulation_stream *stream)
     return true;
 }
 
-void run_until(emulation_stream *stream, uint64_t upto)
-{
-    while (stream->executed < upto) {
-        if (!advance(stream)) {
-            usleep(STEP_PAUSE_US);
-        }
-    }
-}
-
 void run_all(emulation_stream *stream)
 {
-    run_until(stream, stream->queued);
+    emulation_run_until(stream, stream->queued);
 }
 
-emulation_stream *named(cudaStream_t stream)
+/* Queue or record; an error that is CUDA's for calls beside a recording. */
+cudaError_t push(cudaStream_t handle, work item)
 {
-    return stream != nullptr ? stream : &legacy;
-}
-
-void push(cudaStream_t handle, work item)
-{
-    emulation_stream *stream = named(handle);
-    if (stream->capture != nullptr) {
-        stream->capture->nodes.push_back(std::move(item));
-        return;
+    if (handle == nullptr && emulation_recording()) {
+        return fail(emulation_spoil());
     }
-    stream->queue.push_back([item] {
-        execute(item);
-        return true;
-    });
-    stream->queued++;
+    emulation_stream *stream = emulation_named(handle);
+    if (stream->capture != nullptr) {
+        return fail(emulation_record(stream, std::move(item), nullptr));
+    }
+    emulation_push(stream, std::move(item));
+    return broken;
 }
 
 /* The buffer that holds data .. data + bytes, or nullptr. */
@@ -159,16 +123,6 @@ void check_side(const void *data, size_t bytes, bool device, const char *what)
     }
 }
 
-bool capturing_any()
-{
-    for (emulation_stream *stream : streams) {
-        if (stream->capture != nullptr) {
-            return true;
-        }
-    }
-    return false;
-}
-
 cudaError_t make_buffer(size_t bytes, void **out)
 {
     size_t room = (bytes + BUFFER_ALIGN - 1) / BUFFER_ALIGN * BUFFER_ALIGN;
@@ -203,6 +157,34 @@ void check_gaps(const buffer &b)
     emulation_leave();
 }
 } // namespace
+
+cudaError_t emulation_result(cudaError_t error)
+{
+    return error != cudaSuccess ? fail(error) : broken;
+}
+
+emulation_stream *emulation_named(cudaStream_t stream)
+{
+    return stream != nullptr ? stream : &legacy;
+}
+
+void emulation_push(emulation_stream *stream, work item)
+{
+    stream->queue.push_back([item] {
+        execute(item);
+        return true;
+    });
+    stream->queued++;
+}
+
+void emulation_run_until(emulation_stream *stream, uint64_t upto)
+{
+    while (stream->executed < upto) {
+        if (!advance(stream)) {
+            usleep(STEP_PAUSE_US);
+        }
+    }
+}
 
 void emulation_enter(void)
 {
@@ -276,13 +258,13 @@ size_t emulation_buffers(void)
 void emulation_enqueue(cudaStream_t stream, work item)
 {
     guard hold(lock);
-    push(stream, std::move(item));
+    (void)push(stream, std::move(item));
 }
 
 void emulation_enqueue_steps(cudaStream_t handle, std::function<bool()> item)
 {
     guard hold(lock);
-    emulation_stream *stream = named(handle);
+    emulation_stream *stream = emulation_named(handle);
     if (stream->capture != nullptr) {
         emulation_fail("work that waits for other processes cannot be captured");
     }
@@ -308,7 +290,7 @@ void emulation_launch(const emulation_kernel &kernel, cudaStream_t stream)
         fail(cudaErrorInvalidValue);
         return;
     }
-    push(stream, [kernel] {
+    (void)push(stream, [kernel] {
         if (break_next) {
             break_next = false;
             broken = cudaErrorIllegalAddress;
@@ -375,8 +357,8 @@ cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes)
 cudaError_t cudaMalloc(void **out, size_t bytes)
 {
     guard hold(lock);
-    if (capturing_any()) {
-        return fail(cudaErrorStreamCaptureUnsupported);
+    if (emulation_recording()) {
+        return fail(emulation_spoil());
     }
     if (memory_countdown == 0 || bytes > emulation_memory() - held) {
         return fail(cudaErrorMemoryAllocation);
@@ -390,6 +372,9 @@ cudaError_t cudaFree(void *data)
     guard hold(lock);
     if (data == nullptr) {
         return cudaSuccess;
+    }
+    if (emulation_recording()) {
+        return fail(emulation_spoil());
     }
     cudaDeviceSynchronize();
     auto found = buffers.find(static_cast<char *>(data));
@@ -407,6 +392,9 @@ cudaError_t cudaFree(void *data)
 cudaError_t cudaMallocHost(void **out, size_t bytes)
 {
     guard hold(lock);
+    if (emulation_recording()) {
+        return fail(emulation_spoil());
+    }
     char *data = static_cast<char *>(aligned_alloc(64, (bytes + 64) / 64 * 64));
     if (data == nullptr) {
         return fail(cudaErrorMemoryAllocation);
@@ -420,6 +408,9 @@ cudaError_t cudaMallocHost(void **out, size_t bytes)
 cudaError_t cudaFreeHost(void *data)
 {
     guard hold(lock);
+    if (emulation_recording()) {
+        return fail(emulation_spoil());
+    }
     cudaDeviceSynchronize();
     if (data != nullptr && pinned.erase(static_cast<char *>(data)) == 0) {
         emulation_fail("cudaFreeHost of %p, which is not pinned memory", data);
@@ -438,25 +429,28 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
     bool device_from = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
     check_side(to, bytes, device_to, "target");
     check_side(from, bytes, device_from, "source");
-    if (!device_from && !is_pinned(from)) {
+    const bool pageable = (!device_from && !is_pinned(from)) || (!device_to && !is_pinned(to));
+    if (pageable && emulation_recording()) {
+        return fail(emulation_spoil());
+    }
+    if (!device_from && pageable) {
         const char *first = static_cast<const char *>(from);
         auto kept = std::make_shared<std::vector<char>>(first, first + bytes);
-        push(stream, [=] { memcpy(to, kept->data(), bytes); });
+        return push(stream, [=] { memcpy(to, kept->data(), bytes); });
+    }
+    const cudaError_t error = push(stream, [=] { memcpy(to, from, bytes); });
+    if (!device_to && pageable) {
+        run_all(emulation_named(stream));
         return broken;
     }
-    push(stream, [=] { memcpy(to, from, bytes); });
-    if (!device_to && !is_pinned(to) && named(stream)->capture == nullptr) {
-        run_all(named(stream));
-    }
-    return broken;
+    return error;
 }
 
 cudaError_t cudaMemsetAsync(void *data, int value, size_t bytes, cudaStream_t stream)
 {
     guard hold(lock);
     check_side(data, bytes, true, "target");
-    push(stream, [=] { memset(data, value, bytes); });
-    return broken;
+    return push(stream, [=] { memset(data, value, bytes); });
 }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned)
@@ -484,10 +478,10 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream)
 cudaError_t cudaStreamSynchronize(cudaStream_t stream)
 {
     guard hold(lock);
-    if (named(stream)->capture != nullptr) {
-        return fail(cudaErrorStreamCaptureUnsupported);
+    if (emulation_recording() || emulation_named(stream)->capture != nullptr) {
+        return fail(emulation_spoil());
     }
-    run_all(named(stream));
+    run_all(emulation_named(stream));
     return broken;
 }
 
@@ -495,7 +489,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream)
 cudaError_t cudaStreamQuery(cudaStream_t handle)
 {
     guard hold(lock);
-    emulation_stream *stream = named(handle);
+    emulation_stream *stream = emulation_named(handle);
     while (stream->executed < stream->queued && advance(stream)) {
     }
     bool done = stream->executed == stream->queued;
@@ -505,98 +499,12 @@ cudaError_t cudaStreamQuery(cudaStream_t handle)
 cudaError_t cudaDeviceSynchronize()
 {
     guard hold(lock);
+    if (emulation_recording()) {
+        return fail(emulation_spoil());
+    }
     run_all(&legacy);
     for (size_t i = 0; i < streams.size(); i++) {
         run_all(streams[i]);
     }
     return broken;
-}
-
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t *out, unsigned)
-{
-    *out = new emulation_event();
-    return cudaSuccess;
-}
-
-cudaError_t cudaEventDestroy(cudaEvent_t event)
-{
-    delete event;
-    return cudaSuccess;
-}
-
-cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
-{
-    guard hold(lock);
-    event->stream = named(stream);
-    event->upto = event->stream->queued;
-    return broken;
-}
-
-cudaError_t cudaEventSynchronize(cudaEvent_t event)
-{
-    guard hold(lock);
-    if (event->stream != nullptr) {
-        run_until(event->stream, event->upto);
-    }
-    return broken;
-}
-
-cudaError_t cudaEventQuery(cudaEvent_t event)
-{
-    guard hold(lock);
-    bool done = event->stream == nullptr || event->stream->executed >= event->upto;
-    return broken != cudaSuccess ? broken : done ? cudaSuccess : cudaErrorNotReady;
-}
-
-cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned)
-{
-    guard hold(lock);
-    emulation_event at = *event;
-    push(stream, [at] {
-        if (at.stream != nullptr) {
-            run_until(at.stream, at.upto);
-        }
-    });
-    return broken;
-}
-
-cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode)
-{
-    guard hold(lock);
-    stream->capture.reset(new emulation_graph());
-    return broken;
-}
-
-cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *out)
-{
-    guard hold(lock);
-    *out = stream->capture.release();
-    return broken;
-}
-
-cudaError_t cudaGraphInstantiate(cudaGraphExec_t *out, cudaGraph_t graph, unsigned long long)
-{
-    *out = new emulation_graph(*graph);
-    return broken;
-}
-
-cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream)
-{
-    guard hold(lock);
-    for (const work &node : graph->nodes) {
-        push(stream, node);
-    }
-    return broken;
-}
-
-cudaError_t cudaGraphDestroy(cudaGraph_t graph)
-{
-    delete graph;
-    return cudaSuccess;
-}
-
-cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph)
-{
-    delete graph;
-    return cudaSuccess;
 }
