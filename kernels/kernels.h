@@ -88,9 +88,12 @@ struct kernel_linear_args {
 };
 
 /* Linear maps of the same rows: m, k, x, x_stride and dtype are equal in all, no y overlaps another
- * one. forward_set: forward of each, in one meeting of the threads and reading x once. */
+ * one. forward_set: forward of each, in one meeting of the threads and reading x once.
+ * backward_set: of each in turn backward_weight, then backward_input into dx unless that is NULL;
+ * the first map's accumulate says whether dx is added to, that of the others is true. */
 struct kernel_linear_set_args {
     struct kernel_linear_args maps[KERNEL_SET_MAPS];
+    float *dx; /* [M, x_stride], backward_set only */
     int count; /* 1 .. KERNEL_SET_MAPS; the others are zero */
 };
 

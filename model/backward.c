@@ -5,14 +5,15 @@
 
 #include <assert.h>
 
-/* dW += dY^T X and, with `dx`, the gradient of the input. */
-static void linear_backward(const struct model_pass *pass, const struct model_linear *map,
-                            float *dx)
+/* Of maps of the same rows: dW += dY^T X each, and their gradients of the input. */
+static void linear_backward(const struct model_pass *pass, const struct model_linear *maps,
+                            int count, float *dx)
 {
-    struct kernel_linear_args args = model_linear_args(pass, map);
-    pass->kernels->linear_backward_weight(&args, pass->context->pool);
-    args.x = dx;
-    pass->kernels->linear_backward_input(&args, pass->context->pool);
+    struct kernel_linear_set_args set = {.dx = dx, .count = count};
+    for (int i = 0; i < count; i++) {
+        set.maps[i] = model_linear_args(pass, &maps[i]);
+    }
+    pass->kernels->linear_backward_set(&set, pass->context->pool);
 }
 
 struct norm_gradient {
@@ -75,7 +76,7 @@ static void feed_forward_backward(const struct model_pass *pass, int32_t layer)
     linear_backward(pass,
                     &(struct model_linear){MODEL_PARAM_DOWN, MODEL_PARAM_DOWN_BIAS, layer,
                                            state->act, ws->dx, false},
-                    ws->dact);
+                    1, ws->dact);
     struct kernel_glu_args glu = {
         .gate = state->gate,
         .up = state->up,
@@ -86,14 +87,11 @@ static void feed_forward_backward(const struct model_pass *pass, int32_t layer)
         .activation = a->activation,
     };
     pass->kernels->glu_backward(&glu, pass->context->pool);
-    linear_backward(pass,
-                    &(struct model_linear){MODEL_PARAM_GATE, MODEL_PARAM_GATE_BIAS, layer,
-                                           state->norm_middle, state->gate, false},
-                    ws->dnorm);
-    linear_backward(pass,
-                    &(struct model_linear){MODEL_PARAM_UP, MODEL_PARAM_UP_BIAS, layer,
-                                           state->norm_middle, state->up, true},
-                    ws->dnorm);
+    float *x = state->norm_middle;
+    const struct model_linear maps[] = {
+        {MODEL_PARAM_GATE, MODEL_PARAM_GATE_BIAS, layer, x, state->gate, false},
+        {MODEL_PARAM_UP, MODEL_PARAM_UP_BIAS, layer, x, state->up, true}};
+    linear_backward(pass, maps, 2, ws->dnorm);
     struct model_norm norm = {MODEL_PARAM_POST_NORM, layer, state->middle, NULL,
                               state->inv_middle,     n,     a->width};
     norm_backward(pass, &(struct norm_gradient){norm, ws->dnorm, ws->dx, true});
@@ -141,7 +139,7 @@ static void attention_backward(const struct model_pass *pass, int32_t layer)
     linear_backward(pass,
                     &(struct model_linear){MODEL_PARAM_O, MODEL_PARAM_O_BIAS, layer,
                                            state->attention, ws->dx, false},
-                    ws->dattention);
+                    1, ws->dattention);
     struct kernel_attention_args attention = model_attention_args(pass, layer);
     attention.dout = ws->dattention;
     attention.dq = ws->dq;
@@ -156,15 +154,11 @@ static void attention_backward(const struct model_pass *pass, int32_t layer)
         model_norm_forward(pass, &norm);
     }
     float *x = state->norm_input;
-    linear_backward(
-        pass, &(struct model_linear){MODEL_PARAM_Q, MODEL_PARAM_Q_BIAS, layer, x, ws->dq, false},
-        ws->dnorm);
-    linear_backward(
-        pass, &(struct model_linear){MODEL_PARAM_K, MODEL_PARAM_K_BIAS, layer, x, ws->dk, true},
-        ws->dnorm);
-    linear_backward(
-        pass, &(struct model_linear){MODEL_PARAM_V, MODEL_PARAM_V_BIAS, layer, x, ws->dv, true},
-        ws->dnorm);
+    const struct model_linear maps[] = {
+        {MODEL_PARAM_Q, MODEL_PARAM_Q_BIAS, layer, x, ws->dq, false},
+        {MODEL_PARAM_K, MODEL_PARAM_K_BIAS, layer, x, ws->dk, true},
+        {MODEL_PARAM_V, MODEL_PARAM_V_BIAS, layer, x, ws->dv, true}};
+    linear_backward(pass, maps, 3, ws->dnorm);
     norm_backward(pass, &(struct norm_gradient){norm, ws->dnorm, ws->dx, true});
 }
 

@@ -5,66 +5,9 @@
 #include "kernels/bf16.h"
 #include "kernels/probe.h"
 #include "kernels/sampling.h"
-#include "tests/kernel_support.h"
+#include "tests/kernel_calls.h"
 
 #include <check.h>
-#include <time.h>
-
-enum size { SIZE_ODD, SIZE_THREADS, SIZE_BENCH };
-
-/* One run of one case. */
-struct call {
-    struct memory memory;
-    const struct kernel_table *table;
-    struct rl_pool *pool;
-    enum size size;
-    enum kernel_dtype dtype;
-    bool int8; /* weights that no backward op reads may be */
-    int repeats;
-    int done;
-    double flops, seconds; /* of one call; best time */
-    struct timespec since;
-};
-
-typedef void (*case_fn)(struct call *c);
-
-/* True while the op is to be called (again). */
-static bool call_again(struct call *c)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    double seconds =
-        (double)(now.tv_sec - c->since.tv_sec) + 1e-9 * (double)(now.tv_nsec - c->since.tv_nsec);
-    if (c->done > 0 && (c->seconds == 0.0 || seconds < c->seconds)) {
-        c->seconds = seconds;
-    }
-    clock_gettime(CLOCK_MONOTONIC, &c->since);
-    return c->done++ < c->repeats;
-}
-
-/* A size: random and odd, or fixed. */
-static int64_t call_size(struct call *c, int64_t low, int64_t high, int64_t bench)
-{
-    switch (c->size) {
-    case SIZE_ODD:
-        return memory_pick(&c->memory, low, high);
-    case SIZE_THREADS:
-        return bench / 2 + 3;
-    default:
-        return bench;
-    }
-}
-
-static bool call_flip(struct call *c)
-{
-    return c->size != SIZE_BENCH && memory_pick(&c->memory, 0, 1) == 1;
-}
-
-static enum kernel_dtype call_dtype(struct call *c)
-{
-    c->dtype = call_flip(c) ? KERNEL_BF16 : KERNEL_FP32;
-    return c->dtype;
-}
 
 static void case_pass_begin(struct call *c)
 {
@@ -82,11 +25,6 @@ static void case_pass_begin(struct call *c)
     while (call_again(c)) {
         c->table->pass_begin(&a, c->pool);
     }
-}
-
-static enum kernel_dtype call_weights(struct call *c)
-{
-    return call_flip(c) && c->int8 ? KERNEL_INT8 : call_dtype(c);
 }
 
 static void case_linear_pack(struct call *c)
@@ -151,17 +89,6 @@ static struct kernel_linear_args linear_case(struct call *c)
     return a;
 }
 
-/* Inputs of a product with bf16 weights, which a GPU rounds to bf16: rounded for all, so that what
- * is compared is the product. */
-static float *call_inputs(struct call *c, int64_t count, double scale)
-{
-    float *data = memory_floats(&c->memory, count, scale);
-    for (int64_t i = 0; c->dtype == KERNEL_BF16 && i < count; i++) {
-        data[i] = kernel_bf16_to_float(kernel_bf16_from_float(data[i]));
-    }
-    return data;
-}
-
 static void case_linear_forward(struct call *c)
 {
     struct kernel_linear_args a = linear_case(c);
@@ -195,6 +122,30 @@ static void case_linear_forward_set(struct call *c)
     }
     while (call_again(c)) {
         c->table->linear_forward_set(&set, c->pool);
+    }
+}
+
+static void case_linear_backward_set(struct call *c)
+{
+    struct kernel_linear_set_args set = {.count = (int)memory_pick(&c->memory, 1, 3)};
+    struct kernel_linear_args a = linear_case(c);
+    a.x = call_inputs(c, (a.m - 1) * a.x_stride + a.k, 1.0);
+    set.dx = call_flip(c) ? NULL : memory_output(&c->memory, (a.m - 1) * a.x_stride + a.k, 1.0);
+    c->flops = 0;
+    for (int i = 0; i < set.count; i++) {
+        struct kernel_linear_args *map = &set.maps[i];
+        *map = a;
+        map->n = call_size(c, 1, 150, 384);
+        map->y_stride = map->n;
+        map->w = memory_weights(&c->memory, map->n, a.k, a.dtype);
+        map->y = call_inputs(c, a.m * map->n, 1.0);
+        map->dw = memory_output(&c->memory, map->n * a.k, 1.0);
+        map->dbias = call_flip(c) ? memory_output(&c->memory, map->n, 1.0) : NULL;
+        map->accumulate = i > 0 || a.accumulate;
+        c->flops += 4.0 * (double)a.m * (double)map->n * (double)a.k;
+    }
+    while (call_again(c)) {
+        c->table->linear_backward_set(&set, c->pool);
     }
 }
 

@@ -144,12 +144,16 @@ static const size_t members_kernel_linear_args[] = {
     AT(kernel_linear_args, w), AT(kernel_linear_args, bias), AT(kernel_linear_args, x),
     AT(kernel_linear_args, y), AT(kernel_linear_args, dw),   AT(kernel_linear_args, dbias)};
 static const size_t members_kernel_linear_set_args[] = {
-    AT(kernel_linear_set_args, maps[0].w), AT(kernel_linear_set_args, maps[0].bias),
-    AT(kernel_linear_set_args, maps[0].x), AT(kernel_linear_set_args, maps[0].y),
-    AT(kernel_linear_set_args, maps[1].w), AT(kernel_linear_set_args, maps[1].bias),
-    AT(kernel_linear_set_args, maps[1].x), AT(kernel_linear_set_args, maps[1].y),
-    AT(kernel_linear_set_args, maps[2].w), AT(kernel_linear_set_args, maps[2].bias),
-    AT(kernel_linear_set_args, maps[2].x), AT(kernel_linear_set_args, maps[2].y)};
+    AT(kernel_linear_set_args, maps[0].w),  AT(kernel_linear_set_args, maps[0].bias),
+    AT(kernel_linear_set_args, maps[0].x),  AT(kernel_linear_set_args, maps[0].y),
+    AT(kernel_linear_set_args, maps[0].dw), AT(kernel_linear_set_args, maps[0].dbias),
+    AT(kernel_linear_set_args, maps[1].w),  AT(kernel_linear_set_args, maps[1].bias),
+    AT(kernel_linear_set_args, maps[1].x),  AT(kernel_linear_set_args, maps[1].y),
+    AT(kernel_linear_set_args, maps[1].dw), AT(kernel_linear_set_args, maps[1].dbias),
+    AT(kernel_linear_set_args, maps[2].w),  AT(kernel_linear_set_args, maps[2].bias),
+    AT(kernel_linear_set_args, maps[2].x),  AT(kernel_linear_set_args, maps[2].y),
+    AT(kernel_linear_set_args, maps[2].dw), AT(kernel_linear_set_args, maps[2].dbias),
+    AT(kernel_linear_set_args, dx)};
 static const size_t members_kernel_embedding_args[] = {
     AT(kernel_embedding_args, w), AT(kernel_embedding_args, y), AT(kernel_embedding_args, dw)};
 static const size_t members_kernel_rmsnorm_args[] = {

@@ -50,20 +50,35 @@ static __global__ void round_kernel(struct linear_round_args a, struct linear_op
     }
 }
 
-bool linear_round(struct cuda_stream *stream, const struct linear_round_args *a,
-                  struct linear_operand *out)
+static struct linear_operand round_shape(const struct linear_round_args *a)
 {
-    out->rows = round_up(a->rows, a->row_unit);
-    out->ld = round_up(a->columns, a->unit);
-    out->data =
-        cuda_scratch(stream, (size_t)(out->rows * out->ld) * (size_t)linear_width(a->dtype));
-    if (out->data == NULL) {
-        return false;
-    }
+    return {NULL, round_up(a->rows, a->row_unit), round_up(a->columns, a->unit)};
+}
+
+static void *round_room(struct cuda_stream *stream, int64_t numbers, enum kernel_dtype dtype)
+{
+    return cuda_scratch(stream, (size_t)numbers * (size_t)linear_width(dtype));
+}
+
+/* Into out->data, which has room. */
+static void round_run(struct cuda_stream *stream, const struct linear_round_args *a,
+                      const struct linear_operand *out)
+{
     const bool wide = a->stride % 4 == 0 && is_aligned(a->from);
     const int threads = out->ld < THREADS * RUN ? (int)round_up(out->ld / RUN, WARP) : THREADS;
     CUDA_LAUNCH(round_kernel, dim3((unsigned)out->rows), dim3((unsigned)threads), 0, stream, *a,
                 *out, wide);
+}
+
+bool linear_round(struct cuda_stream *stream, const struct linear_round_args *a,
+                  struct linear_operand *out)
+{
+    *out = round_shape(a);
+    out->data = round_room(stream, out->rows * out->ld, a->dtype);
+    if (out->data == NULL) {
+        return false;
+    }
+    round_run(stream, a, out);
     return true;
 }
 
@@ -282,6 +297,16 @@ void linear_weight_run(struct cuda_stream *stream, const struct kernel_linear_ar
     }
 }
 
+static void weight_backward(struct cuda_stream *stream, const struct kernel_linear_args *a,
+                            const struct linear_operand *x, const struct linear_operand *dy)
+{
+    linear_weight_run(stream, a, x, dy);
+    if (a->dbias != NULL) {
+        const struct columns_args bias = {a->y, a->y_stride, a->m, a->n, a->dbias};
+        columns_add(stream, &bias);
+    }
+}
+
 extern "C" void linear_backward_weight_cuda(const struct kernel_linear_args *a,
                                             struct rl_pool *pool)
 {
@@ -291,10 +316,52 @@ extern "C" void linear_backward_weight_cuda(const struct kernel_linear_args *a,
     struct linear_operand x;
     struct linear_operand dy;
     if (a->m > 0 && linear_round(stream, &round_x, &x) && linear_round(stream, &round_y, &dy)) {
-        linear_weight_run(stream, a, &x, &dy);
-        if (a->dbias != NULL) {
-            const struct columns_args bias = {a->y, a->y_stride, a->m, a->n, a->dbias};
-            columns_add(stream, &bias);
+        weight_backward(stream, a, &x, &dy);
+    }
+    cuda_op_end(stream);
+}
+
+/* How dy is rounded for both products of backward. */
+static struct linear_round_args round_of_dy(const struct kernel_linear_args *a)
+{
+    return {a->y, a->dtype, a->m, a->n, a->y_stride, KERNEL_PANEL, RUN};
+}
+
+/* Room for any of the maps' dy. */
+static void *dy_room(struct cuda_stream *stream, const struct kernel_linear_set_args *a)
+{
+    int64_t most = 0;
+    for (int i = 0; i < a->count; i++) {
+        const struct linear_round_args round = round_of_dy(&a->maps[i]);
+        const struct linear_operand shape = round_shape(&round);
+        most = max(most, shape.rows * shape.ld);
+    }
+    return round_room(stream, most, a->maps[0].dtype);
+}
+
+/* x is rounded once, each dy once for both of its products. */
+extern "C" void linear_backward_set_cuda(const struct kernel_linear_set_args *a,
+                                         struct rl_pool *pool)
+{
+    struct cuda_stream *stream = cuda_op_begin(pool, "linear_backward_set");
+    const struct kernel_linear_args *first = &a->maps[0];
+    const struct linear_round_args round_x = {first->x,        first->dtype, first->m, first->k,
+                                              first->x_stride, RUN,          RUN};
+    struct linear_operand x;
+    void *room = NULL;
+    if (first->m > 0 && linear_round(stream, &round_x, &x)) {
+        room = dy_room(stream, a);
+    }
+    for (int i = 0; i < a->count && room != NULL; i++) {
+        struct kernel_linear_args map = a->maps[i];
+        const struct linear_round_args round_y = round_of_dy(&map);
+        struct linear_operand dy = round_shape(&round_y);
+        dy.data = room;
+        round_run(stream, &round_y, &dy);
+        weight_backward(stream, &map, &x, &dy);
+        if (a->dx != NULL) {
+            map.x = a->dx;
+            linear_input_run(stream, &map, &dy);
         }
     }
     cuda_op_end(stream);

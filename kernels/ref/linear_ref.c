@@ -152,3 +152,15 @@ void linear_backward_weight_ref(const struct kernel_linear_args *a, struct rl_po
         }
     }
 }
+
+void linear_backward_set_ref(const struct kernel_linear_set_args *a, struct rl_pool *pool)
+{
+    for (int i = 0; i < a->count; i++) {
+        struct kernel_linear_args map = a->maps[i];
+        linear_backward_weight_ref(&map, pool);
+        if (a->dx != NULL) {
+            map.x = a->dx;
+            linear_backward_input_ref(&map, pool);
+        }
+    }
+}
