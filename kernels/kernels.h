@@ -255,7 +255,8 @@ struct kernel_decode_chunk {
  * quotient 1 / temperature). With `forced` [M] non-NULL and forced[i] >= 0 that id is taken
  * instead. kept [M]: the share of the row's probability that top-k, top-p and min-p left to draw
  * from; 1 where nothing is drawn. A row whose logits have no finite softmax gets logprob NaN and id
- * 0 (or the forced one): callers reject it. */
+ * 0 (or the forced one): callers reject it. `columns` and the scratch are the CPU's; a device has
+ * its own. */
 struct kernel_decode_args {
     const float *x; /* [M, C] */
     const void *w;  /* packed [V, C] */

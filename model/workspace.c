@@ -104,7 +104,9 @@ static void carve_head(struct carver *carver, const struct model_architecture *a
     workspace->head_lse = carve(carver, 1);
     workspace->entropy = carve(carver, 1);
     workspace->head_scratch = carve(carver, KERNEL_HEAD_CHUNK);
-    if (!model_keep_trains(workspace->keep)) {
+    if (workspace->device != NULL) {
+        workspace->decode_rows = MODEL_DECODE_ROWS_DEVICE;
+    } else if (!model_keep_trains(workspace->keep)) {
         int64_t rows = carver->tokens < MODEL_DECODE_ROWS ? carver->tokens : MODEL_DECODE_ROWS;
         int64_t chunks = ((int64_t)a->vocab + KERNEL_HEAD_CHUNK - 1) / KERNEL_HEAD_CHUNK;
         bool whole = workspace->keep == MODEL_KEEP_LOGITS;
@@ -187,10 +189,12 @@ void model_workspace_view(const struct model_workspace *workspace,
 }
 
 /* What kernels/cuda takes at once, as it is written there: at most for logits of a wave of the
- * vocabulary, and for partial results of attention; at least of all. */
+ * vocabulary, and for partial results of attention; for a row whose probabilities are cut; at least
+ * of all. */
 enum {
     SCRATCH_LOGITS = 16 << 20,
     SCRATCH_ATTENTION_BYTES = 256 << 20,
+    SCRATCH_CUT_ROW_BYTES = 64 << 10,
     SCRATCH_LEAST_BYTES = 1 << 20
 };
 
@@ -214,9 +218,10 @@ size_t model_scratch_bytes(const struct model_layout *layout, int64_t tokens, en
     int64_t linear = higher(2 * tokens * widest * number, SCRATCH_LEAST_BYTES);
     int64_t partial = lower(8 * tokens * heads * (int64_t)sizeof(float), SCRATCH_ATTENTION_BYTES);
     if (!model_keep_trains(keep)) {
-        int64_t logits = lower(tokens, MODEL_DECODE_ROWS) * decode_columns(a, true);
-        int64_t copies = keep == MODEL_KEEP_LOGITS ? 2 : 1;
-        return (size_t)higher(higher(linear, partial), copies * logits * (int64_t)sizeof(float));
+        int64_t rows = lower(tokens, MODEL_DECODE_ROWS_DEVICE);
+        int64_t logits = rows * decode_columns(a, true);
+        int64_t cut = keep == MODEL_KEEP_LOGITS ? rows * SCRATCH_CUT_ROW_BYTES : 0;
+        return (size_t)higher(higher(linear, partial), logits * (int64_t)sizeof(float) + cut);
     }
     int64_t attention = tokens * (a->heads * (int64_t)sizeof(float) + 2 * heads * number) + partial;
     int64_t logits =
@@ -270,7 +275,8 @@ size_t model_workspace_bytes(const struct model_layout *layout, int64_t max_toke
                              enum model_keep keep)
 {
     struct carver carver = {.tokens = max_tokens};
-    struct model_workspace workspace = {.keep = keep, .max_tokens = max_tokens};
+    struct model_workspace workspace = {
+        .device = layout->device, .keep = keep, .max_tokens = max_tokens};
     carve_all(&carver, &layout->arch, &workspace);
     return carver.used;
 }

@@ -6,8 +6,13 @@
 #include "model/forward.h"
 
 /* Rows that decode takes at a time, more in turns, and logits of a row that it holds at a time
- * unless it needs all. */
-enum { MODEL_DECODE_ROWS = 64, MODEL_DECODE_COLUMNS = 4 * KERNEL_HEAD_CHUNK };
+ * unless it needs all. A device reads the head's weights once a turn, and holds all logits of one
+ * in the op's scratch. */
+enum {
+    MODEL_DECODE_ROWS = 64,
+    MODEL_DECODE_ROWS_DEVICE = 256,
+    MODEL_DECODE_COLUMNS = 4 * KERNEL_HEAD_CHUNK
+};
 
 /* Does a workspace that keeps this serve backward? */
 static inline bool model_keep_trains(enum model_keep keep)
@@ -66,7 +71,7 @@ struct model_workspace {
     float *head_scratch;          /* [N, KERNEL_HEAD_CHUNK] */
     int64_t decode_rows;
     int64_t columns; /* multiple of KERNEL_HEAD_CHUNK, or V rounded up to a panel */
-    float *logits;   /* [decode rows, columns]; NULL when training */
+    float *logits;   /* [decode rows, columns]; NULL when training, and these three on a device */
     struct kernel_decode_chunk *chunks; /* [decode rows, chunks of the vocabulary] */
     int32_t *order;                     /* [decode rows, V]; NULL unless all logits are kept */
 

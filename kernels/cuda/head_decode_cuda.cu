@@ -103,9 +103,7 @@ static bool decode_job_make(struct cuda_stream *stream, const struct kernel_deco
 {
     const size_t m = (size_t)a->m;
     const size_t chunks = m * (size_t)wave->chunks;
-    const bool fits = a->columns >= wave->stride; /* else the rows have other ends */
-    wave->z =
-        fits ? a->logits : (float *)cuda_scratch(stream, m * (size_t)wave->stride * sizeof(float));
+    wave->z = (float *)cuda_scratch(stream, m * (size_t)wave->stride * sizeof(float));
     wave->sums = (struct head_sum *)cuda_scratch(stream, chunks * sizeof *wave->sums);
     wave->parts = (float *)cuda_scratch(stream, chunks * KERNEL_DECODE_PARTS * sizeof *wave->parts);
     *rows = (struct head_row *)cuda_scratch(stream, m * sizeof **rows);
