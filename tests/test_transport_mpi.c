@@ -1,6 +1,5 @@
-/* World, channel and collectives over real MPI. Each case runs this very program again under
- * mpirun, as "test_transport_mpi --rank CASE"; a rank reports what went wrong and ends with a code
- * that says so. Every mpirun has a deadline and its own process group, which ends with it. */
+/* World, channel and collectives over real MPI. Each case runs this very program again under mpirun
+ * (rank_launch.h). */
 #include "transport/channel_mpi.h"
 #include "transport/collective.h"
 #include "transport/weight_arena.h"
@@ -10,6 +9,7 @@
 #include "core/clock.h"
 #include "core/log.h"
 #include "core/rng.h"
+#include "tests/rank_launch.h"
 
 #include <check.h>
 #include <errno.h>
@@ -24,14 +24,6 @@
 #include <unistd.h>
 
 /* --- the ranks' side ------------------------------------------------------------------------- */
-
-#define RANK_CHECK(condition)                                                                      \
-    do {                                                                                           \
-        if (!(condition)) {                                                                        \
-            fprintf(stderr, "%s:%d: %s is false\n", __FILE__, __LINE__, #condition);               \
-            _exit(3);                                                                              \
-        }                                                                                          \
-    } while (0)
 
 /* What a rank's compute thread works on while the main thread pumps. */
 struct rank {
@@ -689,89 +681,16 @@ static int rank_main(const char *name)
 
 /* --- the tests' side ------------------------------------------------------------------------- */
 
-static const double launch_limit_s = 200.0;
-
-struct launch {
-    const char *name;  /* case */
-    const char *ranks; /* how many, as text */
-    bool recovery;     /* let the others live on when one dies */
-    int done;          /* ranks that must report a good end; mpirun's status does not tell with
-                          recovery: it is 0 whatever they return, or 1 if rank 0 ended it */
-    int status;        /* mpirun's expected exit status */
-};
-
-/* In the child: become mpirun with its output in `out`. */
-static void launch_exec(const struct launch *launch, int out)
-{
-    char self[4096];
-    ssize_t length = readlink("/proc/self/exe", self, sizeof self - 1);
-    if (length <= 0) {
-        _exit(126);
-    }
-    self[length] = '\0';
-    setpgid(0, 0);
-    dup2(out, STDOUT_FILENO);
-    setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 1);
-    setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 1);
-    /* MPI itself leaks, and is not built for sanitizers. */
-    setenv("ASAN_OPTIONS", "detect_leaks=0", 1);
-    setenv("TSAN_OPTIONS", "ignore_noninstrumented_modules=1:halt_on_error=1", 1);
-    execlp("mpirun", "mpirun", "--oversubscribe", "-n", launch->ranks,
-           launch->recovery ? "--enable-recovery" : "--oversubscribe", self, "--rank", launch->name,
-           (char *)NULL);
-    _exit(127);
-}
-
-/* Lines "done" in what the ranks wrote. */
-static int launch_count(FILE *out)
-{
-    char line[256];
-    int done = 0;
-    rewind(out);
-    while (fgets(line, sizeof line, out) != NULL) {
-        done += strcmp(line, "done\n") == 0;
-    }
-    return done;
-}
-
-/* Run the case and check how it ended; it is killed, with all its ranks, at its deadline. */
-static void launch_check(struct launch launch)
-{
-    FILE *out = tmpfile();
-    ck_assert_ptr_nonnull(out);
-    pid_t pid = fork();
-    ck_assert_int_ge(pid, 0);
-    if (pid == 0) {
-        launch_exec(&launch, fileno(out));
-    }
-    double deadline_s = rl_clock_now_s(NULL) + launch_limit_s;
-    int status = 0;
-    while (waitpid(pid, &status, WNOHANG) == 0) {
-        if (rl_clock_now_s(NULL) > deadline_s) {
-            kill(-pid, SIGKILL);
-            waitpid(pid, &status, 0);
-            ck_abort_msg("%s did not end", launch.name);
-        }
-        rl_clock_sleep_s(NULL, 0.02);
-    }
-    int done = launch_count(out);
-    fclose(out);
-    ck_assert_msg(WIFEXITED(status), "%s: mpirun ended by signal %d", launch.name,
-                  WTERMSIG(status));
-    ck_assert_int_eq(done, launch.done);
-    ck_assert_int_eq(WEXITSTATUS(status), launch.status);
-}
-
 START_TEST(cases)
 {
-    static const struct launch launches[] = {
-        {"storm", "4", false, 4, 0},    {"sums", "4", false, 4, 0},
-        {"mismatch", "3", false, 3, 0}, {"weights", "3", false, 3, 0},
-        {"idle", "2", false, 2, 0},     {"death", "3", true, 2, 0},
-        {"sleeper", "3", true, 3, 0},   {"learner_death", "3", true, 1, 1},
-        {"absent", "3", true, 1, 1},    {"parts_mismatch", "3", false, 3, 0},
+    static const struct rank_launch launches[] = {
+        {"storm", "4", {NULL}, false, 4, 0},    {"sums", "4", {NULL}, false, 4, 0},
+        {"mismatch", "3", {NULL}, false, 3, 0}, {"weights", "3", {NULL}, false, 3, 0},
+        {"idle", "2", {NULL}, false, 2, 0},     {"death", "3", {NULL}, true, 2, 0},
+        {"sleeper", "3", {NULL}, true, 3, 0},   {"learner_death", "3", {NULL}, true, 1, 1},
+        {"absent", "3", {NULL}, true, 1, 1},    {"parts_mismatch", "3", {NULL}, false, 3, 0},
     };
-    launch_check(launches[_i]);
+    rank_launch_check(&launches[_i]);
 }
 END_TEST
 

@@ -1,11 +1,11 @@
 /* Learners' sums by NCCL. Built twice: with a GPU and NCCL, one learner alone goes the way of many;
  * on emulated GPUs with an emulated NCCL (tests/emulation/emulation_nccl.cpp, which says how it is
  * told to fail) there are several, and things go wrong. Those cases run this very program again
- * under mpirun, as "... --rank CASE"; a rank reports what went wrong and ends with a code that says
- * so. */
+ * under mpirun (rank_launch.h). */
 #include "core/clock.h"
 #include "core/pool.h"
 #include "kernels/device.h"
+#include "tests/rank_launch.h"
 #include "transport/channel_mpi.h"
 #include "transport/collective_gpu.h"
 #include "transport/collective_nccl.h"
@@ -20,14 +20,6 @@
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-#define RANK_CHECK(condition)                                                                      \
-    do {                                                                                           \
-        if (!(condition)) {                                                                        \
-            fprintf(stderr, "%s:%d: %s is false\n", __FILE__, __LINE__, #condition);               \
-            _exit(3);                                                                              \
-        }                                                                                          \
-    } while (0)
 
 enum { RANKS_MAX = 3, STAGED = COLLECTIVE_NCCL_STAGING / sizeof(float) };
 
@@ -95,8 +87,6 @@ START_TEST(one_learner)
 END_TEST
 
 #if SUPPORT_EMULATED
-
-static const double launch_limit_s = 120;
 
 /* --- the ranks' side ------------------------------------------------------------------------- */
 
@@ -285,85 +275,21 @@ static int rank_main(const char *name)
 
 /* --- the test's side ------------------------------------------------------------------------- */
 
-struct launch {
-    const char *name;    /* of the case */
-    const char *ranks;   /* one more than learners */
-    const char *gpus;    /* of the emulated machine */
-    const char *trouble; /* of its NCCL; "": none */
-    const char *flag;    /* of mpirun */
-    int done, status;    /* learners that come to their end, mpirun's exit status */
-};
-
-static void launch_exec(const struct launch *launch, int out)
-{
-    char self[4096];
-    ssize_t length = readlink("/proc/self/exe", self, sizeof self - 1);
-    if (length <= 0) {
-        _exit(126);
-    }
-    self[length] = '\0';
-    setpgid(0, 0);
-    dup2(out, STDOUT_FILENO);
-    setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 1);
-    setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 1);
-    /* MPI itself leaks, and is not built for sanitizers. */
-    setenv("ASAN_OPTIONS", "detect_leaks=0", 1);
-    setenv("TSAN_OPTIONS", "ignore_noninstrumented_modules=1:halt_on_error=1", 1);
-    setenv("FORESIGHT_EMULATED_GPUS", launch->gpus, 1);
-    if (launch->trouble[0] != '\0') {
-        setenv("FORESIGHT_EMULATED_NCCL", launch->trouble, 1);
-    }
-    execlp("mpirun", "mpirun", "--oversubscribe", launch->flag, "-n", launch->ranks, self, "--rank",
-           launch->name, (char *)NULL);
-    _exit(127);
-}
-
-/* Lines "done" in what the ranks wrote. */
-static int launch_count(FILE *out)
-{
-    char line[256];
-    int done = 0;
-    rewind(out);
-    while (fgets(line, sizeof line, out) != NULL) {
-        done += strcmp(line, "done\n") == 0;
-    }
-    return done;
-}
+#define GPUS "FORESIGHT_EMULATED_GPUS="
+#define TROUBLE "FORESIGHT_EMULATED_NCCL="
 
 START_TEST(cases)
 {
-    static const char plain[] = "--oversubscribe";
-    static const struct launch launches[] = {
-        {"sums", "4", "3", "", plain, 3, 0},
-        {"host", "3", "1", "", plain, 2, 0},           /* both on one GPU */
-        {"host", "3", "2", "none:0:1", plain, 2, 0},   /* one has no NCCL */
-        {"host", "3", "2", "fail:0:1", plain, 2, 0},   /* they cannot meet */
-        {"broken", "3", "2", "hang:3:1", plain, 2, 0}, /* a GPU does not come back */
-        {"broken", "3", "2", "fail:2:1", plain, 2, 0},
-        {"death", "3", "2", "die:2:1", "--enable-recovery", 1, 1},
+    static const struct rank_launch launches[] = {
+        {"sums", "4", {GPUS "3"}, false, 3, 0},
+        {"host", "3", {GPUS "1"}, false, 2, 0},                       /* both on one GPU */
+        {"host", "3", {GPUS "2", TROUBLE "none:0:1"}, false, 2, 0},   /* one has no NCCL */
+        {"host", "3", {GPUS "2", TROUBLE "fail:0:1"}, false, 2, 0},   /* they cannot meet */
+        {"broken", "3", {GPUS "2", TROUBLE "hang:3:1"}, false, 2, 0}, /* a GPU does not come back */
+        {"broken", "3", {GPUS "2", TROUBLE "fail:2:1"}, false, 2, 0},
+        {"death", "3", {GPUS "2", TROUBLE "die:2:1"}, true, 1, 1},
     };
-    const struct launch *launch = &launches[_i];
-    FILE *out = tmpfile();
-    ck_assert_ptr_nonnull(out);
-    pid_t pid = fork();
-    ck_assert_int_ge(pid, 0);
-    if (pid == 0) {
-        launch_exec(launch, fileno(out));
-    }
-    double deadline_s = rl_clock_now_s(NULL) + launch_limit_s;
-    int status = 0;
-    while (waitpid(pid, &status, WNOHANG) == 0) {
-        if (rl_clock_now_s(NULL) > deadline_s) {
-            kill(-pid, SIGKILL);
-            waitpid(pid, &status, 0);
-            ck_abort_msg("case %d did not end", _i);
-        }
-        rl_clock_sleep_s(NULL, 0.02);
-    }
-    ck_assert_int_eq(launch_count(out), launch->done);
-    fclose(out);
-    ck_assert(WIFEXITED(status));
-    ck_assert_int_eq(WEXITSTATUS(status), launch->status);
+    rank_launch_check(&launches[_i]);
 }
 END_TEST
 
@@ -373,7 +299,7 @@ static int check_main(void)
 {
     Suite *suite = suite_create("nccl");
     TCase *tests = tcase_create("ranks");
-    tcase_set_timeout(tests, 150);
+    tcase_set_timeout(tests, 250);
     tcase_add_test(tests, one_learner);
 #if SUPPORT_EMULATED
     tcase_add_loop_test(tests, cases, 0, 7);
