@@ -250,13 +250,33 @@ static const struct kernel_table *inner(void)
     }
 #include "kernels/ops.def"
 
+/* The CPU's op wants scratch, which devices have of their own. */
+static void head_decode_with_scratch(const struct kernel_decode_args *a, struct rl_pool *pool)
+{
+    const size_t rows = (size_t)a->m;
+    const size_t chunks = (size_t)(a->v + KERNEL_HEAD_CHUNK - 1) / KERNEL_HEAD_CHUNK;
+    struct kernel_decode_args own = *a;
+    own.columns = (int64_t)chunks * KERNEL_HEAD_CHUNK;
+    own.logits = aligned_alloc(64, rows * chunks * KERNEL_HEAD_CHUNK * sizeof(float));
+    own.chunks = calloc(rows * chunks, sizeof *own.chunks);
+    own.order = calloc(rows * (size_t)a->v, sizeof *own.order);
+    if (own.logits == NULL || own.chunks == NULL || own.order == NULL) {
+        abort();
+    }
+    head_decode_walled(&own, pool);
+    free(own.logits);
+    free(own.chunks);
+    free(own.order);
+}
+
 const struct kernel_table *walled_kernels(void)
 {
-    static const struct kernel_table table = {
+    static struct kernel_table table = {
         .name = "walled",
         .isa = KERNEL_ISA_AVX512,
 #define KERNEL_OP(op, args, tolerance) .op = op##_walled,
 #include "kernels/ops.def"
     };
+    table.head_decode = head_decode_with_scratch;
     return &table;
 }
