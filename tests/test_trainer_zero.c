@@ -17,15 +17,6 @@
 
 enum { GROUPS = 5, SAMPLES = 4, PROMPT = 3, TOKENS = 6, STEPS = 4, POISONED = 2 };
 
-/* Threads of ranks cannot report to Check. */
-#define MUST(condition)                                                                            \
-    do {                                                                                           \
-        if (!(condition)) {                                                                        \
-            fprintf(stderr, "%s:%d: %s is false\n", __FILE__, __LINE__, #condition);               \
-            abort();                                                                               \
-        }                                                                                          \
-    } while (0)
-
 static struct model_fixture model;
 static char folder[256];
 

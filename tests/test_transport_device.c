@@ -13,15 +13,6 @@ enum { RANKS = 3, COUNT = 5 << 20 /* floats: two windows */ };
 static const int64_t parts[][RANKS + 1] = {
     {0, COUNT / 3, 2 * (COUNT / 3), COUNT}, {0, 0, COUNT - 5, COUNT}, {0, 3, 3, 3}, {0, 0, 0, 0}};
 
-/* Check's macros are for one thread. */
-#define MUST(condition)                                                                            \
-    do {                                                                                           \
-        if (!(condition)) {                                                                        \
-            fprintf(stderr, "%s:%d: %s is false\n", __FILE__, __LINE__, #condition);               \
-            abort();                                                                               \
-        }                                                                                          \
-    } while (0)
-
 struct rank {
     struct team *team;
     int rank;

@@ -271,12 +271,13 @@ static void head_decode_with_scratch(const struct kernel_decode_args *a, struct 
 
 const struct kernel_table *walled_kernels(void)
 {
-    static struct kernel_table table = {
+    static const struct kernel_table table = {
         .name = "walled",
         .isa = KERNEL_ISA_AVX512,
+#define head_decode_walled head_decode_with_scratch /* the one op that is not the CPU's as it is   \
+                                                     */
 #define KERNEL_OP(op, args, tolerance) .op = op##_walled,
 #include "kernels/ops.def"
     };
-    table.head_decode = head_decode_with_scratch;
     return &table;
 }
