@@ -80,7 +80,8 @@ rl_status footprint_settle(const struct footprint_run *run, const struct session
                            struct rollout_generator_options *options);
 
 /* Print, or make an array of objects of, what each GPU of this machine holds. `device`: as of
- * footprint_of_gpu. Errors: RL_NO_MEMORY (it does not fit; said after it is printed). */
+ * footprint_of_gpu. Errors: RL_NO_MEMORY (it does not fit; said after it is printed). The caller
+ * owns the array; NULL: out of memory. */
 rl_status footprint_print(const struct footprint_run *run, const struct device *device);
 struct json_t *footprint_json(const struct footprint_run *run, const struct device *device);
 
