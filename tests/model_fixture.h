@@ -158,6 +158,25 @@ static inline float *fixture_download(const struct model_fixture *f, const float
     return data;
 }
 
+/* The fixture's weights as an image in the memory of the context's device. Caller frees it with
+ * device_buffer_free. */
+static inline void *fixture_image_on(const struct model_fixture *f,
+                                     const struct model_context *context)
+{
+    const struct model_layout *layout = context->layout;
+    const size_t bytes = (size_t)layout->master_count * sizeof(float);
+    void *master = NULL;
+    void *image = NULL;
+    ck_assert_int_eq(device_buffer_alloc(layout->device, bytes, "weights", &master), RL_OK);
+    ck_assert_int_eq(device_buffer_alloc(layout->device, layout->image_bytes, "image", &image),
+                     RL_OK);
+    device_write(context->pool, master, f->master, bytes);
+    model_params_publish(layout, context->kernels, master, image, context->pool);
+    ck_assert_int_eq(device_wait(context->pool), RL_OK);
+    device_buffer_free(layout->device, master);
+    return image;
+}
+
 /* Tiny architectures: 0 Qwen3 (per-head norms, GQA, tied), 1 Qwen2 (biases, window), 2 Llama,
  * 3 the first one wider: several panels, and a vocabulary of several head chunks. */
 static inline struct model_architecture fixture_architecture(int which)

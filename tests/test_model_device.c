@@ -71,7 +71,6 @@ static void pair_create(struct pair *p, int architecture, enum kernel_dtype dtyp
 {
     struct model_architecture arch = fixture_architecture(architecture);
     struct fixture_options options = {.isa = kernel_isa_best(), .dtype = dtype};
-    void *master = NULL;
     *p = (struct pair){0};
     fixture_create(&p->here, &arch, &options);
     fixture_randomise(&p->here, 11);
@@ -83,13 +82,7 @@ static void pair_create(struct pair *p, int architecture, enum kernel_dtype dtyp
     p->here.layout->kv_dtype = p->layout->kv_dtype = dtype;
     p->context =
         (struct model_context){.layout = p->layout, .kernels = p->kernels, .pool = p->pool};
-    size_t bytes = (size_t)p->layout->master_count * sizeof(float);
-    ck_assert_int_eq(device_buffer_alloc(p->device, bytes, "weights", &master), RL_OK);
-    ck_assert_int_eq(device_buffer_alloc(p->device, p->layout->image_bytes, "image", &p->image),
-                     RL_OK);
-    device_write(p->pool, master, p->here.master, bytes);
-    model_params_publish(p->layout, p->context.kernels, master, p->image, p->pool);
-    device_buffer_free(p->device, master);
+    p->image = fixture_image_on(&p->here, &p->context);
 }
 
 static void pair_destroy(struct pair *p)

@@ -39,22 +39,6 @@ struct bench {
     void *images[IMAGES];
 };
 
-static void bench_images(struct bench *b)
-{
-    const size_t bytes = b->layout->image_bytes;
-    for (int i = 0; i < IMAGES; i++) {
-        void *master = NULL;
-        const size_t floats = (size_t)b->layout->master_count * sizeof(float);
-        fixture_randomise(&b->f, 31 + (uint64_t)i);
-        ck_assert_int_eq(device_buffer_alloc(b->device, floats, "weights", &master), RL_OK);
-        ck_assert_int_eq(device_buffer_alloc(b->device, bytes, "image", &b->images[i]), RL_OK);
-        device_write(b->pool, master, b->f.master, floats);
-        model_params_publish(b->layout, b->context.kernels, master, b->images[i], b->pool);
-        ck_assert_int_eq(device_wait(b->pool), RL_OK);
-        device_buffer_free(b->device, master);
-    }
-}
-
 static void bench_create(struct bench *b)
 {
     struct model_architecture arch = fixture_architecture(1);
@@ -74,7 +58,10 @@ static void bench_create(struct bench *b)
     ck_assert_int_eq(
         model_layout_create_on(b->device, b->pool, &arch, KERNEL_BF16, 512, &b->layout), RL_OK);
     b->context = (struct model_context){.layout = b->layout, .kernels = kernels, .pool = b->pool};
-    bench_images(b);
+    for (int i = 0; i < IMAGES; i++) {
+        fixture_randomise(&b->f, 31 + (uint64_t)i);
+        b->images[i] = fixture_image_on(&b->f, &b->context);
+    }
 }
 
 static void bench_destroy(struct bench *b)
